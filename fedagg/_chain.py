@@ -1,0 +1,95 @@
+"""Stages in sequence."""
+
+import jax
+
+from fedagg import _tree
+from fedagg._types import Output, PyTree, Stage, Update
+
+
+def is_present(weight: jax.Array) -> jax.Array:
+    """Whether a client of this weight takes part."""
+    return weight > 0.0
+
+
+def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
+    """`count` keys from one, or none from none."""
+    if key is None or count == 0:
+        return [None] * count
+    return list(jax.random.split(key, count))
+
+
+def chain(*stages: Stage) -> Stage:
+    """Puts stages in sequence, as one stage.
+
+    Left to right is a client's way to the sum, right to left the sum's way back. No
+    stages at all are the identity. A stage hears only of clients that are present where
+    it stands: a stage that sets a weight to zero makes the client absent for those
+    behind it, and its own note still counts.
+
+    Args:
+        *stages: each an `init`, `broadcast`, `client`, `server` of its own.
+
+    Raises:
+        TypeError: if something other than a stage is given.
+        ValueError: in `server`, if two stages report a metric of the same name; give
+            one of them another `name`.
+    """
+    for position, stage in enumerate(stages):
+        if not isinstance(stage, Stage):
+            raise TypeError(
+                f"stages: expected a Stage at position {position}, got {stage!r}."
+            )
+
+    def init(template: PyTree) -> PyTree:
+        return tuple(stage.init(template) for stage in stages)
+
+    def broadcast(state: PyTree) -> PyTree:
+        _check_length(state, len(stages))
+        return tuple(stage.broadcast(s) for stage, s in zip(stages, state, strict=True))
+
+    def client(shared: PyTree, update: Update, key: jax.Array | None):
+        notes = []
+        keys = split_key(key, len(stages))
+        for stage, s, k in zip(stages, shared, keys, strict=True):
+            present = is_present(update.weight)
+            update, note = stage.client(s, update, k)
+            notes.append(_tree.keep(present, note))
+        return update, tuple(notes)
+
+    def server(state: PyTree, total: PyTree, note: PyTree, key: jax.Array | None):
+        _check_length(state, len(stages))
+        states, metrics = [], {}
+        steps = list(zip(stages, state, note, split_key(key, len(stages)), strict=True))
+        for stage, s, n, k in reversed(steps):
+            output = stage.server(s, total, n, k)
+            total = output.value
+            states.append(output.state)
+            metrics = merge_metrics(output.metrics, metrics)
+        return Output(tuple(reversed(states)), total, metrics)
+
+    return Stage(init, broadcast, client, server)
+
+
+def merge_metrics(
+    first: dict[str, jax.Array], second: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Both dicts as one.
+
+    Raises:
+        ValueError: if they share a name.
+    """
+    if shared := sorted(first.keys() & second.keys()):
+        raise ValueError(
+            f"the metric {shared[0]!r} is reported twice; give one of the stages that "
+            "report it another name."
+        )
+    return first | second
+
+
+def _check_length(state: PyTree, count: int) -> None:
+    if not isinstance(state, (tuple, list)) or len(state) != count:
+        found = len(state) if isinstance(state, (tuple, list)) else type(state).__name__
+        raise ValueError(
+            f"state: expected what this chain's init returned, a tuple of {count}; got "
+            f"{found}."
+        )

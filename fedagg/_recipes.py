@@ -1,0 +1,50 @@
+"""Recommended compositions."""
+
+import math
+
+from fedagg._aggregator import aggregator
+from fedagg._bounding import clipping as clipping_stage
+from fedagg._bounding import zeroing as zeroing_stage
+from fedagg._bounds import quantile_bound
+from fedagg._execution import SumOver
+from fedagg._mean import mean
+from fedagg._types import Aggregator
+
+
+def robust_aggregator(
+    *,
+    zeroing: bool = True,
+    clipping: bool = True,
+    weighted: bool = True,
+    sum_over: SumOver | None = None,
+) -> Aggregator:
+    """A mean that a few broken clients cannot spoil.
+
+    Clients whose largest entry is far out, or that hold a NaN, are set to zero: above
+    `2 C + 1`, where `C` follows the 0.98 quantile of largest entries from 10, by a
+    factor of ten at most a round. The others are clipped to an L2 norm that follows the
+    0.8 quantile from 1. Then comes the (weighted) mean.
+
+    The defaults are TensorFlow Federated's, and so are the numbers, but for clients
+    that are absent or hold a NaN.
+
+    Reports `zeroing/bound`, `zeroing/count`, `clipping/bound`, `clipping/count` and
+    `mean/weight`, each `[]`, where the stage is in use.
+
+    Args:
+        zeroing: whether to set far-out clients to zero.
+        clipping: whether to clip.
+        weighted: whether the mean takes weights.
+        sum_over: a way to sum, as `aggregator` takes it.
+
+    Reference: TensorFlow Federated, `tff.learning.robust_aggregator`.
+    """
+    stages = []
+    if zeroing:
+        largest = quantile_bound(
+            10.0, 0.98, math.log(10.0), multiplier=2.0, increment=1.0
+        )
+        stages.append(zeroing_stage(largest))
+    if clipping:
+        stages.append(clipping_stage(quantile_bound(1.0, 0.8, 0.2)))
+    return aggregator(*stages, mean(weighted=weighted), sum_over=sum_over)

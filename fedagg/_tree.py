@@ -1,0 +1,194 @@
+"""Arithmetic on pytrees: the one module with a loop over leaves."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedagg._types import PyTree
+
+
+def leaves_with_names(tree: PyTree) -> list[tuple[str, Any]]:
+    """The leaves of a tree, each with its path as a reader would write it."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path) or "the only leaf", x) for path, x in leaves]
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """Casts to 32 bits of the same kind of number, unless it is as wide or wider."""
+    x = jnp.asarray(x)
+    if x.dtype.itemsize >= 4:
+        return x
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x.astype(jnp.float32)
+    unsigned = jnp.issubdtype(x.dtype, jnp.unsignedinteger)
+    return x.astype(jnp.uint32 if unsigned else jnp.int32)
+
+
+def widen(tree: PyTree) -> PyTree:
+    """Casts every leaf to what sums are made in."""
+    return jax.tree.map(wide, tree)
+
+
+def cast_like(tree: PyTree, template: PyTree) -> PyTree:
+    """Casts every leaf to the dtype of the template's."""
+    return jax.tree.map(lambda x, t: jnp.asarray(x).astype(t.dtype), tree, template)
+
+
+def norm(tree: PyTree, order: float = 2.0) -> jax.Array:
+    """The norm `[]` over all leaves together, in float32 or wider.
+
+    NaN if there is a NaN in the tree. An L2 norm beyond the square root of the largest
+    float (1.8e19 in float32) is infinity.
+    """
+    leaves = [jnp.abs(wide(x)) for x in jax.tree.leaves(tree) if math.prod(x.shape)]
+    if not leaves:
+        return jnp.float32(0.0)
+    if order == math.inf:
+        sizes = [jnp.max(x) for x in leaves]
+    elif order == 1.0:
+        sizes = [jnp.sum(x) for x in leaves]
+    else:
+        sizes = [jnp.sum(jnp.square(x)) for x in leaves]
+    together = jnp.stack([x.astype(jnp.float32) for x in sizes])
+    if order == math.inf:
+        return jnp.max(together)
+    total = jnp.sum(together)
+    return total if order == 1.0 else jnp.sqrt(total)
+
+
+def scale(factor: jax.Array, tree: PyTree) -> PyTree:
+    """Multiplies every leaf by a scalar, in float32 or wider."""
+    return jax.tree.map(lambda x: wide(x) * factor.astype(wide(x).dtype), tree)
+
+
+def divide(tree: PyTree, divisor: jax.Array) -> PyTree:
+    """Divides every leaf by a scalar, in the leaf's dtype."""
+    return jax.tree.map(lambda x: x / divisor.astype(x.dtype), tree)
+
+
+def negative(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.negative, tree)
+
+
+def add(a: PyTree, b: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def subtract(a: PyTree, b: PyTree) -> PyTree:
+    return jax.tree.map(jnp.subtract, a, b)
+
+
+def where(condition: jax.Array, a: PyTree, b: PyTree) -> PyTree:
+    """Leaf by leaf `a` where the scalar condition holds, else `b`."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def keep(condition: jax.Array, tree: PyTree) -> PyTree:
+    """The tree where the scalar condition holds, else zeros, whatever the tree holds.
+
+    A product with zero would keep a NaN.
+    """
+    return jax.tree.map(lambda x: jnp.where(condition, x, jnp.zeros_like(x)), tree)
+
+
+def zeros(template: PyTree) -> PyTree:
+    """Zeros of the shapes and dtypes of a tree of arrays or `ShapeDtypeStruct`."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), template)
+
+
+def sum_over_clients(stacked: PyTree) -> PyTree:
+    """Sums every leaf over its leading axis, in the leaf's own dtype."""
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), stacked)
+
+
+def abstract_row(stacked: PyTree) -> PyTree:
+    """The shapes and dtypes of one client's part."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked)
+
+
+def count_bytes(tree: PyTree) -> int:
+    """Bytes of all leaves together."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def rows(stacked: PyTree, start: jax.Array, size: int) -> PyTree:
+    """`size` clients' part, from a traced start."""
+    return jax.tree.map(
+        lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=0), stacked
+    )
+
+
+def pad_rows(stacked: PyTree, count: int) -> PyTree:
+    """Repeats the last row `count` times, which typed keys can do too."""
+    return jax.tree.map(lambda x: jnp.concatenate([x, *[x[-1:]] * count]), stacked)
+
+
+def decode(message: PyTree) -> PyTree:
+    """Replaces every node that has a `decode()` by what it decodes to."""
+    return jax.tree.map(
+        lambda x: x.decode() if hasattr(x, "decode") else x,
+        message,
+        is_leaf=lambda x: hasattr(x, "decode"),
+    )
+
+
+def check_floating(tree: PyTree, name: str) -> None:
+    """Raises a TypeError that names the first leaf which is not of a float dtype."""
+    for path, x in leaves_with_names(tree):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(
+                f"{name} takes leaves of a float dtype; {path} has dtype {x.dtype}. "
+                "Cast it, or aggregate it apart."
+            )
+
+
+def check_numeric(tree: PyTree, name: str) -> None:
+    """Raises a TypeError that names the first leaf that is no float and no integer."""
+    for path, x in leaves_with_names(tree):
+        if not any(
+            jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer)
+        ):
+            raise TypeError(
+                f"{name}: expected leaves of a float or integer dtype; {path} has "
+                f"dtype {x.dtype}."
+            )
+
+
+def count_clients(stacked: PyTree) -> int:
+    """The length of the leading axis that all leaves share.
+
+    Raises:
+        ValueError: if there is no leaf, a leaf is a scalar, two leaves disagree, or the
+            axis is empty.
+        TypeError: if a leaf is not a numeric array.
+    """
+    leaves = leaves_with_names(stacked)
+    if not leaves:
+        raise ValueError("updates holds no arrays: expected leaves of shape [n, ...].")
+    first, n = leaves[0][0], None
+    for path, x in leaves:
+        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+            raise TypeError(
+                f"updates: expected arrays of shape [n, ...] as leaves; {path} is a "
+                f"{type(x).__name__}."
+            )
+        if len(x.shape) == 0:
+            raise ValueError(
+                "updates: expected a leading axis of clients on every leaf, [n, ...]; "
+                f"{path} has shape []."
+            )
+        if n is None:
+            n = x.shape[0]
+        if x.shape[0] != n:
+            raise ValueError(
+                "updates: all leaves must agree on the number of clients; "
+                f"{first} has {n} and {path} has {x.shape[0]}."
+            )
+    if n == 0 or n is None:
+        raise ValueError(
+            "updates: expected at least one client; the leading axis is empty. For a "
+            "round without clients give rows of weight zero."
+        )
+    return n

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from fedagg import _tree
 from fedagg._chain import chain, is_present, merge_metrics, split_key
@@ -23,6 +24,15 @@ class _Client(NamedTuple):
     row: PyTree  # the update, or what `work` makes it of
     weight: jax.Array  # []
     index: jax.Array  # [] uint32
+
+
+class _Shared(NamedTuple):
+    """What all clients of a round have in common."""
+
+    work: Partial
+    shared: PyTree  # what the stages broadcast
+    key: jax.Array | None
+    key_of_stages: jax.Array | None
 
 
 def aggregator(
@@ -78,6 +88,20 @@ def aggregator(
         state = whole.init(template)
         return state if rule is None else (state, rule.init(template))
 
+    def message_of(round_of: _Shared, client: _Client):
+        value, metrics = _value_of(round_of, client)
+        update, note = whole.client(
+            round_of.shared,
+            Update(value, client.weight),
+            _fold(round_of.key_of_stages, client.index),
+        )
+        return update, (note, _note_metrics(metrics, client.weight))
+
+    def contribution(round_of: _Shared, client: _Client):
+        update, notes = message_of(round_of, client)
+        value = _tree.widen(_tree.decode(update.value))
+        return _tree.keep(is_present(update.weight), value), notes
+
     def next(
         state: PyTree,
         updates: PyTree,
@@ -89,41 +113,32 @@ def aggregator(
         n = _tree.count_clients(updates)
         clients = _Client(
             jax.tree.map(jnp.asarray, updates),
-            _as_weights(weights, n),
+            as_weights(weights, n),
             jnp.arange(n, dtype=jnp.uint32),
         )
         stage_state, rule_state = (state, None) if rule is None else state
-        shared = whole.broadcast(stage_state)
-        key_of_stages, key_of_server = _fold(key, _CLIENT_STAGES), _fold(key, _SERVER)
+        key_of_server = _fold(key, _SERVER)
+        # All arrays that clients share are arguments, for `across` to hand on.
+        round_of = _Shared(
+            _tree.as_partial(_as_it_is if work is None else work),
+            whole.broadcast(stage_state),
+            key,
+            _fold(key, _CLIENT_STAGES),
+        )
 
-        def value_of(client: _Client) -> tuple[PyTree, dict[str, jax.Array]]:
-            if work is None:
-                return client.row, {}
-            return work(client.row, _fold(key, client.index))
-
-        def message_of(client: _Client) -> tuple[Update, tuple[PyTree, PyTree]]:
-            value, metrics = value_of(client)
-            update, note = whole.client(
-                shared,
-                Update(value, client.weight),
-                _fold(key_of_stages, client.index),
-            )
-            return update, (note, _note_metrics(metrics, client.weight))
-
-        def contribution(client: _Client) -> tuple[PyTree, tuple[PyTree, PyTree]]:
-            update, notes = message_of(client)
-            value = _tree.widen(_tree.decode(update.value))
-            return _tree.keep(is_present(update.weight), value), notes
-
-        value, metrics = jax.eval_shape(value_of, _tree.abstract_row(clients))
+        value, metrics = jax.eval_shape(
+            _value_of, round_of, _tree.abstract_row(clients)
+        )
         _tree.check_numeric(value, "updates")
         _check_metrics(metrics)
         if rule is None:
-            total, (note, metrics_note) = sum_over(contribution, clients)
+            total, (note, metrics_note) = sum_over(
+                Partial(contribution, round_of), clients
+            )
             output = whole.server(stage_state, total, note, key_of_server)
             metrics = output.metrics
         else:
-            stacked, notes = jax.vmap(message_of)(clients)
+            stacked, notes = jax.vmap(Partial(message_of, round_of))(clients)
             note, metrics_note = _tree.sum_over_clients(notes)
             stacked = stacked._replace(value=jax.vmap(_tree.decode)(stacked.value))
             stage_key, rule_key = split_key(key_of_server, 2)
@@ -144,11 +159,22 @@ def aggregator(
     return Aggregator(init, next)
 
 
+def _as_it_is(row: PyTree, key: jax.Array | None):
+    """The work of clients whose rows are their updates."""
+    del key
+    return row, {}
+
+
+def _value_of(round_of: _Shared, client: _Client):
+    """A client's value and its own metrics."""
+    return round_of.work(client.row, _fold(round_of.key, client.index))
+
+
 def _fold(key: jax.Array | None, stream: int | jax.Array) -> jax.Array | None:
     return None if key is None else jax.random.fold_in(key, stream)
 
 
-def _as_weights(weights: jax.Array | None, n: int) -> jax.Array:
+def as_weights(weights: jax.Array | None, n: int) -> jax.Array:
     """Weights as `[n]` float32, zero where they are not positive and finite."""
     if weights is None:
         return jnp.ones((n,), jnp.float32)

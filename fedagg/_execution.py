@@ -2,6 +2,7 @@
 
 Each is a function `(fn, clients) -> sum of fn over the leading axis of clients`, where
 `fn` takes one client and returns a pytree of arrays, each of the dtype it is summed in.
+Arrays that it needs besides may be bound to it with `jax.tree_util.Partial`.
 """
 
 import math
@@ -9,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from fedagg import _tree
 from fedagg._types import PyTree
@@ -102,21 +104,21 @@ def across(
             clients = _tree.pad_rows(clients, padding)
         clients, present = _spread((clients, present), mesh, axis)
 
-        def contribution(client: tuple[PyTree, jax.Array]) -> PyTree:
-            part = fn(client[0])
-            return _tree.keep(client[1], part) if padding else part
+        def on_one_device(fn: Partial, clients: tuple[PyTree, jax.Array]) -> PyTree:
+            def contribution(client: tuple[PyTree, jax.Array]) -> PyTree:
+                part = fn(client[0])
+                return _tree.keep(client[1], part) if padding else part
 
-        def on_one_device(clients: tuple[PyTree, jax.Array]) -> PyTree:
             return jax.lax.psum(inner(contribution, clients), axis)
 
         return jax.shard_map(
             on_one_device,
             mesh=mesh,
-            in_specs=jax.P(axis),
+            in_specs=(jax.P(), jax.P(axis)),
             out_specs=jax.P(),
             axis_names={axis},
             check_vma=False,  # a scan's carry of plain zeros does not type under it
-        )((clients, present))
+        )(_tree.as_partial(fn), (clients, present))
 
     return sum_over
 

@@ -1,10 +1,12 @@
 """Arithmetic on pytrees: the one module with a loop over leaves."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from fedagg._types import PyTree
 
@@ -56,6 +58,12 @@ def norm(tree: PyTree, order: float = 2.0) -> jax.Array:
         return jnp.max(together)
     total = jnp.sum(together)
     return total if order == 1.0 else jnp.sqrt(total)
+
+
+def squared_norm(tree: PyTree) -> jax.Array:
+    """The square of the L2 norm `[]`, differentiable at zero."""
+    squares = [jnp.sum(jnp.square(wide(x))) for x in jax.tree.leaves(tree)]
+    return sum(squares, jnp.float32(0.0))
 
 
 def scale(factor: jax.Array, tree: PyTree) -> PyTree:
@@ -118,6 +126,31 @@ def rows(stacked: PyTree, start: jax.Array, size: int) -> PyTree:
     return jax.tree.map(
         lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=0), stacked
     )
+
+
+def as_partial(fn: Callable[..., Any]) -> Partial:
+    """The function as a pytree of the arrays that are bound to it, if any."""
+    return fn if isinstance(fn, Partial) else Partial(fn)
+
+
+def take(stacked: PyTree, positions: jax.Array) -> PyTree:
+    """The rows at the given positions."""
+    return jax.tree.map(lambda x: x[positions], stacked)
+
+
+def copy(tree: PyTree) -> PyTree:
+    """The same leaves in new containers."""
+    return jax.tree.map(lambda x: x, tree)
+
+
+def renew_keys(tree: PyTree, key: jax.Array | None) -> PyTree:
+    """Replaces every typed key by one of its own made from `key`, if there is one."""
+    leaves, structure = jax.tree.flatten(tree)
+    if key is not None:
+        for i, x in enumerate(leaves):
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                leaves[i] = jax.random.fold_in(key, i)
+    return jax.tree.unflatten(structure, leaves)
 
 
 def pad_rows(stacked: PyTree, count: int) -> PyTree:

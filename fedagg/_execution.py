@@ -129,11 +129,10 @@ def _spread(clients: PyTree, mesh: jax.sharding.Mesh, axis: str) -> PyTree:
         return clients
 
     def spread(x: jax.Array) -> jax.Array:
-        further = jax.typeof(x).sharding.spec[1:]
-        return jax.sharding.reshard(x, jax.P(axis, *further))
+        spec = jax.P(axis, *jax.typeof(x).sharding.spec[1:])
+        return jax.sharding.reshard(x, jax.sharding.NamedSharding(mesh, spec))
 
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return jax.tree.map(spread, clients)
+    return jax.tree.map(spread, clients)
 
 
 _EXPLICIT = jax.sharding.AxisType.Explicit

@@ -1,0 +1,35 @@
+# Two commands on a fresh machine: `make demo` and `make test`. PYTHON picks the version.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python notebooks/demo.py
+
+test: $(VENV)/.all
+	$(BIN)/python -m pytest -n 2 --durations=10
+
+check: $(VENV)/.all
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
+
+bench: $(VENV)/.all
+	$(BIN)/python -m benchmarks.throughput
+
+clean:
+	rm -rf $(VENV) build
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) -e '.[demo]'
+	touch $@
+
+$(VENV)/.all: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) -e '.[check]'
+	touch $@

@@ -1,0 +1,196 @@
+"""Local training of Flax models: collections beside the parameters, dropout, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import fedagg
+
+RNG = np.random.default_rng(1)
+LOSS = optax.softmax_cross_entropy_with_integer_labels
+
+
+def make_clients(sizes=(6, 3)):
+    return fedagg.pad_clients(
+        [
+            (RNG.normal(3.0, 2.0, (m, 4)).astype(np.float32), RNG.integers(0, 2, m))
+            for m in sizes
+        ]
+    )
+
+
+class LinenModel(nn.Module):
+    rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(x)
+        x = nn.Dropout(self.rate, deterministic=not train)(x)
+        return nn.Dense(2)(x)
+
+
+class NNXModel(nnx.Module):
+    def __init__(self, rate, rngs):
+        self.norm = nnx.BatchNorm(4, momentum=0.5, rngs=rngs)
+        self.dropout = nnx.Dropout(rate, rngs=rngs)
+        self.dense = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dense(self.dropout(self.norm(x)))
+
+
+def linen_training(rate=0.0, sum_over=None, **options):
+    model = LinenModel(rate)
+    work = fedagg.local_training(
+        fedagg.linen_loss(model, LOSS, train=True), optax.sgd(0.1), **options
+    )
+    aggregator = fedagg.aggregator(fedagg.mean(), sum_over=sum_over)
+    variables = model.init(jax.random.key(0), jnp.ones((1, 4)))
+    return fedagg.federated_averaging(work, optax.sgd(1.0), aggregator), variables
+
+
+def nnx_training(rate=0.0, sum_over=None, **options):
+    model = NNXModel(rate, nnx.Rngs(0))
+    model.train()
+    variables, loss = fedagg.nnx_loss(model, LOSS)
+    work = fedagg.local_training(loss, optax.sgd(0.1), **options)
+    aggregator = fedagg.aggregator(fedagg.mean(), sum_over=sum_over)
+    training = fedagg.federated_averaging(work, optax.sgd(1.0), aggregator)
+    return training, variables, model
+
+
+def test_batch_statistics_move_to_the_mean_over_clients():
+    (examples, mask), sizes = make_clients()
+    training, variables = linen_training()
+
+    trained = training.next(training.init(variables), (examples, mask), sizes).value
+
+    inputs = examples[0].astype(np.float64)
+    means = [inputs[i, : int(m)].mean(axis=0) for i, m in enumerate(sizes)]
+    expected = np.average([0.5 * 0.0 + 0.5 * m for m in means], axis=0, weights=sizes)
+    np.testing.assert_allclose(
+        trained["batch_stats"]["BatchNorm_0"]["mean"], expected, rtol=1e-5
+    )
+
+
+def test_what_fills_up_a_short_batch_never_comes_from_another_client_or_padding():
+    (examples, mask), sizes = make_clients((5, 2))
+    poison = np.where(mask[..., None], examples[0], 1e6).astype(np.float32)
+    training, variables = linen_training(batch_size=2, shuffle=False)
+
+    clean = training.next(training.init(variables), (examples, mask), sizes)
+    dirty = training.next(
+        training.init(variables), ((poison, examples[1]), mask), sizes
+    )
+
+    jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+
+
+def test_the_server_optimizer_steps_parameters_only():
+    data, sizes = make_clients()
+    model = LinenModel()
+    work = fedagg.local_training(
+        fedagg.linen_loss(model, LOSS, train=True), optax.sgd(0.1)
+    )
+    aggregator = fedagg.aggregator(fedagg.mean())
+    variables = model.init(jax.random.key(0), jnp.ones((1, 4)))
+
+    still, moving = (
+        fedagg.federated_averaging(work, optax.sgd(rate), aggregator)
+        for rate in (0.0, 1.0)
+    )
+    still = still.next(still.init(variables), data, sizes).value
+    moving = moving.next(moving.init(variables), data, sizes).value
+
+    jax.tree.map(np.testing.assert_array_equal, still["params"], variables["params"])
+    jax.tree.map(
+        np.testing.assert_array_equal, still["batch_stats"], moving["batch_stats"]
+    )
+    assert not np.array_equal(
+        moving["params"]["Dense_0"]["kernel"], variables["params"]["Dense_0"]["kernel"]
+    )
+
+
+def test_linen_and_nnx_train_the_same_model():
+    data, sizes = make_clients()
+    options = {"batch_size": 2, "epochs": 2}
+    linen, linen_variables = linen_training(**options)
+    nnx_one, nnx_variables, model = nnx_training(**options)
+    dense = linen_variables["params"]["Dense_0"]
+    nnx_variables["params"]["dense"]["kernel"].set_value(dense["kernel"])
+    key = jax.random.key(3)
+
+    a = linen.next(linen.init(linen_variables), data, sizes, key).value
+    b = nnx_one.next(nnx_one.init(nnx_variables), data, sizes, key).value
+    nnx.update(model, b["params"], b["state"])
+
+    np.testing.assert_allclose(
+        a["params"]["Dense_0"]["kernel"], model.dense.kernel[...], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        a["batch_stats"]["BatchNorm_0"]["var"], model.norm.var[...], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("train", [linen_training, nnx_training])
+def test_dropout_draws_anew_from_the_key_and_alike_in_every_way_to_sum(train):
+    data, sizes = make_clients((6, 3, 4))
+
+    def train_one(seed, sum_over=None):
+        training, variables, *_ = train(0.5, sum_over, batch_size=2)
+        state = training.init(variables)
+        return training.next(state, data, sizes, jax.random.key(seed)).value
+
+    first, again = train_one(0), train_one(0, fedagg.in_chunks(2))
+    other = train_one(1)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), first, again)
+    assert not np.allclose(jax.tree.leaves(first)[-1], jax.tree.leaves(other)[-1])
+
+
+def test_nnx_dropout_differs_from_layer_to_layer():
+    class Twice(nnx.Module):
+        def __init__(self, rngs):
+            self.scale = nnx.Param(jnp.ones(()))
+            self.one = nnx.Dropout(0.5, rngs=rngs)
+            self.two = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x):
+            return jnp.sum(self.scale[...] * self.one(x) * self.two(x), axis=-1)
+
+    model = Twice(nnx.Rngs(0))
+    model.train()
+    variables, loss = fedagg.nnx_loss(model, lambda outputs, targets: outputs)
+    batch = jnp.ones((200, 50)), jnp.zeros(200)
+
+    losses, _ = loss(variables, batch, jax.random.key(0))
+
+    # An entry survives both with probability 1/4 and is then 4; 1/2 if they were one.
+    mean, deviation = float(jnp.mean(losses)), np.sqrt(50 * 4 * 4 * 3 / 4 / 4 / 200)
+    assert abs(mean - 50.0) < 5 * deviation
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"batch_size": 0}, "batch_size must be positive"),
+        ({"epochs": 0}, "epochs must be positive"),
+        ({"proximal": -1.0}, "proximal must not be negative"),
+        ({"proximal": float("nan")}, "proximal must not be negative"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        fedagg.local_training(lambda *_: None, optax.sgd(0.1), **options)
+
+
+def test_a_missing_key_is_named():
+    data, sizes = make_clients()
+    training, variables = linen_training(batch_size=2)
+
+    with pytest.raises(ValueError, match="local_training draws .* needs a key"):
+        training.next(training.init(variables), data, sizes)

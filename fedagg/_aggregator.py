@@ -167,7 +167,13 @@ def _as_it_is(row: PyTree, key: jax.Array | None):
 
 def _value_of(round_of: _Shared, client: _Client):
     """A client's value and its own metrics."""
-    return round_of.work(client.row, _fold(round_of.key, client.index))
+    made = round_of.work(client.row, _fold(round_of.key, client.index))
+    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], dict)):
+        raise TypeError(
+            "work: expected a pair (value, metrics) with metrics a dict of scalars, "
+            f"got {made!r}."
+        )
+    return made
 
 
 def _fold(key: jax.Array | None, stream: int | jax.Array) -> jax.Array | None:

@@ -139,7 +139,7 @@ _EXPLICIT = jax.sharding.AxisType.Explicit
 
 # Bytes of messages that are worth holding at once, per kind of device: on a CPU about
 # what stays in cache, elsewhere enough work for one launch.
-_CHUNK_BYTES = {"cpu": 2**20}
+_CHUNK_BYTES = {"cpu": 2**21}
 _CHUNK_BYTES_ELSEWHERE = 2**28
 
 

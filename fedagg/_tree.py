@@ -47,17 +47,12 @@ def norm(tree: PyTree, order: float = 2.0) -> jax.Array:
     leaves = [jnp.abs(wide(x)) for x in jax.tree.leaves(tree) if math.prod(x.shape)]
     if not leaves:
         return jnp.float32(0.0)
-    if order == math.inf:
-        sizes = [jnp.max(x) for x in leaves]
-    elif order == 1.0:
-        sizes = [jnp.sum(x) for x in leaves]
-    else:
-        sizes = [jnp.sum(jnp.square(x)) for x in leaves]
-    together = jnp.stack([x.astype(jnp.float32) for x in sizes])
-    if order == math.inf:
-        return jnp.max(together)
-    total = jnp.sum(together)
-    return total if order == 1.0 else jnp.sqrt(total)
+    reduce = jnp.max if order == math.inf else jnp.sum
+    entries = leaves if order != 2.0 else [jnp.square(x) for x in leaves]
+    size = reduce(jnp.stack([reduce(x).astype(jnp.float32) for x in entries]))
+    size = jnp.sqrt(size) if order == 2.0 else size
+    # Else XLA may work the size out again for each entry that depends on it.
+    return jax.lax.optimization_barrier(size)
 
 
 def squared_norm(tree: PyTree) -> jax.Array:

@@ -1,0 +1,116 @@
+"""Who runs: a table of aggregators, each in every way to sum, and their peers."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import fedagg
+from benchmarks import reference
+from benchmarks.inputs import Size
+from benchmarks.peers import PEERS
+from fedagg import Aggregator, Output
+
+PyTree = Any
+SumOver = Callable[..., PyTree]
+
+
+class Case(NamedTuple):
+    """An aggregator to measure."""
+
+    make: Callable[[SumOver | None], Aggregator]  # from a way to sum
+    expected: Callable[[np.ndarray, np.ndarray], np.ndarray]  # (stack, weights) -> [d]
+    is_rule: bool = False  # a rule takes no way to sum
+    most: float = float("inf")  # entries n x d, beyond which it takes too long
+
+
+# Another aggregator is one more line here, and its peers, if any, one in PEERS.
+CASES = {
+    "sum": Case(lambda way: fedagg.aggregator(sum_over=way), reference.total),
+    "mean": Case(
+        lambda way: fedagg.aggregator(fedagg.mean(), sum_over=way), reference.mean
+    ),
+    "clipped mean": Case(
+        lambda way: fedagg.aggregator(
+            fedagg.clipping(1.0), fedagg.mean(weighted=False), sum_over=way
+        ),
+        reference.clipped_mean,
+    ),
+    "adaptive clipped mean": Case(
+        lambda way: fedagg.robust_aggregator(zeroing=False, sum_over=way),
+        reference.weighted_clipped_mean,
+    ),
+    "robust": Case(
+        lambda way: fedagg.robust_aggregator(sum_over=way), reference.robust_mean
+    ),
+    "median": Case(
+        lambda way: fedagg.aggregator(rule=fedagg.median()),
+        reference.median,
+        is_rule=True,
+        most=1e7,
+    ),
+}
+
+
+class Row(NamedTuple):
+    """One line of the table, ready to run."""
+
+    aggregator: str
+    way: str
+    round: Callable[..., Output]  # (state, updates, weights)
+    init: Callable[[PyTree], PyTree]  # template -> state
+    mesh: jax.sharding.Mesh | None = None  # what its clients are spread over
+
+
+class Skipped(NamedTuple):
+    """One line of the table that does not run."""
+
+    aggregator: str
+    way: str
+    reason: str
+
+
+def rows(size: Size) -> Iterator[Row | Skipped]:
+    """Each aggregator in each way to sum, and its peers."""
+    for name, case in CASES.items():
+        if size.clients * size.parameters > case.most:
+            yield Skipped(name, "all", f"slow above {case.most:,.0f} entries")
+            continue
+        for way, (sum_over, mesh) in _ways(case, size).items():
+            aggregator = case.make(sum_over)
+            yield Row(name, way, _with_key(aggregator), aggregator.init, mesh)
+        for peer, fn in PEERS.get(name, {}).items():
+            if fn is None:
+                yield Skipped(name, peer, "install fedagg[bench]")
+            else:
+                yield Row(name, peer, _as_round(fn), lambda template: ())
+
+
+def _ways(case: Case, size: Size) -> dict[str, tuple]:
+    ways: dict[str, tuple] = {"default": (None, None)}
+    if case.is_rule:
+        return ways
+    ways["at_once()"] = (fedagg.at_once(), None)
+    for chunk in (1, 8, 64):
+        if chunk < size.clients:  # else it is at_once()
+            ways[f"in_chunks({chunk})"] = (fedagg.in_chunks(chunk), None)
+    devices = jax.device_count()
+    if devices > 1 and size.clients % devices == 0:
+        mesh = jax.make_mesh((devices,), ("clients",))
+        ways[f"across({devices} devices)"] = (fedagg.across(mesh), mesh)
+    return ways
+
+
+def _with_key(aggregator: Aggregator) -> Callable:
+    def run(state: PyTree, updates: PyTree, weights: jax.Array) -> Output:
+        return aggregator.next(state, updates, weights, jax.random.key(0))
+
+    return run
+
+
+def _as_round(peer: Callable[[PyTree, jax.Array], PyTree]) -> Callable:
+    def run(state: PyTree, updates: PyTree, weights: jax.Array) -> Output:
+        return Output(state, peer(updates, weights), {})
+
+    return run

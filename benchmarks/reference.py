@@ -1,0 +1,46 @@
+"""What each aggregator should give, in float64 by NumPy, a client at a time."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+Stack = np.ndarray  # [n, d]
+Weights = np.ndarray  # [n]
+
+
+def total(stack: Stack, weights: Weights) -> np.ndarray:
+    return _sum(stack, np.ones_like(weights), lambda row: row)
+
+
+def mean(stack: Stack, weights: Weights) -> np.ndarray:
+    return _sum(stack, weights, lambda row: row) / weights.sum()
+
+
+def clipped_mean(stack: Stack, weights: Weights) -> np.ndarray:
+    return _sum(stack, np.ones_like(weights), _clip) / len(stack)
+
+
+def weighted_clipped_mean(stack: Stack, weights: Weights) -> np.ndarray:
+    return _sum(stack, weights, _clip) / weights.sum()
+
+
+def robust_mean(stack: Stack, weights: Weights) -> np.ndarray:
+    def zero_and_clip(row: np.ndarray) -> np.ndarray:
+        return _clip(row) if np.abs(row).max() <= 21.0 else np.zeros_like(row)
+
+    return _sum(stack, weights, zero_and_clip) / weights.sum()
+
+
+def median(stack: Stack, weights: Weights) -> np.ndarray:
+    return np.median(stack.astype(np.float64), axis=0)
+
+
+def _sum(stack: Stack, weights: Weights, fn: Callable) -> np.ndarray:
+    result = np.zeros(stack.shape[1])
+    for row, weight in zip(stack, weights, strict=True):
+        result += weight * fn(row.astype(np.float64))
+    return result
+
+
+def _clip(row: np.ndarray) -> np.ndarray:
+    return row * min(1.0, 1.0 / np.linalg.norm(row))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from fedagg import _tree
-from fedagg._chain import chain, is_present, merge_metrics, split_key
+from fedagg._chain import chain, check_length, is_present, merge_metrics, split_key
 from fedagg._execution import SumOver, by_size
 from fedagg._types import Aggregator, Output, PyTree, Rule, Stage, Update
 
@@ -116,7 +116,10 @@ def aggregator(
             as_weights(weights, n),
             jnp.arange(n, dtype=jnp.uint32),
         )
-        stage_state, rule_state = (state, None) if rule is None else state
+        stage_state, rule_state = state, None
+        if rule is not None:
+            check_length(state, 2)
+            stage_state, rule_state = state
         key_of_server = _fold(key, _SERVER)
         # All arrays that clients share are arguments, for `across` to hand on.
         round_of = _Shared(

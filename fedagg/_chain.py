@@ -44,7 +44,7 @@ def chain(*stages: Stage) -> Stage:
         return tuple(stage.init(template) for stage in stages)
 
     def broadcast(state: PyTree) -> PyTree:
-        _check_length(state, len(stages))
+        check_length(state, len(stages))
         return tuple(stage.broadcast(s) for stage, s in zip(stages, state, strict=True))
 
     def client(shared: PyTree, update: Update, key: jax.Array | None):
@@ -57,7 +57,7 @@ def chain(*stages: Stage) -> Stage:
         return update, tuple(notes)
 
     def server(state: PyTree, total: PyTree, note: PyTree, key: jax.Array | None):
-        _check_length(state, len(stages))
+        check_length(state, len(stages))
         states, metrics = [], {}
         steps = list(zip(stages, state, note, split_key(key, len(stages)), strict=True))
         for stage, s, n, k in reversed(steps):
@@ -86,10 +86,10 @@ def merge_metrics(
     return first | second
 
 
-def _check_length(state: PyTree, count: int) -> None:
+def check_length(state: PyTree, count: int) -> None:
+    """Raises a ValueError for a state that is not a tuple of so many."""
     if not isinstance(state, (tuple, list)) or len(state) != count:
         found = len(state) if isinstance(state, (tuple, list)) else type(state).__name__
         raise ValueError(
-            f"state: expected what this chain's init returned, a tuple of {count}; got "
-            f"{found}."
+            f"state: expected what init returned, a tuple of {count}; got {found}."
         )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
 from fedagg import _tree
@@ -40,7 +41,7 @@ def in_chunks(size: int) -> SumOver:
     Raises:
         ValueError: if `size` is not a positive integer.
     """
-    if not isinstance(size, int) or size < 1:
+    if not isinstance(size, (int, np.integer)) or size < 1:
         raise ValueError(f"in_chunks takes a positive integer, got {size=}.")
 
     def sum_over(fn: Callable[[PyTree], PyTree], clients: PyTree) -> PyTree:

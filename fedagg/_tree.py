@@ -39,7 +39,7 @@ def cast_like(tree: PyTree, template: PyTree) -> PyTree:
 
 
 def norm(tree: PyTree, order: float = 2.0) -> jax.Array:
-    """The norm `[]` over all leaves together, in float32 or wider.
+    """The norm `[]` over all leaves together, as float32.
 
     NaN if there is a NaN in the tree. An L2 norm beyond the square root of the largest
     float (1.8e19 in float32) is infinity.

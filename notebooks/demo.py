@@ -38,7 +38,7 @@ class CNN(nn.Module):
 
 def federated_digits(rng: np.random.Generator):
     """Each client's digits, of the fewer classes the smaller CONCENTRATION is."""
-    images, labels = load_digits(return_X_y=True)
+    images, labels = (np.asarray(x) for x in load_digits(return_X_y=True))
     images = (images / 16.0).astype(np.float32).reshape(-1, 8, 8, 1)
     order = rng.permutation(len(labels))
     test, train = order[:297], order[297:]
@@ -82,7 +82,7 @@ def train(aggregator: fedagg.Aggregator, title: str, rounds: int) -> list[dict]:
     training = fedagg.federated_averaging(break_some(work), optax.sgd(1.0), aggregator)
     state = training.init(model.init(jax.random.key(0), images[:1]))
     next_round = jax.jit(training.next)
-    predict = jax.jit(lambda v, x: jnp.argmax(model.apply(v, x), axis=-1))
+    predict = jax.jit(lambda v, x: jnp.asarray(model.apply(v, x)).argmax(axis=-1))
 
     reports = []
     progress = tqdm(range(rounds), desc=f"{title:<18}", unit="round")

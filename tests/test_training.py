@@ -43,7 +43,7 @@ def train_by_hand(datasets, *, rounds, rate, batch_size, epochs, momentum, mu=0.
     server = {"w": np.zeros((3, 2)), "b": np.zeros(2)}
     velocity = {"w": np.zeros((3, 2)), "b": np.zeros(2)}
     for _ in range(rounds):
-        change, total = {"w": 0.0, "b": 0.0}, 0
+        change, total = {k: np.zeros_like(x) for k, x in server.items()}, 0
         for inputs, targets in datasets:
             params = dict(server)
             for _ in range(epochs):
@@ -64,10 +64,11 @@ def train_by_hand(datasets, *, rounds, rate, batch_size, epochs, momentum, mu=0.
 
 def run(training, datasets, rounds, key=None):
     data, sizes = fedagg.pad_clients(datasets)
-    state, next_round = training.init(start()), jax.jit(training.next)
-    for _ in range(rounds):
-        state, variables, metrics = next_round(state, data, sizes, key)
-    return state, variables, metrics
+    next_round = jax.jit(training.next)
+    output = next_round(training.init(start()), data, sizes, key)
+    for _ in range(rounds - 1):
+        output = next_round(output.state, data, sizes, key)
+    return output
 
 
 def mean_of_work(work, sum_over=None):
@@ -286,7 +287,9 @@ def test_no_stack_of_updates_is_made_in_chunks():
         training = mean_of_work(work, sum_over)
         state = training.init({"params": jnp.zeros(size)})
         compiled = jax.jit(training.next).lower(state, jnp.ones(clients)).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        analysis = compiled.memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
 
     assert temporary_bytes(fedagg.in_chunks(1)) < 8 * 4 * size
 

@@ -1,0 +1,119 @@
+"""What tests of rounds share: clients, ways to sum, comparisons."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fedagg
+
+N = 11  # neither a multiple of the devices nor of a chunk
+
+TEMPLATE = {
+    "b": jax.ShapeDtypeStruct((), jnp.float32),
+    "w": jax.ShapeDtypeStruct((3, 2), jnp.float32),
+}
+
+
+def mesh_of(devices: int = 8) -> jax.sharding.Mesh:
+    auto = jax.sharding.AxisType.Auto
+    return jax.make_mesh((devices,), ("clients",), axis_types=(auto,))
+
+
+WAYS: dict[str, Callable[[], Any]] = {
+    "default": lambda: None,
+    "at_once": fedagg.at_once,
+    "one_by_one": lambda: fedagg.in_chunks(1),
+    "chunks_with_a_rest": lambda: fedagg.in_chunks(3),
+    "chunk_too_large": lambda: fedagg.in_chunks(50),
+    "across": lambda: fedagg.across(mesh_of()),
+    "chunks_across": lambda: fedagg.across(mesh_of(), inner=fedagg.in_chunks(2)),
+}
+
+every_way = pytest.mark.parametrize("way", WAYS)
+
+
+def make_updates(n: int = N, seed: int = 0, template: Any = None) -> fedagg.Update:
+    """Clients of very different sizes, some above any bound that tests use."""
+    draw = np.random.default_rng(seed)
+    sizes = np.resize([0.1, 0.3, 40.0, 1.0, 0.02, 3.0], n)
+
+    def leaf(x: jax.ShapeDtypeStruct) -> jax.Array:
+        values = draw.normal(size=(n, *x.shape))
+        scaled = values * sizes.reshape(-1, *[1] * len(x.shape))
+        return jnp.asarray(scaled.astype(x.dtype))
+
+    value = jax.tree.map(leaf, TEMPLATE if template is None else template)
+    weight = jnp.asarray(draw.integers(1, 20, size=n).astype(np.float32))
+    return fedagg.Update(value, weight)
+
+
+def with_absent(updates: fedagg.Update, held: float, rows: Any) -> fedagg.Update:
+    """Makes some rows absent, and their values `held` throughout."""
+    value = jax.tree.map(lambda x: with_rows(x, rows, held), updates.value)
+    return fedagg.Update(value, with_rows(updates.weight, rows, 0.0))
+
+
+# In NumPy: JAX would compile each of these small operations.
+
+
+def with_rows(x: jax.Array, rows: Any, held: Any) -> jax.Array:
+    changed = np.array(x)
+    changed[np.asarray(rows)] = held
+    return jnp.asarray(changed)
+
+
+def first_round(aggregator: fedagg.Aggregator, *arguments: Any, **more: Any) -> Any:
+    """A round from the state that `init` makes for the first client's value."""
+    template = jax.tree.map(lambda x: x[0], arguments[0])
+    return aggregator.next(aggregator.init(template), *arguments, **more)
+
+
+def first_round_compiled(
+    aggregator: fedagg.Aggregator, *arguments: Any, **more: Any
+) -> Any:
+    """The same under `jit`, for what would be slow step by step."""
+    return jax.jit(lambda *x: first_round(aggregator, *x, **more))(*arguments)
+
+
+def take(tree: Any, rows: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[rows]), tree)
+
+
+def stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *trees)
+
+
+def assert_same(got: Any, expected: Any) -> None:
+    """The same structure, dtypes and bits; a NaN equals a NaN."""
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def assert_close(got: Any, expected: Any, rtol: float = 1e-5) -> None:
+    """The same structure, and values to rounding; a NaN is close to nothing.
+
+    The absolute tolerance is for sums that cancel, of terms of about one.
+    """
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(
+            np.asarray(a).astype(np.float64),
+            np.asarray(b).astype(np.float64),
+            rtol=rtol,
+            atol=rtol,
+            equal_nan=False,
+        )
+
+
+def assert_same_round(got: fedagg.Output, expected: fedagg.Output) -> None:
+    """Close to rounding; counts, which are whole numbers, to the bit."""
+    assert_close(got, expected)
+    for name in got.metrics:
+        if name.endswith("/count"):
+            assert_same(got.metrics[name], expected.metrics[name])

@@ -1,0 +1,458 @@
+"""What every stage, rule and recipe owes, over every one of them.
+
+A new one is added to `STAGES`, `RULES` or `RECIPES`, and to the sets below where it has
+the property they name.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint
+import pytest
+
+import fedagg
+from tests.rounds import (
+    TEMPLATE,
+    WAYS,
+    N,
+    assert_close,
+    assert_same,
+    assert_same_round,
+    every_way,
+    make_updates,
+    stack,
+    take,
+    with_absent,
+    with_rows,
+)
+
+
+def largest() -> fedagg.Bound:
+    return fedagg.quantile_bound(
+        2.0, 0.9, math.log(10.0), multiplier=2.0, increment=1.0
+    )
+
+
+def norms() -> fedagg.Bound:
+    return fedagg.quantile_bound(1.0, 0.8, 0.2)
+
+
+def noisy_norms() -> fedagg.Bound:
+    return fedagg.quantile_bound(
+        1.0, 0.5, 0.2, below_estimate_stddev=0.5, expected_num_clients=10
+    )
+
+
+def thousands(key: jax.Array) -> jax.Array:
+    """A whole number, in one draw: compiling draws is what takes time here."""
+    return jax.random.bits(key, (), jnp.uint32).astype(jnp.int32) % 1000
+
+
+def jitter() -> fedagg.Stage:
+    """A user's own stage: every client adds a draw of its own, the server another.
+
+    It works on any dtype, counts its rounds in its state, and reports the draws.
+    """
+
+    def client(shared: Any, update: fedagg.Update, key: jax.Array | None):
+        del shared
+        if key is None:
+            raise ValueError("jitter draws and needs a key.")
+        draw = thousands(key)
+        value = jax.tree.map(lambda x: x + draw.astype(x.dtype), update.value)
+        return update._replace(value=value), draw
+
+    def server(state: Any, total: Any, note: jax.Array, key: jax.Array | None):
+        if key is None:
+            raise ValueError("jitter draws and needs a key.")
+        draw = thousands(key)
+        total = jax.tree.map(lambda x: x + draw.astype(x.dtype), total)
+        return fedagg.Output(state, total, {"jitter/sum": note})
+
+    return fedagg.Stage(lambda template: (), lambda state: (), client, server)
+
+
+STAGES: dict[str, tuple[fedagg.Stage, ...]] = {
+    "sum": (),
+    "mean": (fedagg.mean(),),
+    "unweighted_mean": (fedagg.mean(weighted=False),),
+    "zeroing": (fedagg.zeroing(2.0), fedagg.mean()),
+    "zeroing_l1": (fedagg.zeroing(6.0, norm_order=1), fedagg.mean()),
+    "zeroing_l2_of_a_sum": (fedagg.zeroing(2.0, norm_order=2.0),),
+    "zeroing_adaptive": (fedagg.zeroing(largest()), fedagg.mean(weighted=False)),
+    "zeroing_without_weight": (
+        fedagg.zeroing(2.0, keep_weight=False),
+        fedagg.clipping(norms()),
+        fedagg.mean(),
+    ),
+    "clipping": (fedagg.clipping(1.0), fedagg.mean()),
+    "clipping_adaptive": (fedagg.clipping(norms()), fedagg.mean()),
+    "clipping_with_noise_on_the_count": (
+        fedagg.clipping(noisy_norms()),
+        fedagg.mean(weighted=False),
+    ),
+    "clipping_arithmetic": (
+        fedagg.clipping(fedagg.quantile_bound(1.0, 0.5, 0.1, geometric_update=False)),
+    ),
+    "chain_within_a_chain": (
+        fedagg.chain(fedagg.zeroing(largest()), fedagg.clipping(norms())),
+        fedagg.chain(fedagg.chain(), fedagg.mean()),
+    ),
+    "jitter_of_a_user": (jitter(), fedagg.clipping(1000.0), fedagg.mean()),
+}
+
+RULES: dict[str, tuple[tuple[fedagg.Stage, ...], fedagg.Rule]] = {
+    "median": ((), fedagg.median()),
+    "median_behind_stages": (
+        (fedagg.zeroing(largest(), keep_weight=False), fedagg.clipping(norms())),
+        fedagg.median(),
+    ),
+    "median_behind_jitter": ((jitter(),), fedagg.median()),
+}
+
+RECIPES: dict[str, Callable[..., fedagg.Aggregator]] = {
+    "robust_aggregator": fedagg.robust_aggregator,
+    "robust_unweighted": functools.partial(fedagg.robust_aggregator, weighted=False),
+    "robust_without_zeroing": functools.partial(
+        fedagg.robust_aggregator, zeroing=False
+    ),
+    "robust_without_clipping": functools.partial(
+        fedagg.robust_aggregator, clipping=False
+    ),
+}
+
+DRAWS_FOR_CLIENTS = {"jitter_of_a_user", "median_behind_jitter"}
+ANSWERS_WITHOUT_CLIENTS = {
+    "clipping_with_noise_on_the_count": "a round without clients reads as p = 1/2",
+    "jitter_of_a_user": "the server's own draw is added",
+    "median_behind_jitter": "the server's own draw is added",
+}
+
+everything = pytest.mark.parametrize("name", [*STAGES, *RULES, *RECIPES])
+everything_summed = pytest.mark.parametrize("name", [*STAGES, *RECIPES])
+everything_with_state = pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in (*STAGES, *RULES, *RECIPES)
+        if "adaptive" in name or "robust" in name or name.startswith("clipping_")
+    ],
+)
+
+KEY = 17
+
+
+def build(name: str, sum_over: Any = None) -> fedagg.Aggregator:
+    if name in RECIPES:
+        return RECIPES[name](sum_over=sum_over)
+    if name in RULES:
+        stages, rule = RULES[name]
+        return fedagg.aggregator(*stages, rule=rule)
+    return fedagg.aggregator(*STAGES[name], sum_over=sum_over)
+
+
+@functools.cache
+def compiled(name: str, way: str = "default") -> fedagg.Aggregator:
+    """An aggregator whose `next` takes a number for a key, so that no key is reused."""
+    aggregator = build(name, WAYS[way]())
+
+    def next_round(state: Any, updates: Any, weights: Any, seed: Any) -> fedagg.Output:
+        return aggregator.next(state, updates, weights, jax.random.key(seed))
+
+    return fedagg.Aggregator(aggregator.init, jax.jit(next_round))
+
+
+def one_round(
+    name: str, updates: fedagg.Update, state: Any = None, way: str = "default"
+) -> fedagg.Output:
+    aggregator = compiled(name, way)
+    state = aggregator.init(TEMPLATE) if state is None else state
+    return aggregator.next(state, updates.value, updates.weight, KEY)
+
+
+def avals(tree: Any) -> Any:
+    """Structure, shapes, dtypes and weak types."""
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+
+
+@everything
+def test_an_absent_client_changes_nothing_whatever_it_holds(name):
+    updates = make_updates()
+    here, gone = np.arange(8), np.arange(8, N)
+    without = one_round(name, take(updates, here))
+
+    clean = one_round(name, with_absent(updates, 0.0, gone))
+    dirty = [
+        one_round(
+            name, poisoned._replace(weight=with_rows(poisoned.weight, gone, weight))
+        )
+        for held in (math.nan, math.inf, -math.inf, 1e30, -1e30)
+        for poisoned in [with_absent(updates, held, gone)]
+        for weight in (0.0, -1.0, math.nan, math.inf, -math.inf)
+    ]
+
+    assert_same_round(clean, without)
+    for output in dirty:
+        assert_same(output, clean)
+
+
+@pytest.mark.parametrize(
+    "name", [x for x in (*STAGES, *RULES, *RECIPES) if x not in DRAWS_FOR_CLIENTS]
+)
+def test_the_order_of_clients_does_not_matter(name):
+    updates = with_absent(make_updates(), math.nan, [0, 5])
+    order = np.random.default_rng(1).permutation(N)
+
+    straight = one_round(name, updates)
+    permuted = one_round(name, take(updates, order))
+
+    assert_same_round(permuted, straight)
+
+
+@everything_summed
+@every_way
+def test_every_way_to_sum_gives_the_same(name, way):
+    # The last row is the one that chunks and devices fill up with.
+    updates = with_absent(make_updates(), math.nan, [0, 4])
+    expected = one_round(name, updates, way="at_once")
+
+    got = one_round(name, updates, way=way)
+
+    assert_same_round(got, expected)
+
+
+@every_way
+@pytest.mark.parametrize("stages", [(), (jitter(),)], ids=["sum", "jitter"])
+def test_integers_and_draws_sum_to_the_same_bits_in_every_way(way, stages):
+    values = {"k": jnp.arange(3 * N, dtype=jnp.int32).reshape(N, 3) ** 2}
+    weights = with_rows(jnp.ones(N), [2, 10], 0.0)
+
+    def round_of(sum_over: Any) -> fedagg.Output:
+        aggregator = fedagg.aggregator(*stages, sum_over=sum_over)
+        return jax.jit(aggregator.next)(
+            aggregator.init(take(values, 0)), values, weights, jax.random.key(3)
+        )
+
+    got, expected = round_of(WAYS[way]()), round_of(fedagg.at_once())
+
+    assert_same(got, expected)
+    if not stages:
+        assert_same(
+            got.value["k"], values["k"].sum(0) - take(values, [2, 10])["k"].sum(0)
+        )
+
+
+@everything
+def test_rounds_scan(name):
+    aggregator = build(name)
+    rounds = stack([make_updates(seed=s) for s in range(3)])
+    start = aggregator.init(TEMPLATE)
+
+    def body(state: Any, x: Any):
+        updates, seed = x
+        output = compiled(name).next(state, updates.value, updates.weight, seed)
+        return output.state, (output.value, output.metrics)
+
+    end, scanned = jax.lax.scan(body, start, (rounds, jnp.arange(3)))
+
+    state, looped = start, []
+    for i in range(3):
+        updates = take(rounds, i)
+        state, *rest = compiled(name).next(state, updates.value, updates.weight, i)
+        looped.append(tuple(rest))
+    assert_close(end, state)
+    assert_close(scanned, stack(looped))
+
+
+@everything
+def test_next_is_traced_once_and_the_state_keeps_its_type(name):
+    aggregator, traces = build(name), []
+
+    @jax.jit
+    def next_round(state: Any, updates: fedagg.Update, key: jax.Array) -> fedagg.Output:
+        traces.append(None)
+        return aggregator.next(state, updates.value, updates.weight, key)
+
+    state = aggregator.init(TEMPLATE)
+    seen = [avals(state)]
+    for i in range(3):
+        state = next_round(state, make_updates(seed=i), jax.random.key(i)).state
+        seen.append(avals(state))
+
+    assert len(traces) == 1
+    assert seen[1:] == seen[:-1]
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(state))
+    assert not any(x.weak_type for x in jax.tree.leaves(state))
+
+
+@everything
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        ("float32", "float32"),
+        ("bfloat16", "bfloat16"),
+        ("float16", "float16"),
+        ("float16", "float32"),
+        ("bfloat16", "float16"),
+    ],
+    ids="-".join,
+)
+def test_the_value_comes_back_in_the_structure_and_dtypes_of_the_template(name, dtypes):
+    template = [
+        {"a": jax.ShapeDtypeStruct((), dtypes[0])},
+        (jax.ShapeDtypeStruct((2, 3), dtypes[1]),),
+    ]
+    updates = make_updates(template=template)
+    aggregator = build(name)
+    state = aggregator.init(template)
+
+    output = jax.eval_shape(aggregator.next, state, *updates, jax.random.key(0))
+
+    assert jax.tree.structure(output.value) == jax.tree.structure(template)
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(output.value)] == [
+        (x.shape, x.dtype) for x in jax.tree.leaves(template)
+    ]
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(output.state)] == [
+        (x.shape, x.dtype) for x in jax.tree.leaves(state)
+    ]
+    assert all(x.shape == () for x in output.metrics.values())
+
+
+@everything
+@pytest.mark.parametrize("held", [1.0, math.nan])
+def test_nobody_present_gives_zeros_and_leaves_the_state(name, held):
+    started = one_round(name, make_updates()).state
+
+    output = one_round(name, with_absent(make_updates(), held, range(N)), started)
+
+    assert all(np.isfinite(x) for x in jax.tree.leaves((output.state, output.metrics)))
+    if name not in ANSWERS_WITHOUT_CLIENTS:
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), TEMPLATE)
+        assert_same(output.value, zeros)
+        assert_same(output.state, started)
+
+
+@everything
+def test_every_round_reports_the_same_metrics(name):
+    some = one_round(name, make_updates())
+    nobody = one_round(name, with_absent(make_updates(), 0.0, range(N)), some.state)
+
+    assert list(nobody.metrics) == list(some.metrics)
+    assert all(x.shape == () for x in some.metrics.values())
+
+
+@everything
+def test_the_state_survives_flax_serialization(name):
+    state = one_round(name, make_updates()).state
+    fresh = build(name).init(TEMPLATE)
+
+    restored = flax.serialization.from_bytes(fresh, flax.serialization.to_bytes(state))
+
+    assert_same(jax.tree.map(jnp.asarray, restored), state)
+    assert_same(
+        one_round(name, make_updates(seed=1), restored),
+        one_round(name, make_updates(seed=1), state),
+    )
+
+
+@everything
+def test_the_state_survives_orbax(name, tmp_path):
+    # Orbax refuses a tree without any array, which some states are.
+    saved = {"state": one_round(name, make_updates()).state, "round": jnp.int32(3)}
+    fresh = {"state": build(name).init(TEMPLATE), "round": jnp.int32(0)}
+
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "round", saved)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "round", fresh)
+
+    assert_same(restored["state"], saved["state"])
+    assert_same(
+        one_round(name, make_updates(seed=1), restored["state"]),
+        one_round(name, make_updates(seed=1), saved["state"]),
+    )
+
+
+@everything
+def test_several_federations_run_side_by_side_under_vmap(name):
+    cohorts = [make_updates(seed=s) for s in range(3)]
+    states = [one_round(name, cohort).state for cohort in cohorts]
+    together = stack(list(zip(states, cohorts, strict=True)))
+
+    side_by_side = jax.vmap(
+        lambda state, updates: compiled(name).next(
+            state, updates.value, updates.weight, KEY
+        )
+    )(*together)
+
+    for i in range(3):
+        alone = one_round(name, cohorts[i], states[i])
+        assert_same_round(take(side_by_side, i), alone)
+
+
+@everything
+def test_the_state_can_be_donated(name):
+    aggregator = build(name)
+    next_round = jax.jit(aggregator.next, donate_argnums=0)
+    state = aggregator.init(TEMPLATE)
+
+    for i in range(2):
+        updates = make_updates(seed=i)
+        output = next_round(state, updates.value, updates.weight, jax.random.key(i))
+        state = output.state
+
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(output))
+
+
+@everything
+def test_init_takes_shapes_or_arrays(name):
+    aggregator = build(name)
+    arrays = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), TEMPLATE)
+
+    from_arrays, from_shapes = aggregator.init(arrays), aggregator.init(TEMPLATE)
+
+    assert_same(from_arrays, from_shapes)
+
+
+@everything_with_state
+def test_a_state_that_learns_does_move(name):
+    before = build(name).init(TEMPLATE)
+
+    after = one_round(name, make_updates()).state
+
+    moved = [
+        a != b for a, b in zip(*map(jax.tree.leaves, (after, before)), strict=True)
+    ]
+    assert moved and all(moved)
+
+
+@every_way
+@pytest.mark.parametrize("weighted", [True, False])
+def test_the_gradient_of_a_mean_is_the_share_of_the_client(way, weighted):
+    updates = with_absent(make_updates(), math.nan, [3])
+    aggregator = fedagg.aggregator(fedagg.mean(weighted=weighted), sum_over=WAYS[way]())
+
+    def linear(value: Any) -> jax.Array:
+        mean = aggregator.next(aggregator.init(TEMPLATE), value, updates.weight).value
+        return 2.0 * jnp.sum(mean["w"]) + 3.0 * mean["b"]
+
+    gradient = jax.jit(jax.grad(linear))(updates.value)
+
+    counted = updates.weight if weighted else jnp.sign(updates.weight)
+    share = np.asarray(counted / jnp.sum(counted))
+    assert_close(gradient["b"], 3.0 * share)
+    assert_close(gradient["w"], 2.0 * np.tile(share[:, None, None], (1, 3, 2)))
+
+
+def test_a_stage_that_draws_says_that_it_needs_a_key():
+    updates = make_updates()
+    aggregator = fedagg.aggregator(fedagg.clipping(noisy_norms()))
+
+    with pytest.raises(ValueError, match="quantile_bound .* needs a key, got key=None"):
+        aggregator.next(aggregator.init(TEMPLATE), *updates)

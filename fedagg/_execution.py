@@ -5,6 +5,7 @@ Each is a function `(fn, clients) -> sum of fn over the leading axis of clients`
 Arrays that it needs besides may be bound to it with `jax.tree_util.Partial`.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 
@@ -14,6 +15,8 @@ import numpy as np
 from jax.tree_util import Partial
 
 from fedagg import _tree
+from fedagg._folding import sum_folded
+from fedagg._rows import NotFoldable
 from fedagg._types import PyTree
 
 SumOver = Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]
@@ -145,7 +148,13 @@ _CHUNK_BYTES_ELSEWHERE = 2**28
 
 
 def by_size(fn: Callable[[PyTree], PyTree], clients: PyTree) -> PyTree:
-    """The default way to sum: chunks whose messages fill a cache, or a launch."""
+    """The default way to sum.
+
+    Dot products with the clients' rows where stages only keep, scale and measure them;
+    else chunks whose messages fill a cache, or a launch.
+    """
+    with contextlib.suppress(NotFoldable):
+        return sum_folded(fn, clients)
     message = jax.eval_shape(fn, _tree.abstract_row(clients))
     budget = _CHUNK_BYTES.get(jax.default_backend(), _CHUNK_BYTES_ELSEWHERE)
     return in_chunks(max(1, budget // max(1, _tree.count_bytes(message))))(fn, clients)

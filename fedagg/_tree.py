@@ -44,15 +44,23 @@ def norm(tree: PyTree, order: float = 2.0) -> jax.Array:
     NaN if there is a NaN in the tree. An L2 norm beyond the square root of the largest
     float (1.8e19 in float32) is infinity.
     """
-    leaves = [jnp.abs(wide(x)) for x in jax.tree.leaves(tree) if math.prod(x.shape)]
-    if not leaves:
-        return jnp.float32(0.0)
-    reduce = jnp.max if order == math.inf else jnp.sum
-    entries = leaves if order != 2.0 else [jnp.square(x) for x in leaves]
-    size = reduce(jnp.stack([reduce(x).astype(jnp.float32) for x in entries]))
-    size = jnp.sqrt(size) if order == 2.0 else size
+    x = ravel(tree)
+    if order == 2.0:
+        size = jnp.sqrt(jnp.sum(jnp.square(x)))
+    elif order == 1.0:
+        size = jnp.sum(jnp.abs(x))
+    else:
+        # XLA's maximum over many entries leaves NaN out on a CPU.
+        has_nan = jnp.any(jnp.isnan(x))
+        size = jnp.where(has_nan, jnp.nan, jnp.max(jnp.abs(x), initial=0.0))
     # Else XLA may work the size out again for each entry that depends on it.
     return jax.lax.optimization_barrier(size)
+
+
+def ravel(tree: PyTree) -> jax.Array:
+    """All leaves as one vector `[d]` of float32."""
+    leaves = [wide(x).astype(jnp.float32).ravel() for x in jax.tree.leaves(tree)]
+    return jnp.concatenate(leaves) if leaves else jnp.zeros(0, jnp.float32)
 
 
 def squared_norm(tree: PyTree) -> jax.Array:
@@ -160,6 +168,16 @@ def decode(message: PyTree) -> PyTree:
         message,
         is_leaf=lambda x: hasattr(x, "decode"),
     )
+
+
+def flatten(tree: PyTree) -> tuple[list, Any]:
+    """The leaves of a tree, and its structure."""
+    return jax.tree.flatten(tree)
+
+
+def unflatten(structure: Any, leaves: list) -> PyTree:
+    """The inverse of `flatten`."""
+    return jax.tree.unflatten(structure, leaves)
 
 
 def check_floating(tree: PyTree, name: str) -> None:

@@ -18,6 +18,8 @@ PACKAGE = pathlib.Path(fedagg.__file__).parent
 LAYERS = [
     {"_types"},
     {"_tree"},
+    {"_rows"},
+    {"_folding"},
     {"_bounds", "_chain", "_execution"},
     {"_aggregator"},
     {"_bounding", "_mean", "_median"},

@@ -12,7 +12,7 @@ import pytest
 
 import fedagg
 from tests import reference
-from tests.rounds import assert_close, assert_same, make_updates
+from tests.rounds import WAYS, assert_close, assert_same, every_way, make_updates
 
 ORDERS = [1.0, 2.0, math.inf]
 
@@ -255,3 +255,19 @@ def test_a_leaf_that_is_no_float_is_refused_by_its_path(name, dtype):
 
     if dtype != "bool":  # which no sum takes either
         assert name in str(error.value)
+
+
+@every_way
+@pytest.mark.parametrize("norm_order", ORDERS)
+@pytest.mark.parametrize("entry", [np.nan, np.inf])
+def test_one_bad_entry_among_thousands_is_seen(way, norm_order, entry):
+    # XLA's maximum over so many entries leaves a NaN out on a CPU.
+    updates = {"a": np.full((9, 3000), 1e-6, "f4"), "b": np.zeros((9, 7), "f4")}
+    updates["a"][4, 1234] = entry
+    stage = fedagg.zeroing(10.0, norm_order=norm_order)
+    aggregator = fedagg.aggregator(stage, fedagg.mean(), sum_over=WAYS[way]())
+
+    _, value, metrics = jax.jit(aggregator.next)(aggregator.init(None), updates)
+
+    assert metrics["zeroing/count"] == 1.0
+    np.testing.assert_allclose(value["a"], 1e-6 * 8 / 9, rtol=1e-5)

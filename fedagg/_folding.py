@@ -1,0 +1,98 @@
+"""Sums to which each client adds its leaves times a number, as dot products.
+
+Most of what stages do to a client's value is to keep or drop it, to scale it, and to
+measure it. Under `vmap` that makes the compiler write the scaled values of all clients.
+Here factors and selections become one number for each client, and the sum is
+`numbers @ leaves`. Nothing of the size of the updates is written, and they are read
+twice: once for all norms, once for the sum.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fedagg import _tree
+from fedagg._rows import Client, Row, concatenate, pack
+from fedagg._types import PyTree
+
+
+def sum_folded(fn: Callable[[PyTree], PyTree], clients: PyTree) -> PyTree:
+    """The sum of `fn` over clients.
+
+    Raises:
+        NotFoldable: while tracing, if the sum is of another kind.
+    """
+    leaves, _ = _tree.flatten(clients)
+    jaxpr, outputs = jax.make_jaxpr(fn, return_shape=True)(_tree.abstract_row(clients))
+    outputs, structure = _tree.flatten(outputs)
+    shapes = [x.shape for x in outputs]
+    n = len(leaves[0])
+    rows: dict[int, Row] = {}  # by the position of the output
+
+    def numbers_of(*leaves: jax.Array) -> tuple[dict, dict]:
+        """What is summed as it is; factor and selection of each distinct scaling."""
+        plain = {}
+        for i, x in enumerate(Client(leaves, n).evaluate(jaxpr, shapes)):
+            if isinstance(x, Row):
+                rows[i] = x
+            else:
+                plain[i] = x
+        firsts = {x.scaling(): i for i, x in reversed(rows.items())}
+        return plain, {
+            i: (rows[i].factor(), rows[i].is_kept()) for i in firsts.values()
+        }
+
+    plain, scalings = jax.vmap(numbers_of)(*leaves)
+    sums = _tree.sum_over_clients(plain)
+    for first, (factors, kept) in scalings.items():
+        alike = [i for i, x in rows.items() if x.scaling() == rows[first].scaling()]
+        totals = _dot(factors, kept, [leaves[rows[i].leaves[0]] for i in alike])
+        sums.update(zip(alike, totals, strict=True))
+    return _tree.unflatten(
+        structure, [sums[i].reshape(shape) for i, shape in enumerate(shapes)]
+    )
+
+
+def _dot(
+    factors: jax.Array, kept: jax.Array, leaves: list[jax.Array]
+) -> list[jax.Array]:
+    """Sums factor times leaf over the clients that are kept."""
+    matrices = [x.reshape(len(x), -1) for x in leaves]
+    packs = pack([x.shape[1] for x in matrices], len(kept))
+    columns = [concatenate([matrices[i] for i in pack]) for pack in packs]
+    numbers = jnp.where(kept, factors, 0.0)
+    totals = [numbers @ x for x in columns]
+
+    def add(total: jax.Array, client: jax.Array):
+        row = concatenate([x[client] for x in columns])
+        return total + jnp.where(kept[client], factors[client] * row, 0.0), None
+
+    def one_by_one() -> list[jax.Array]:
+        zero = jnp.zeros(sum(x.size for x in totals), jnp.float32)
+        total, _ = jax.lax.scan(add, zero, jnp.arange(len(kept)))
+        return _split(total, [x.size for x in totals])
+
+    # Zero times a client that is not kept is NaN where the client holds one.
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in totals]))
+    totals = jax.lax.cond(finite | jnp.all(kept), lambda: totals, one_by_one)
+    sums = {}
+    for positions, total in zip(packs, totals, strict=True):
+        sizes = [matrices[i].shape[1] for i in positions]
+        sums.update(zip(positions, _split(total, sizes), strict=True))
+    return [sums[i] for i in range(len(leaves))]
+
+
+def _split(vector: jax.Array, sizes: list[int]) -> list[jax.Array]:
+    """The inverse of `concatenate`."""
+    if len(sizes) == 1:
+        return [vector]
+    # With offsets that the compiler cannot see, slices of one size are one kernel.
+    starts = jax.lax.optimization_barrier(
+        [jnp.int32(x) for x in itertools.accumulate(sizes[:-1], initial=0)]
+    )
+    return [
+        jax.lax.dynamic_slice(vector, (start,), (size,))
+        for start, size in zip(starts, sizes, strict=True)
+    ]

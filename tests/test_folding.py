@@ -1,0 +1,205 @@
+"""The default sum folds what stages do into one number for each client.
+
+`at_once` is the plain path that it must equal.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fedagg
+from fedagg._folding import sum_folded
+from fedagg._rows import NotFoldable
+
+RNG = np.random.default_rng(2)
+
+
+def make_updates(n=7, **shapes):
+    shapes = shapes or {"b": (3,), "s": (), "w": (4, 5)}
+    return {
+        name: jnp.asarray(RNG.normal(size=(n, *shape)), jnp.float32)
+        for name, shape in shapes.items()
+    }
+
+
+def own_stage(change):
+    """A stage of a user's own that does `change` to each leaf."""
+
+    def client(shared, update, key):
+        leaves, structure = jax.tree.flatten(update.value)
+        leaves = [change(i, x, update.weight) for i, x in enumerate(leaves)]
+        return update._replace(value=jax.tree.unflatten(structure, leaves)), ()
+
+    def server(state, total, note, key):
+        return fedagg.Output(state, total, {})
+
+    return fedagg.Stage(lambda template: (), lambda state: (), client, server)
+
+
+FOLDABLE = {
+    "sum": [],
+    "mean": [fedagg.mean()],
+    "zeroing L1": [fedagg.zeroing(18.0, norm_order=1.0), fedagg.mean()],
+    "zeroing L2": [fedagg.zeroing(5.0, norm_order=2.0), fedagg.mean()],
+    "zeroing, clipping": [
+        fedagg.zeroing(2.0),
+        fedagg.clipping(2.0),
+        fedagg.mean(weighted=False),
+    ],
+    "clipping, zeroing": [fedagg.clipping(2.0), fedagg.zeroing(0.7), fedagg.mean()],
+    "absent when zeroed": [fedagg.zeroing(2.0, keep_weight=False), fedagg.mean()],
+    "a factor for each leaf": [
+        fedagg.clipping(2.0),
+        own_stage(lambda i, x, weight: (weight + i) * x),
+    ],
+    "a selection for each leaf": [
+        own_stage(lambda i, x, weight: jnp.where(weight > 2 + i, x, 0.0)),
+    ],
+}
+
+MORE_THAN_FOLDABLE = {
+    "noise": own_stage(
+        lambda i, x, weight: x + jax.random.normal(jax.random.key(i), x.shape)
+    ),
+    "a square": own_stage(lambda i, x, weight: x * x),
+    "a sine": own_stage(lambda i, x, weight: jnp.sin(x)),
+    "a threshold": own_stage(lambda i, x, weight: jnp.where(x > 0.0, x, 0.0)),
+    "another fill": own_stage(lambda i, x, weight: jnp.where(weight > 2.0, x, 1.0)),
+    "an order": own_stage(lambda i, x, weight: jnp.sort(x) if x.ndim else x),
+    "a constant": own_stage(lambda i, x, weight: jnp.full((2000,), weight)),
+    "a maximum": own_stage(lambda i, x, weight: x * jnp.max(x)),
+}
+
+
+def is_folded(stages, updates, weights):
+    """Whether the sum of a round of these stages is of the kind that folds."""
+    folded = []
+
+    def sum_over(fn, clients):
+        try:
+            folded.append(sum_folded(fn, clients))
+        except NotFoldable:
+            return fedagg.at_once()(fn, clients)
+        return folded[-1]
+
+    aggregator = fedagg.aggregator(*stages, sum_over=sum_over)
+    jax.eval_shape(aggregator.next, aggregator.init(None), updates, weights)
+    return bool(folded)
+
+
+def assert_close(a, b):
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b
+    )
+
+
+def default_and_plain(stages, updates, weights):
+    rounds = [
+        fedagg.aggregator(*stages, sum_over=way) for way in (None, fedagg.at_once())
+    ]
+    return [jax.jit(a.next)(a.init(None), updates, weights) for a in rounds]
+
+
+@pytest.mark.parametrize("stages", FOLDABLE.values(), ids=FOLDABLE.keys())
+@pytest.mark.parametrize("poison", [0.0, np.nan, np.inf, 1e30])
+def test_a_folded_round_is_the_plain_one(stages, poison):
+    updates, weights = make_updates(), jnp.array([1.0, 2.0, 0.0, 4.0, 5.0, 1.0, 3.0])
+    updates["w"] = updates["w"].at[2, 1, 1].set(poison)
+
+    assert is_folded(stages, updates, weights)
+    default, plain = default_and_plain(stages, updates, weights)
+
+    assert_close(default, plain)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(default.value))
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 1e30])
+def test_a_present_client_that_zeroing_takes_out_leaves_no_trace(poison):
+    updates, weights = make_updates(), jnp.arange(1.0, 8.0)
+    updates["b"] = updates["b"].at[4, 0].set(poison)
+    stages = [fedagg.zeroing(9.0), fedagg.clipping(2.0), fedagg.mean()]
+
+    default, plain = default_and_plain(stages, updates, weights)
+
+    assert_close(default, plain)
+    assert default.metrics["zeroing/count"] == 1.0
+
+
+def test_a_present_client_that_nothing_takes_out_shows():
+    updates = make_updates(w=(3,))
+    updates["w"] = updates["w"].at[1, 2].set(jnp.nan)
+
+    mean = fedagg.aggregator(fedagg.mean())
+    value = mean.next(mean.init(None), updates, jnp.arange(7.0)).value["w"]
+
+    np.testing.assert_array_equal(np.isnan(value), [False, False, True])
+
+
+@pytest.mark.parametrize(
+    "stage", MORE_THAN_FOLDABLE.values(), ids=MORE_THAN_FOLDABLE.keys()
+)
+def test_what_does_more_to_a_client_goes_the_plain_way(stage):
+    updates, weights = make_updates(), jnp.array([1.0, 2.0, 0.0, 4.0, 5.0, 1.0, 3.0])
+
+    assert not is_folded([stage], updates, weights)
+    default, plain = default_and_plain([stage], updates, weights)
+
+    assert_close(default, plain)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int32"])
+def test_other_dtypes_go_the_plain_way(dtype):
+    updates = make_updates()
+    updates["b"] = (10 * updates["b"]).astype(dtype)
+
+    assert not is_folded([], updates, jnp.ones(7))
+    default, plain = default_and_plain([], updates, jnp.ones(7))
+
+    assert_close(
+        jax.tree.map(lambda x: x.astype(jnp.float32), default.value),
+        jax.tree.map(lambda x: x.astype(jnp.float32), plain.value),
+    )
+
+
+def test_many_small_and_some_large_leaves_are_told_apart():
+    shapes = {f"{i:02}": (i % 5, 3) for i in range(20)} | {
+        "x": (300, 100),
+        "y": (9000,),
+    }
+    updates = make_updates(**shapes)
+    stages = [fedagg.zeroing(4.2), fedagg.clipping(2.0), fedagg.mean()]
+
+    default, plain = default_and_plain(stages, updates, jnp.arange(7.0))
+
+    assert_close(default, plain)
+
+
+def test_gradients_are_those_of_the_plain_round():
+    updates, weights = make_updates(), jnp.arange(1.0, 8.0)
+    stages = [fedagg.zeroing(2.0), fedagg.clipping(3.0), fedagg.mean()]
+
+    def total(updates, way):
+        aggregator = fedagg.aggregator(*stages, sum_over=way)
+        value = aggregator.next(aggregator.init(None), updates, weights).value
+        return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(value))
+
+    folded, plain = (jax.grad(total)(updates, way) for way in (None, fedagg.at_once()))
+
+    assert_close(folded, plain)
+    assert max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(folded)) > 0.01
+
+
+@pytest.mark.parametrize("n", [40, 160])
+def test_the_default_writes_no_copy_of_the_updates(n):
+    shapes = {"w": (100, 100), "b": (100,), "v": (10_000,)}
+    robust = fedagg.robust_aggregator()
+    updates = jax.eval_shape(lambda: make_updates(n, **shapes))
+
+    compiled = (
+        jax.jit(robust.next).lower(robust.init(None), updates, jnp.ones(n)).compile()
+    )
+
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    assert analysis.temp_size_in_bytes < 4 * 4 * 20_100

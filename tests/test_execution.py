@@ -1,6 +1,8 @@
 """Ways to sum, driven directly and on meshes."""
 
 import functools
+import math
+import re
 from typing import Any
 
 import hypothesis
@@ -178,3 +180,40 @@ def test_a_chunk_has_a_positive_whole_number_of_clients(size):
 def test_an_axis_that_the_mesh_lacks_is_refused():
     with pytest.raises(ValueError, match=r"mesh's axes \('clients',\), got 'users'"):
         fedagg.across(mesh_of(), axis="users")
+
+
+def compiled_text_and_temporary_bytes(aggregator, *arguments):
+    compiled = jax.jit(aggregator.next).lower(*arguments).compile()
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    return compiled.as_text() or "", analysis.temp_size_in_bytes
+
+
+@pytest.mark.parametrize("axes", [("clients",), ("clients", "model")])
+def test_devices_exchange_one_message_and_gather_nothing(axes):
+    auto = jax.sharding.AxisType.Auto
+    shape = {1: (8,), 2: (4, 2)}[len(axes)]
+    mesh = jax.make_mesh(shape, axes, axis_types=(auto,) * len(axes))
+    robust = fedagg.robust_aggregator(sum_over=fedagg.across(mesh))
+    spread = jax.NamedSharding(mesh, jax.P(*axes))
+    everywhere = jax.NamedSharding(mesh, jax.P())
+    updates = {"w": jax.ShapeDtypeStruct((16, 64, 4), jnp.float32, sharding=spread)}
+    state = jax.device_put(robust.init(None), everywhere)
+
+    text, _ = compiled_text_and_temporary_bytes(robust, state, updates)
+
+    # With a sharded model, partial norms of a device's clients are exchanged too.
+    gathered = re.findall(r"\w+\[([\d,]+)\]\S* (?:all-gather|all-to-all)\(", text)
+    assert all(math.prod(map(int, x.split(","))) <= 4 * 2 for x in gathered)
+    assert len(axes) == 2 or not gathered
+    assert "all-reduce" in text
+
+
+def test_one_client_at_a_time_needs_memory_for_fewer_than_four():
+    size = 50_000
+    robust = fedagg.robust_aggregator(sum_over=fedagg.in_chunks(1))
+    updates = {"w": jax.ShapeDtypeStruct((40, size), jnp.float32)}
+
+    _, temporary = compiled_text_and_temporary_bytes(robust, robust.init(None), updates)
+
+    assert temporary < 4 * 4 * size

@@ -317,3 +317,34 @@ def test_padding_clients_stacks_masks_and_counts():
 def test_padding_clients_says_what_is_wrong(datasets, message):
     with pytest.raises(ValueError, match=message):
         fedagg.pad_clients(datasets)
+
+
+def test_memory_does_not_grow_with_the_number_of_clients():
+    pool = jnp.asarray(RNG.normal(size=(500, 3)), jnp.float32)
+
+    def work(variables, index, key):
+        # A client is an index; its examples are looked up when its turn comes.
+        examples = pool[(index + jnp.arange(20)) % 500]
+        row = (examples, examples @ jnp.asarray(TRUE, jnp.float32)), jnp.ones(20, bool)
+        return train(variables, row, key)
+
+    train = fedagg.local_training(squared_error, optax.sgd(0.03), batch_size=5)
+    training = fedagg.federated_averaging(
+        work, optax.sgd(1.0), fedagg.robust_aggregator()
+    )
+
+    def temporary_bytes(clients):
+        rows = jax.ShapeDtypeStruct((clients,), jnp.int32)
+        compiled = (
+            jax.jit(training.next)
+            .lower(training.init(start()), rows, None, jax.random.key(0))
+            .compile()
+        )
+        analysis = compiled.memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
+
+    few, many = temporary_bytes(100_000), temporary_bytes(1_000_000)
+
+    # But for a number or two of each client: its index, its weight.
+    assert many - few <= 16 * 900_000

@@ -44,23 +44,29 @@ def norm(tree: PyTree, order: float = 2.0) -> jax.Array:
     NaN if there is a NaN in the tree. An L2 norm beyond the square root of the largest
     float (1.8e19 in float32) is infinity.
     """
-    x = ravel(tree)
+    vectors = _vectors(tree)
+    if not vectors:
+        return jnp.float32(0.0)
     if order == 2.0:
-        size = jnp.sqrt(jnp.sum(jnp.square(x)))
+        squares = [jnp.sum(jnp.square(x)) for x in vectors]
+        size = jnp.sqrt(jnp.sum(jnp.stack(squares)))
     elif order == 1.0:
-        size = jnp.sum(jnp.abs(x))
+        size = jnp.sum(jnp.stack([jnp.sum(jnp.abs(x)) for x in vectors]))
     else:
         # XLA's maximum over many entries leaves NaN out on a CPU.
-        has_nan = jnp.any(jnp.isnan(x))
-        size = jnp.where(has_nan, jnp.nan, jnp.max(jnp.abs(x), initial=0.0))
+        has_nan = jnp.any(jnp.stack([jnp.any(jnp.isnan(x)) for x in vectors]))
+        largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in vectors]))
+        size = jnp.where(has_nan, jnp.nan, largest)
     # Else XLA may work the size out again for each entry that depends on it.
     return jax.lax.optimization_barrier(size)
 
 
-def ravel(tree: PyTree) -> jax.Array:
-    """All leaves as one vector `[d]` of float32."""
+def _vectors(tree: PyTree) -> list[jax.Array]:
+    """The entries as float32 vectors: large leaves alone, the small ones together."""
     leaves = [wide(x).astype(jnp.float32).ravel() for x in jax.tree.leaves(tree)]
-    return jnp.concatenate(leaves) if leaves else jnp.zeros(0, jnp.float32)
+    large = [x for x in leaves if x.size > 2**12]
+    small = [x for x in leaves if 0 < x.size <= 2**12]
+    return [*large, jnp.concatenate(small)] if small else large
 
 
 def squared_norm(tree: PyTree) -> jax.Array:

@@ -63,7 +63,8 @@ def _dot(
     packs = pack([x.shape[1] for x in matrices], len(kept))
     columns = [concatenate([matrices[i] for i in pack]) for pack in packs]
     numbers = jnp.where(kept, factors, 0.0)
-    totals = [numbers @ x for x in columns]
+    # Full precision: an accelerator would round the factors to 10 bits or fewer.
+    totals = [jnp.matmul(numbers, x, precision="highest") for x in columns]
 
     def add(total: jax.Array, client: jax.Array):
         row = concatenate([x[client] for x in columns])

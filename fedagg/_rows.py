@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
     def scaling(self) -> tuple:
         """Equal for rows that are kept and scaled by the same."""
-        return tuple(map(id, self.factors)), tuple(map(id, self.kept))
+        return tuple(map(_same, self.factors)), tuple(map(_same, self.kept))
 
     def is_kept(self) -> jax.Array:
         return jnp.all(jnp.stack([jnp.bool_(True), *self.kept]))
@@ -129,7 +129,7 @@ class Client:
             case "broadcast_in_dim", x if self._is_number(x):
                 return [_Spread(self._number(x))]
             case "convert_element_type", x if _is_zero(x):
-                return [np.zeros((), parameters["new_dtype"])]
+                return [_Spread(np.zeros((), parameters["new_dtype"]))]
             case "reshape", Row() as x:
                 return [x]
             case "concatenate", Row() as x, *_ if all(
@@ -140,11 +140,13 @@ class Client:
                 return [x._replace(factors=(*x.factors, self._number(y)))]
             case "mul", y, Row() as x if self._is_number(y):
                 return [x._replace(factors=(*x.factors, self._number(y)))]
-            case "select_n", which, zero, Row() as x if _is_zero(zero):
+            case "select_n", which, zero, Row() as x if self._is_number(
+                which
+            ) and _is_zero(zero):
                 return [x._replace(kept=(*x.kept, self._number(which)))]
             case "abs", Row() as x:
                 return [_Entries(x, "absolute")]
-            case "square", Row() as x:
+            case "square" | "integer_pow", Row() as x if parameters.get("y", 2) == 2:
                 return [_Entries(x, "square")]
             case "ne", Row() as x, Row() as y if x is y:
                 return [_Entries(x, "is nan")]
@@ -234,6 +236,11 @@ def _(primals: tuple, tangents: tuple):
     return jax.jvp(
         lambda x: (jnp.max(jnp.abs(x)), jnp.sum(jnp.square(x))), primals, tangents
     )
+
+
+def _same(x: Any) -> Any:
+    """Equal for the same number: by value where tracing knows it."""
+    return id(x) if isinstance(x, jax.Array) else float(x)
 
 
 def _is_zero(x: Any) -> bool:

@@ -49,6 +49,14 @@ FOLDABLE = {
     ],
     "clipping, zeroing": [fedagg.clipping(2.0), fedagg.zeroing(0.7), fedagg.mean()],
     "absent when zeroed": [fedagg.zeroing(2.0, keep_weight=False), fedagg.mean()],
+    "a known factor": [
+        own_stage(lambda i, x, weight: 0.5 * x),
+        fedagg.clipping(1.0),
+        fedagg.mean(),
+    ],
+    "a zero of another dtype": [
+        own_stage(lambda i, x, weight: jnp.where(weight > 2.0, x, 0)),
+    ],
     "a factor for each leaf": [
         fedagg.clipping(2.0),
         own_stage(lambda i, x, weight: (weight + i) * x),
@@ -66,6 +74,12 @@ MORE_THAN_FOLDABLE = {
     "a sine": own_stage(lambda i, x, weight: jnp.sin(x)),
     "a threshold": own_stage(lambda i, x, weight: jnp.where(x > 0.0, x, 0.0)),
     "another fill": own_stage(lambda i, x, weight: jnp.where(weight > 2.0, x, 1.0)),
+    "a mask": own_stage(
+        lambda i, x, weight: jnp.where(np.arange(x.size).reshape(x.shape) < 3, x, 0.0)
+    ),
+    "a product with an array": own_stage(
+        lambda i, x, weight: x * np.arange(x.size, dtype=np.float32).reshape(x.shape)
+    ),
     "an order": own_stage(lambda i, x, weight: jnp.sort(x) if x.ndim else x),
     "a constant": own_stage(lambda i, x, weight: jnp.full((2000,), weight)),
     "a maximum": own_stage(lambda i, x, weight: x * jnp.max(x)),

@@ -8,8 +8,8 @@ import numpy as np
 
 import fedagg
 from benchmarks import reference
+from benchmarks.alternatives import ALTERNATIVES
 from benchmarks.inputs import Size
-from benchmarks.peers import PEERS
 from fedagg import Aggregator, Output
 
 PyTree = Any
@@ -25,7 +25,7 @@ class Case(NamedTuple):
     most: float = float("inf")  # entries n x d, beyond which it takes too long
 
 
-# Another aggregator is one more line here, and its peers, if any, one in PEERS.
+# Another aggregator is one more line here, and its peers, if any, one in ALTERNATIVES.
 CASES = {
     "sum": Case(lambda way: fedagg.aggregator(sum_over=way), reference.total),
     "mean": Case(
@@ -80,7 +80,7 @@ def rows(size: Size) -> Iterator[Row | Skipped]:
         for way, (sum_over, mesh) in _ways(case, size).items():
             aggregator = case.make(sum_over)
             yield Row(name, way, _with_key(aggregator), aggregator.init, mesh)
-        for peer, fn in PEERS.get(name, {}).items():
+        for peer, fn in ALTERNATIVES.get(name, {}).items():
             if fn is None:
                 yield Skipped(name, peer, "install fedagg[bench]")
             else:

@@ -106,7 +106,7 @@ def _clipped_mean_in_jax_privacy(microbatch_size: int | None) -> Peer | None:
 
 
 # Per aggregator, who else does the same work. None: not installed.
-PEERS: dict[str, dict[str, Peer | None]] = {
+ALTERNATIVES: dict[str, dict[str, Peer | None]] = {
     "sum": {
         "by hand": _sum_by_hand,
         "DrJAX": _in_drjax(lambda m, x, w: m.reduce_sum(x)),

@@ -81,7 +81,8 @@ def across(
     Each device sums its own clients with `inner`, and one `psum` of one message adds
     the devices up; further axes of the mesh are left to the compiler. Put the clients
     there with `NamedSharding(mesh, P(axis))`, and the state and the parameters with
-    `P()`, so that the second round does not compile anew.
+    `P()`, so that the second round does not compile anew. Leaves that are spread over
+    another axis as well need that axis to be of `jax.sharding.AxisType.Auto`.
 
     Args:
         mesh: the devices.
@@ -91,7 +92,8 @@ def across(
         inner: how a device sums its own clients. None chooses from the sizes.
 
     Raises:
-        ValueError: if the mesh has no such axis.
+        ValueError: if the mesh has no such axis; in a round, if a leaf is spread over
+            another axis that is explicit.
     """
     if axis not in mesh.axis_names:
         raise ValueError(
@@ -128,13 +130,24 @@ def across(
 
 
 def _spread(clients: PyTree, mesh: jax.sharding.Mesh, axis: str) -> PyTree:
-    """Puts the leading axis on a mesh axis that is explicit, part of the type."""
+    """Puts the leading axis on a mesh axis that is explicit, part of the type.
+
+    Raises:
+        ValueError: if a further axis of a leaf is on one too.
+    """
+    for path, x in _tree.leaves_with_names(clients):
+        spec = jax.typeof(x).sharding.spec
+        if any(spec[1:]):
+            raise ValueError(
+                f"across: {path} is spread over explicit axes of the mesh, {spec}; "
+                "make all but the first of type jax.sharding.AxisType.Auto, by "
+                "`axis_types` of jax.make_mesh."
+            )
     if mesh.abstract_mesh.axis_types[mesh.axis_names.index(axis)] != _EXPLICIT:
         return clients
 
     def spread(x: jax.Array) -> jax.Array:
-        spec = jax.P(axis, *jax.typeof(x).sharding.spec[1:])
-        return jax.sharding.reshard(x, jax.sharding.NamedSharding(mesh, spec))
+        return jax.sharding.reshard(x, jax.NamedSharding(mesh, jax.P(axis)))
 
     return jax.tree.map(spread, clients)
 

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from fedagg import _tree
-from fedagg._rows import Client, Row, concatenate, pack
+from fedagg._reductions import concatenate, pack
+from fedagg._rows import Client, Row
 from fedagg._types import PyTree
 
 
@@ -27,14 +28,13 @@ def sum_folded(fn: Callable[[PyTree], PyTree], clients: PyTree) -> PyTree:
     leaves, _ = _tree.flatten(clients)
     jaxpr, outputs = jax.make_jaxpr(fn, return_shape=True)(_tree.abstract_row(clients))
     outputs, structure = _tree.flatten(outputs)
-    shapes = [x.shape for x in outputs]
     n = len(leaves[0])
     rows: dict[int, Row] = {}  # by the position of the output
 
     def numbers_of(*leaves: jax.Array) -> tuple[dict, dict]:
         """What is summed as it is; factor and selection of each distinct scaling."""
         plain = {}
-        for i, x in enumerate(Client(leaves, n).evaluate(jaxpr, shapes)):
+        for i, x in enumerate(Client(leaves, n).evaluate(jaxpr, outputs)):
             if isinstance(x, Row):
                 rows[i] = x
             else:
@@ -51,7 +51,7 @@ def sum_folded(fn: Callable[[PyTree], PyTree], clients: PyTree) -> PyTree:
         totals = _dot(factors, kept, [leaves[rows[i].leaves[0]] for i in alike])
         sums.update(zip(alike, totals, strict=True))
     return _tree.unflatten(
-        structure, [sums[i].reshape(shape) for i, shape in enumerate(shapes)]
+        structure, [sums[i].reshape(x.shape) for i, x in enumerate(outputs)]
     )
 
 
@@ -63,26 +63,39 @@ def _dot(
     packs = pack([x.shape[1] for x in matrices], len(kept))
     columns = [concatenate([matrices[i] for i in pack]) for pack in packs]
     numbers = jnp.where(kept, factors, 0.0)
-    # Full precision: an accelerator would round the factors to 10 bits or fewer.
-    totals = [jnp.matmul(numbers, x, precision="highest") for x in columns]
-
-    def add(total: jax.Array, client: jax.Array):
-        row = concatenate([x[client] for x in columns])
-        return total + jnp.where(kept[client], factors[client] * row, 0.0), None
+    totals = [_matmul(numbers, x) for x in columns]
 
     def one_by_one() -> list[jax.Array]:
-        zero = jnp.zeros(sum(x.size for x in totals), jnp.float32)
-        total, _ = jax.lax.scan(add, zero, jnp.arange(len(kept)))
-        return _split(total, [x.size for x in totals])
+        def add(client: jax.Array, totals: list[jax.Array]) -> list[jax.Array]:
+            factor, is_kept = factors[client], kept[client]
+            rows = [factor * x[client].astype(jnp.float32) for x in columns]
+            return _tree.add(totals, _tree.keep(is_kept, rows))
+
+        return jax.lax.fori_loop(0, len(kept), add, _tree.zeros(totals))
 
     # Zero times a client that is not kept is NaN where the client holds one.
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in totals]))
-    totals = jax.lax.cond(finite | jnp.all(kept), lambda: totals, one_by_one)
+    squares = jnp.stack([jnp.vdot(x, x) for x in totals])
+    is_sound = jnp.isfinite(jnp.sum(squares)) | jnp.all(kept)
+    totals = jax.lax.cond(is_sound, lambda: totals, one_by_one)
     sums = {}
     for positions, total in zip(packs, totals, strict=True):
         sizes = [matrices[i].shape[1] for i in positions]
         sums.update(zip(positions, _split(total, sizes), strict=True))
     return [sums[i] for i in range(len(leaves))]
+
+
+def _matmul(numbers: jax.Array, x: jax.Array) -> jax.Array:
+    """The numbers `[n]` times a float32 or bfloat16 matrix `[n, k]`, to float32."""
+    if x.dtype == jnp.float32:
+        # Full precision: an accelerator would round the factors to 10 bits or fewer.
+        return jnp.matmul(numbers, x, precision="highest")
+    parts = []
+    for _ in range(3):  # of 8 bits each, whose products with bfloat16 are exact
+        part = jax.lax.reduce_precision(numbers, exponent_bits=8, mantissa_bits=7)
+        parts.append(part.astype(jnp.bfloat16))
+        numbers -= part
+    product = jnp.matmul(jnp.stack(parts), x, preferred_element_type=jnp.float32)
+    return jnp.sum(product, axis=0)
 
 
 def _split(vector: jax.Array, sizes: list[int]) -> list[jax.Array]:

@@ -18,6 +18,7 @@ PACKAGE = pathlib.Path(fedagg.__file__).parent
 LAYERS = [
     {"_types"},
     {"_tree"},
+    {"_reductions"},
     {"_rows"},
     {"_folding"},
     {"_bounds", "_chain", "_execution"},

@@ -217,3 +217,13 @@ def test_one_client_at_a_time_needs_memory_for_fewer_than_four():
     _, temporary = compiled_text_and_temporary_bytes(robust, robust.init(None), updates)
 
     assert temporary < 4 * 4 * size
+
+
+def test_a_leaf_on_a_second_explicit_axis_is_an_error_that_says_what_to_do():
+    mesh = jax.make_mesh((4, 2), ("clients", "model"))
+    sharding = jax.NamedSharding(mesh, jax.P("clients", "model"))
+    updates = {"w": jax.device_put(jnp.ones((8, 6)), sharding)}
+    robust = fedagg.robust_aggregator(sum_over=fedagg.across(mesh))
+
+    with pytest.raises(ValueError, match=r"across: .*'w'.*AxisType.Auto"):
+        jax.jit(robust.next)(robust.init(None), updates)

@@ -162,7 +162,45 @@ def test_what_does_more_to_a_client_goes_the_plain_way(stage):
     assert_close(default, plain)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int32"])
+@pytest.mark.parametrize("poison", [0.0, np.nan])
+@pytest.mark.parametrize("halves", ["w", "bs", "bsw"])
+def test_rows_in_bfloat16_are_summed_in_full_precision(halves, poison):
+    updates = make_updates(n=9, b=(3,), s=(), w=(400, 50))
+    updates |= {name: updates[name].astype("bfloat16") for name in halves}
+    weights = jnp.arange(9.0) / 3.0 + 0.1234567
+    is_kept = np.arange(9) != 4
+    rows = {k: np.asarray(x, np.float64)[is_kept] for k, x in updates.items()}
+    updates["s"] = updates["s"].at[4].set(poison)
+
+    def fn(client):
+        value, weight, is_kept = client
+        wide = {name: x.astype(jnp.float32) for name, x in value.items()}
+        scaled = {name: weight * x for name, x in wide.items()}
+        squares = jnp.sum(jnp.square(wide["w"]))
+        kept = {name: jnp.where(is_kept, x, 0.0) for name, x in scaled.items()}
+        return kept, jnp.where(is_kept, squares, 0.0)
+
+    total, squares = sum_folded(fn, (updates, weights, jnp.asarray(is_kept)))
+
+    numbers = np.asarray(weights, np.float64)[is_kept]
+    for name, x in rows.items():
+        assert_close(total[name], np.tensordot(numbers, x, 1))
+    np.testing.assert_allclose(squares, np.sum(rows["w"] ** 2), rtol=1e-5)
+
+
+def test_what_rounds_in_bfloat16_is_not_folded():
+    updates = {"w": make_updates()["w"].astype("bfloat16")}
+    third = own_stage(lambda i, x, weight: x * jnp.bfloat16(1 / 3))
+
+    assert not is_folded([third], updates, jnp.ones(7))
+    default, plain = default_and_plain([third], updates, jnp.ones(7))
+
+    assert_close(
+        default.value["w"].astype(jnp.float32), plain.value["w"].astype(jnp.float32)
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int32"])
 def test_other_dtypes_go_the_plain_way(dtype):
     updates = make_updates()
     updates["b"] = (10 * updates["b"]).astype(dtype)

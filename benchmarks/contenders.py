@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import fedagg
@@ -21,7 +22,8 @@ class Case(NamedTuple):
 
     make: Callable[[SumOver | None], Aggregator]  # from a way to sum
     expected: Callable[[np.ndarray, np.ndarray], np.ndarray]  # (stack, weights) -> [d]
-    is_rule: bool = False  # a rule takes no way to sum
+    ways: tuple[str, ...] = ()  # the only ways to sum to measure; none: all
+    spoil: Callable[[jax.Array], jax.Array] = lambda stack: stack  # done to [n, d]
     most: float = float("inf")  # entries n x d, beyond which it takes too long
 
 
@@ -44,10 +46,16 @@ CASES = {
     "robust": Case(
         lambda way: fedagg.robust_aggregator(sum_over=way), reference.robust_mean
     ),
+    "robust, one NaN": Case(
+        lambda way: fedagg.robust_aggregator(sum_over=way),
+        reference.robust_mean,
+        ways=("default", "in_chunks(1)"),
+        spoil=lambda stack: stack.at[-1, 0].set(jnp.nan),
+    ),
     "median": Case(
         lambda way: fedagg.aggregator(rule=fedagg.median()),
         reference.median,
-        is_rule=True,
+        ways=("default",),  # a rule takes no way to sum
         most=1e7,
     ),
 }
@@ -77,9 +85,9 @@ def rows(size: Size) -> Iterator[Row | Skipped]:
         if size.clients * size.parameters > case.most:
             yield Skipped(name, "all", f"slow above {case.most:,.0f} entries")
             continue
-        for way, (sum_over, mesh) in _ways(case, size).items():
-            aggregator = case.make(sum_over)
-            yield Row(name, way, _with_key(aggregator), aggregator.init, mesh)
+        for way, (sum_over, mesh) in _ways(size).items():
+            if way in (case.ways or (way,)):
+                yield _row(name, way, sum_over, mesh)
         for peer, fn in ALTERNATIVES.get(name, {}).items():
             if fn is None:
                 yield Skipped(name, peer, "install fedagg[bench]")
@@ -87,11 +95,29 @@ def rows(size: Size) -> Iterator[Row | Skipped]:
                 yield Row(name, peer, _as_round(fn), lambda template: ())
 
 
-def _ways(case: Case, size: Size) -> dict[str, tuple]:
-    ways: dict[str, tuple] = {"default": (None, None)}
-    if case.is_rule:
-        return ways
-    ways["at_once()"] = (fedagg.at_once(), None)
+def default_row(name: str) -> Row:
+    """An aggregator by the default way to sum."""
+    return _row(name, "default", None, None)
+
+
+def is_picked(way: str) -> bool:
+    """Whether this is a way to sum that a user may pick by hand, on one device."""
+    return way.startswith(("at_once(", "in_chunks("))
+
+
+def _row(
+    name: str, way: str, sum_over: SumOver | None, mesh: jax.sharding.Mesh | None
+) -> Row:
+    aggregator = CASES[name].make(sum_over)
+    return Row(name, way, _with_key(aggregator), aggregator.init, mesh)
+
+
+def _ways(size: Size) -> dict[str, tuple]:
+    """Per way to sum, the argument for it and the mesh for its clients."""
+    ways: dict[str, tuple] = {
+        "default": (None, None),
+        "at_once()": (fedagg.at_once(), None),
+    }
     for chunk in (1, 8, 64):
         if chunk < size.clients:  # else it is at_once()
             ways[f"in_chunks({chunk})"] = (fedagg.in_chunks(chunk), None)

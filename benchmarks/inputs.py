@@ -1,5 +1,6 @@
 """What the clients sent: the same random numbers, as trees of three kinds."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,22 +20,34 @@ class Size(NamedTuple):
         return f"{self.clients} x {self.parameters:,}"
 
 
-def make_stack(size: Size) -> jax.Array:
-    """Random normal updates as one array `[n, d]` float32.
+def make_update(client: jax.Array, parameters: int) -> jax.Array:
+    """A client's random normal update as `[d]` float32.
 
     Norms are near 0.5, 0.8, 1.25 and 2, so that a bound of 1 clips half of the clients.
     One client in 16 has an entry of 100, which zeroing takes out.
     """
-    n, d = size
+    key = jax.random.fold_in(jax.random.key(0), client)
+    norm = jnp.array([0.5, 0.8, 1.25, 2.0])[client % 4]
+    x = jax.random.normal(key, (parameters,), jnp.float32)
+    x = x * (norm / math.sqrt(parameters))
+    middle = parameters // 2
+    return x.at[middle].set(jnp.where(client % 16 == 0, 100.0, x[middle]))
 
-    @jax.jit
-    def make() -> jax.Array:
-        x = jax.random.normal(jax.random.key(0), (n, d), jnp.float32)
-        norms = jnp.tile(jnp.array([0.5, 0.8, 1.25, 2.0]), -(-n // 4))[:n]
-        x = x * (norms / math.sqrt(d))[:, None]
-        return x.at[::16, d // 2].set(100.0)
 
-    return make()
+def make_stack(size: Size) -> jax.Array:
+    """All updates as one array `[n, d]` float32."""
+    make = jax.vmap(lambda client: make_update(client, size.parameters))
+    return jax.jit(make)(jnp.arange(size.clients, dtype=jnp.int32))
+
+
+def make_tree(size: Size, leaves: int, dtype: jax.typing.DTypeLike) -> PyTree:
+    """All updates as a tree, made one by one: nothing else of their size is held."""
+
+    def one(client: jax.Array) -> PyTree:
+        return _cut_traced(make_update(client, size.parameters).astype(dtype), leaves)
+
+    clients = jnp.arange(size.clients, dtype=jnp.int32)
+    return jax.jit(lambda clients: jax.lax.map(one, clients))(clients)
 
 
 def make_weights(size: Size) -> jax.Array:
@@ -44,20 +57,38 @@ def make_weights(size: Size) -> jax.Array:
 
 def as_tree(stack: jax.Array, leaves: int) -> PyTree:
     """The columns of a stack cut into `leaves` leaves `[n, ...]`, each its own copy."""
-    n, d = stack.shape
-    shapes = TREES[leaves](d)
-    assert len(shapes) == leaves and sum(map(math.prod, shapes)) == d
+    return jax.jit(jax.vmap(lambda row: _cut_traced(row, leaves)))(stack)
 
-    @jax.jit
-    def cut(stack: jax.Array) -> PyTree:
-        tree, start = {}, 0
-        for i, shape in enumerate(shapes):
-            end = start + math.prod(shape)
-            tree[f"leaf{i:03}"] = stack[:, start:end].reshape(n, *shape)
-            start = end
-        return tree
 
-    return cut(stack)
+def cut(row: Any, leaves: int) -> PyTree:
+    """One client's parameters `[d]`, of NumPy or JAX, as a tree of `leaves` leaves."""
+    return {
+        name: row[start : start + math.prod(shape)].reshape(shape)
+        for name, (start, shape) in _places(len(row), leaves).items()
+    }
+
+
+def _cut_traced(row: jax.Array, leaves: int) -> PyTree:
+    """The same, quicker to compile: of unknown starts, slices of a size are alike."""
+    names, places = zip(*_places(len(row), leaves).items(), strict=True)
+    starts, shapes = zip(*places, strict=True)
+    starts = jax.lax.optimization_barrier([jnp.int32(start) for start in starts])
+    slices = [
+        jax.lax.dynamic_slice(row, (start,), (math.prod(shape),)).reshape(shape)
+        for start, shape in zip(starts, shapes, strict=True)
+    ]
+    return dict(zip(names, slices, strict=True))
+
+
+def _places(parameters: int, leaves: int) -> dict[str, tuple[int, Shape]]:
+    """Per leaf where it starts, and its shape."""
+    shapes = TREES[leaves](parameters)
+    ends = list(itertools.accumulate(map(math.prod, shapes)))
+    assert len(shapes) == leaves and ends[-1] == parameters
+    return {
+        f"leaf{i:03}": (end - math.prod(shape), shape)
+        for i, (end, shape) in enumerate(zip(ends, shapes, strict=True))
+    }
 
 
 def as_vector(tree: PyTree) -> jax.Array:

@@ -3,19 +3,19 @@
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from benchmarks.contenders import Row
-from benchmarks.inputs import as_vector
+from benchmarks.contenders import CASES, Row
+from benchmarks.inputs import Size, as_vector, make_stack, make_weights
+from fedagg import Output
 
 PyTree = Any
 
 _MOST_TEMPORARY_BYTES = 6e9
-_TOLERANCE = 1e-5
 
 
 class Measured(NamedTuple):
@@ -27,8 +27,37 @@ class Measured(NamedTuple):
     temporary_bytes: float  # of the compiled program; NaN where it does not say
 
 
-def compile_read(weights: jax.Array, stack: jax.Array) -> Callable[[], Any]:
-    """The floor of a round: one read of all bytes, as a product with a vector."""
+class Compiled(NamedTuple):
+    """A round, ready to run again and again."""
+
+    run: Callable[[], Output]
+    seconds: float  # tracing and compiling
+    temporary_bytes: float  # NaN where the program does not say
+
+
+class Workload(NamedTuple):
+    """What the rows of one size share."""
+
+    stack: jax.Array  # [n, d]
+    weights: jax.Array  # [n]
+    read: Callable[[], Any]  # the floor of a round
+    expected: dict[str, np.ndarray]  # per aggregator [d]
+
+
+def prepare(size: Size, names: Iterable[str]) -> Workload:
+    """Makes the updates, and what each of the named aggregators should give."""
+    stack, weights = make_stack(size), make_weights(size)
+    expected = {
+        name: CASES[name].expected(
+            np.asarray(CASES[name].spoil(stack)), np.asarray(weights, np.float64)
+        )
+        for name in names
+    }
+    return Workload(stack, weights, _compile_read(weights, stack), expected)
+
+
+def _compile_read(weights: jax.Array, stack: jax.Array) -> Callable[[], Any]:
+    """One read of all bytes, as a product with a vector."""
     compiled = jax.jit(lambda w, x: w @ x).lower(weights, stack).compile()
     return lambda: compiled(weights, stack)
 
@@ -39,21 +68,12 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(
-    row: Row, tree: PyTree, weights: jax.Array, want: np.ndarray, read: Callable
-) -> Measured | str:
-    """Compiles, checks and times one row; else gives the reason why not.
+def median_seconds(run: Callable[[], Any], repetitions: int = 20) -> float:
+    return statistics.median(seconds(run) for _ in range(repetitions))
 
-    Args:
-        row: what runs.
-        tree: the updates, leaves `[n, ...]`.
-        weights: `[n]`.
-        want: the value that must come out, `[d]`.
-        read: the plain read.
 
-    Raises:
-        AssertionError: if another value comes out.
-    """
+def compile_round(row: Row, tree: PyTree, weights: jax.Array) -> Compiled:
+    """Compiles a row's round for updates with leaves `[n, ...]`."""
     state = row.init(jax.tree.map(lambda x: x[0], tree))
     arguments = _place(row.mesh, state, tree, weights)
     start = time.perf_counter()
@@ -61,14 +81,25 @@ def measure(
     compile_seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     temporary = math.nan if memory is None else memory.temp_size_in_bytes
+    return Compiled(lambda: compiled(*arguments), compile_seconds, temporary)
+
+
+def measure(row: Row, tree: PyTree, workload: Workload) -> Measured | str:
+    """Compiles, checks and times one row; else gives the reason why not.
+
+    Raises:
+        AssertionError: if another value than expected comes out.
+    """
+    run, compile_seconds, temporary = compile_round(row, tree, workload.weights)
     if temporary > _MOST_TEMPORARY_BYTES:
         return f"{temporary / 1e6:,.0f} MB of temporaries"
 
-    _check(row, np.asarray(as_vector(compiled(*arguments).value)), want)
+    got = np.asarray(as_vector(run().value))
+    check(f"{row.aggregator}, {row.way}", got, workload.expected[row.aggregator])
     turns = []
     start = time.perf_counter()
     while not _enough(len(turns), time.perf_counter() - start):
-        turns.append((seconds(read), seconds(lambda: compiled(*arguments))))
+        turns.append((seconds(workload.read), seconds(run)))
     ratio = statistics.median(mine / plain for plain, mine in turns)
     milliseconds = 1e3 * statistics.median(mine for _, mine in turns)
     return Measured(ratio, milliseconds, compile_seconds, temporary)
@@ -87,14 +118,17 @@ def _place(mesh: jax.sharding.Mesh | None, state: PyTree, *clients: PyTree) -> t
     return jax.device_put(state, everywhere), *jax.device_put(clients, spread)
 
 
-def _check(row: Row, got: np.ndarray, want: np.ndarray) -> None:
+def check(
+    what: str, got: np.ndarray, want: np.ndarray, tolerance: float = 1e-5
+) -> None:
     """A wrong row must not look fast.
 
     An entry may be off by the tolerance times its size, or the median entry's.
+
+    Raises:
+        AssertionError: if an entry is off by more.
     """
-    allowed = _TOLERANCE * (np.abs(want) + np.median(np.abs(want)))
+    allowed = tolerance * (np.abs(want) + np.median(np.abs(want)))
     worst = np.max(np.abs(got - want) / allowed)
     if not worst <= 1.0:
-        raise AssertionError(
-            f"{row.aggregator}, {row.way}: an entry is off by {worst:.3g} tolerances."
-        )
+        raise AssertionError(f"{what}: an entry is off by {worst:.3g} tolerances.")

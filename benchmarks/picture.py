@@ -1,11 +1,16 @@
-"""The table as a picture: how many plain reads a round costs."""
+"""Tables as pictures: how many plain reads a round costs, and how that grows."""
 
 from pathlib import Path
 
 from benchmarks.measuring import Measured
-from benchmarks.report import Cell, Line
+from benchmarks.table import Cell, Line
 
 Point = tuple[str, str, float]  # aggregator, way to sum, ratio to the plain read
+# What grows, what is fixed, the steps, and for each curve its milliseconds.
+Panel = tuple[str, str, list[int], dict[str, list[float]]]
+
+_STYLES = {"plain read": "k--", "mean": "tab:blue", "robust": "tab:red"}
+_MARKERS = {"1 leaf": "o", "6 leaves": "s", "150 leaves": "^"}
 
 _MARKS = {
     "default": ("tab:red", "D"),
@@ -28,13 +33,9 @@ def draw(cells: list[tuple[Cell, list[Line]]], title: str, path: Path) -> None:
     Raises:
         ImportError: without matplotlib, which comes with fedagg[bench].
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     sizes = list(dict.fromkeys(cell.size for cell, _ in cells))
     trees = list(dict.fromkeys(cell.leaves for cell, _ in cells))
-    figure = Figure((3.0 + 3.5 * len(trees), 1.6 + 2.5 * len(sizes)), dpi=110)
-    FigureCanvasAgg(figure)
+    figure = _figure(3.0 + 3.5 * len(trees), 1.6 + 2.5 * len(sizes), title)
     panels = figure.subplots(
         len(sizes), len(trees), sharex=True, sharey=True, squeeze=False
     )
@@ -50,12 +51,48 @@ def draw(cells: list[tuple[Cell, list[Line]]], title: str, path: Path) -> None:
     largest = max((x for part in points.values() for *_, x in part), default=1.0)
     panels[0][0].set_xlim(0.7, 1.5 * largest)
     ways = [way for way in _MARKS | handles if way in handles]
+    _finish(figure, {way: handles[way] for way in ways}, 2 + 2 * len(trees), path)
+
+
+def draw_curves(panels: list[Panel], title: str, path: str) -> None:
+    """One panel for each of what grows; a line for each tree and aggregator.
+
+    Raises:
+        ImportError: without matplotlib, which comes with fedagg[bench].
+    """
+    figure = _figure(4.5 * len(panels), 4.5, title)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    handles = {}
+    for axis, (grows, fixed, steps, curves) in zip(axes, panels, strict=True):
+        for name, milliseconds in curves.items():
+            style = _STYLES[name.split(",")[0]]
+            marker = _MARKERS.get(name.split(", ")[-1], "")
+            (handles[name],) = axis.loglog(steps, milliseconds, style, marker=marker)
+        axis.set_title(f"at {fixed}", fontsize=9)
+        axis.set_xlabel(grows)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("ms")
+    _finish(figure, handles, 4, path)
+
+
+def _figure(width: float, height: float, title: str):
+    """A figure that needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), dpi=110)
+    FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _finish(figure, handles: dict, columns: int, path: Path | str) -> None:
+    """Puts the legend below the panels, and writes the file."""
     figure.legend(
-        [handles[way] for way in ways],
-        ways,
+        list(handles.values()),
+        list(handles),
         loc="lower center",
-        ncols=2 + 2 * len(trees),
+        ncols=columns,
         fontsize=8,
         frameon=False,
     )

@@ -7,6 +7,8 @@ import numpy as np
 Stack = np.ndarray  # [n, d]
 Weights = np.ndarray  # [n]
 
+_ZERO = 21.0  # what zeroing starts from
+
 
 def total(stack: Stack, weights: Weights) -> np.ndarray:
     return _sum(stack, np.ones_like(weights), lambda row: row)
@@ -26,9 +28,17 @@ def weighted_clipped_mean(stack: Stack, weights: Weights) -> np.ndarray:
 
 def robust_mean(stack: Stack, weights: Weights) -> np.ndarray:
     def zero_and_clip(row: np.ndarray) -> np.ndarray:
-        return _clip(row) if np.abs(row).max() <= 21.0 else np.zeros_like(row)
+        return _clip(row) if np.abs(row).max() <= _ZERO else np.zeros_like(row)
 
     return _sum(stack, weights, zero_and_clip) / weights.sum()
+
+
+def robust_mean_of_columns(
+    columns: np.ndarray, largest: np.ndarray, norms: np.ndarray, weights: Weights
+) -> np.ndarray:
+    """Some columns `[n, k]`, of clients whose largest entries and norms are known."""
+    factors = np.where(largest <= _ZERO, np.minimum(1.0, 1.0 / norms), 0.0)
+    return (weights * factors) @ columns / weights.sum()
 
 
 def median(stack: Stack, weights: Weights) -> np.ndarray:
@@ -43,4 +53,4 @@ def _sum(stack: Stack, weights: Weights, fn: Callable) -> np.ndarray:
 
 
 def _clip(row: np.ndarray) -> np.ndarray:
-    return row * min(1.0, 1.0 / np.linalg.norm(row))
+    return row * min(1.0, 1.0 / np.sqrt(np.sum(row * row)))

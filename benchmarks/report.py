@@ -1,87 +1,40 @@
-"""The table, printed and kept as it grows, and the picture."""
+"""What a benchmark has to say, printed and kept as it grows."""
 
 import datetime
 import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import TextIO
 
 import jax
 
-from benchmarks.inputs import Size
-from benchmarks.measuring import Measured
-
-_HEADER = (
-    f"| {'aggregator':21} | {'way to sum':19} | {'x read':>7} | {'ms':>8} "
-    f"| {'compile s':>9} | {'temporary MB':>12} |"
-)
-_RULE = (
-    f"| {'-' * 21} | {'-' * 19} | {'-' * 6}: | {'-' * 7}: | {'-' * 8}: | {'-' * 11}: |"
-)
-
-
-class Cell(NamedTuple):
-    """What a part of the table is about."""
-
-    size: Size
-    leaves: int
-    read_milliseconds: float
-
-    def __str__(self) -> str:
-        leaves = "1 leaf" if self.leaves == 1 else f"{self.leaves} leaves"
-        return f"{self.size} parameters, {leaves}"
-
-
-class Line(NamedTuple):
-    """A line of the table."""
-
-    aggregator: str
-    way: str
-    measured: Measured | str  # or the reason why nothing was
+_PACKAGES = ("fedagg", "jax", "jaxlib", "numpy", "optax", "drjax", "jax-privacy")
 
 
 class Report:
-    """Prints, and writes the same to a file."""
+    """Prints, and writes the same to a file, if there is one."""
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, title: str, path: Path | str | None):
+        self._title = title
+        self._path = None if path is None else Path(path)
+        self._file: TextIO | None = None
 
     def __enter__(self) -> "Report":
-        self._file = self._path.open("w")
-        self._say(_describe_run())
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("w")
+        self.say(f"# {self._title}\n\n{_describe_run()}")
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
-    def begin(self, cell: Cell) -> None:
-        gigabytes = 4e-9 * cell.size.clients * cell.size.parameters
-        speed = 1e3 * gigabytes / cell.read_milliseconds
-        self._say(
-            f"\n## {cell}\n\nA plain read of the {gigabytes:.3g} GB takes "
-            f"{cell.read_milliseconds:.2f} ms, "
-            f"{speed:.0f} GB/s.\n\n{_HEADER}\n{_RULE}"
-        )
-
-    def line(self, line: Line) -> Line:
-        start = f"| {line.aggregator:21} | {line.way:19} |"
-        if isinstance(line.measured, str):
-            self._say(f"{start} skipped: {line.measured} | | | |")
-        else:
-            ratio, ms, compiling, temporary = line.measured
-            self._say(
-                f"{start} {ratio:7.2f} | {ms:8.2f} | {compiling:9.2f} "
-                f"| {temporary / 1e6:12,.2f} |"
-            )
-        return line
-
-    def end(self, seconds: float) -> None:
-        self._say(f"\nThis took {seconds:.0f} seconds.")
-
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
         print(text, flush=True)
-        print(text, file=self._file, flush=True)
+        if self._file is not None:
+            print(text, file=self._file, flush=True)
 
 
 def describe_device() -> str:
@@ -90,17 +43,28 @@ def describe_device() -> str:
     return f"{kind} ({_processor()}, {os.cpu_count()} cores)"
 
 
+def markdown(rows: list[list[str]]) -> str:
+    """A table whose first row is the header."""
+    header, *others = rows
+    rule = ["---", *(len(header) - 1) * ["---:"]]
+    return "\n".join(map(markdown_row, (header, rule, *others)))
+
+
+def markdown_row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def count_leaves(leaves: int) -> str:
+    return "1 leaf" if leaves == 1 else f"{leaves} leaves"
+
+
 def _describe_run() -> str:
     versions = ", ".join(map(_version, _PACKAGES))
     return (
-        "# Throughput, float32\n\n"
         f"- Device: {describe_device()}\n"
         f"- Versions: Python {platform.python_version()}, {versions}\n"
         f"- Date: {datetime.date.today()}"
     )
-
-
-_PACKAGES = ("fedagg", "jax", "jaxlib", "numpy", "optax", "drjax", "jax-privacy")
 
 
 def _version(package: str) -> str:

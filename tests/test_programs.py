@@ -1,4 +1,4 @@
-"""The demo and the benchmark run as a user would run them."""
+"""The demo and the benchmarks run as a user would run them."""
 
 import pathlib
 import re
@@ -37,4 +37,28 @@ def test_the_benchmark_prints_and_keeps_its_table(tmp_path):
 
     rows = re.findall(r"^\| robust +\| default +\| +([\d.]+)", shown, re.M)
     assert len(rows) == 1 and float(rows[0]) > 0.0
+    assert re.search(r"^\| robust, one NaN +\| default +\| +[\d.]+ ", shown, re.M)
+    assert re.search(r"^\| 8 x 3,000 parameters, 6 leaves \| .*in_chunks", shown, re.M)
     assert (tmp_path / "cpu.md").read_text() in shown + "\n"
+
+
+def test_scaling_prints_and_keeps_a_table_with_fits(tmp_path):
+    shown = run(
+        *["-m", "benchmarks.scaling", "--out", str(tmp_path), "--leaves", "6"],
+        *["--clients", "4", "8", "--parameters", "3000", "6000", "--base", "8x3000"],
+    )
+
+    assert len(re.findall(r"^\| exponent \| +-?[\d.]+ \|", shown, re.M)) == 2
+    assert (tmp_path / "scaling-cpu.md").read_text() in shown + "\n"
+    assert (tmp_path / "scaling-cpu.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_accelerator_benchmark_runs_on_a_cpu_and_says_so(tmp_path):
+    shown = run(
+        *["-m", "benchmarks.accelerator", "--out", str(tmp_path)],
+        *["--sizes", "16x3000", "--leaves", "6"],
+    )
+
+    assert "This is no accelerator" in shown
+    assert len(re.findall(r"^\| 16 x 3,000 \| \w+ \| 6 \| [\d.]+ \|", shown, re.M)) == 2
+    assert (tmp_path / "cpu-accelerator.md").read_text() in shown + "\n"

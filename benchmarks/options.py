@@ -1,0 +1,24 @@
+"""Options that the commands have in common."""
+
+import argparse
+from pathlib import Path
+
+from benchmarks.inputs import TREES, Size
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parser(command: str) -> argparse.ArgumentParser:
+    """A parser with `--leaves` and `--out`, each None if it is not given."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{command}")
+    parser.add_argument("--leaves", nargs="+", type=int, choices=list(TREES))
+    parser.add_argument("--out", type=Path, help="a folder for what is written")
+    return parser
+
+
+def size(text: str) -> Size:
+    """Reads clients x parameters, such as `64x1_000_000`."""
+    clients, parameters = (int(part.replace("_", "")) for part in text.split("x"))
+    if clients < 1 or parameters < 3000:
+        raise argparse.ArgumentTypeError(f"too small: {text}")
+    return Size(clients, parameters)

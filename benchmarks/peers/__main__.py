@@ -1,0 +1,129 @@
+"""Times peers in environments of their own: `python -m benchmarks.peers`."""
+
+import argparse
+import itertools
+import time
+from pathlib import Path
+
+from benchmarks import options
+from benchmarks.contenders import CASES
+from benchmarks.inputs import TREES, Size
+from benchmarks.peers.environments import (
+    PEERS,
+    CannotRun,
+    find_python,
+    make_environment,
+    versions,
+)
+from benchmarks.peers.running import ROOT, Line, measure
+from benchmarks.report import Report, count_leaves
+from benchmarks.throughput import SIZES
+
+_HEADER = (
+    f"| {'aggregator':12} | {'peer':7} | {'what it calls':41} "
+    f"| {'x read':>7} | {'ms':>8} | {'read ms':>7} |\n"
+    f"| {'-' * 12} | {'-' * 7} | {'-' * 41} | {'-' * 6}: | {'-' * 7}: | {'-' * 6}: |"
+)
+
+
+def main() -> None:
+    chosen = _options()
+    title, path = "Peers in environments of their own, float32", chosen.out / "peers.md"
+    with Report(title, path) as report:
+        ready = _prepare(chosen, report)
+        start = time.perf_counter()
+        lines = _measure(ready, chosen, report)
+        for leaves, size in itertools.product(chosen.leaves, chosen.sizes):
+            part = [line for line in lines if line[:2] == (size, leaves)]
+            if part:
+                report.say(f"\n## {_cell(size, leaves)}\n\n{_table(part)}")
+        report.say(f"\nThis took {time.perf_counter() - start:.0f} seconds.")
+
+
+def _prepare(chosen: argparse.Namespace, report: Report) -> dict[str, Path]:
+    """Per peer that can run, the interpreter of its environment."""
+    ready = {}
+    for key in chosen.peers:
+        peer = PEERS[key]
+        try:
+            python = find_python(peer, chosen.python)
+            ready[key] = make_environment(peer, python, chosen.environments / key)
+            report.say(f"- {peer.name}: {versions(peer, ready[key])}")
+        except CannotRun as reason:
+            report.say(f"- {peer.name}: skipped, {reason}")
+    return ready
+
+
+def _measure(
+    ready: dict[str, Path], chosen: argparse.Namespace, report: Report
+) -> list[Line]:
+    end = time.perf_counter() + 60.0 * chosen.minutes
+    lines = []
+    for key, python in ready.items():
+        peer, log = PEERS[key], chosen.environments / f"{key}.log"
+        try:
+            for line in measure(peer, python, chosen.sizes, chosen.leaves, end, log):
+                print(_progress(line), flush=True)
+                lines.append(line)
+        except CannotRun as reason:
+            report.say(f"\n{peer.name} stopped: {reason}")
+    return lines
+
+
+def _progress(line: Line) -> str:
+    skipped = isinstance(line.measured, str)
+    result = line.measured if skipped else f"{line.measured[0]:.1f} reads"
+    cell = _cell(line.size, line.leaves)
+    return f"{cell}, {line.peer}, {line.aggregator}, {line.calls}: {result}"
+
+
+def _cell(size: Size, leaves: int) -> str:
+    return f"{size} parameters, {count_leaves(leaves)}"
+
+
+def _table(lines: list[Line]) -> str:
+    order = list(CASES)
+    lines = sorted(lines, key=lambda line: order.index(line.aggregator))
+    return "\n".join([_HEADER, *map(_row, lines)])
+
+
+def _row(line: Line) -> str:
+    start = f"| {line.aggregator:12} | {line.peer:7} | {line.calls:41} |"
+    if isinstance(line.measured, str):
+        return f"{start} skipped: {line.measured} | | |"
+    ratio, ms, read = line.measured
+    return f"{start} {ratio:7.1f} | {ms:8.1f} | {read:7.2f} |"
+
+
+def _options() -> argparse.Namespace:
+    parser = options.parser("peers")
+    parser.add_argument(
+        "--quick", action="store_true", help="the middle size alone, 1 leaf"
+    )
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=options.size,
+        help="clients x parameters, such as 64x1000000; at least 3000 parameters",
+    )
+    parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
+    parser.add_argument(
+        "--minutes", type=float, default=15.0, help="start no row after so long"
+    )
+    parser.add_argument(
+        "--environments",
+        type=Path,
+        default=ROOT / "build" / "peers",
+        help="a folder to install the peers in, and to find them in later",
+    )
+    parser.add_argument("--python", help="an interpreter to make environments with")
+    chosen = parser.parse_args()
+    chosen.sizes = chosen.sizes or (SIZES[1:2] if chosen.quick else SIZES)
+    chosen.leaves = chosen.leaves or ([1] if chosen.quick else list(TREES))
+    chosen.out = chosen.out or options.RESULTS
+    chosen.environments = chosen.environments.absolute()
+    return chosen
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Runs the worker in a peer's environment, and reads its rows."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.inputs import Size
+from benchmarks.peers.environments import CannotRun, Peer, last_error
+
+ROOT = Path(__file__).parents[2]
+_GRACE_SECONDS = 180.0  # for the row that is running when time is up
+_SETTINGS = {
+    "PYTHONPATH": str(ROOT),
+    "JAX_PLATFORMS": "cpu",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "FLWR_TELEMETRY_ENABLED": "0",
+}
+
+
+class Measured(NamedTuple):
+    """The columns of a row. Times are medians."""
+
+    ratio: float  # to the plain read, median of the ratios turn by turn
+    milliseconds: float
+    read_milliseconds: float
+
+
+class Line(NamedTuple):
+    """A line of the table."""
+
+    size: Size
+    leaves: int
+    peer: str
+    aggregator: str
+    calls: str
+    measured: Measured | str  # or the reason why nothing was
+
+
+def measure(
+    peer: Peer,
+    python: Path,
+    sizes: list[Size],
+    leaves: list[int],
+    end: float,
+    log: Path,
+) -> Iterator[Line]:
+    """The peer's lines as they come, until the clock is at `end`.
+
+    Raises:
+        CannotRun: if the worker fails; what it said is in `log`.
+    """
+    seconds = max(0.0, end - time.perf_counter())
+    texts = [f"{size.clients}x{size.parameters}" for size in sizes]
+    command = [
+        *(python, "-m", "benchmarks.peers.worker", peer.module),
+        *("--sizes", *texts, "--leaves", *map(str, leaves), "--seconds", str(seconds)),
+    ]
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **_SETTINGS},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+        ) as worker,
+    ):
+        timer = threading.Timer(seconds + _GRACE_SECONDS, _stop, [worker])
+        timer.start()
+        try:
+            for text in worker.stdout or ():
+                yield _line(peer, json.loads(text))
+            code = worker.wait()
+        finally:
+            timer.cancel()
+            _stop(worker)
+    if code:
+        reason = last_error(log.read_text()) if code > 0 else f"signal {-code}"
+        raise CannotRun(reason)
+
+
+def _line(peer: Peer, row: dict) -> Line:
+    skipped = row.get("skipped")
+    measured = skipped or Measured(*(row[name] for name in Measured._fields))
+    where = Size(*row["size"]), row["leaves"], peer.name
+    return Line(*where, row["aggregator"], row["calls"], measured)
+
+
+def _stop(worker: subprocess.Popen) -> None:
+    """Ends the worker and the servers that it started, as TFF's outlives it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(worker.pid, signal.SIGKILL)

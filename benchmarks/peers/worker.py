@@ -1,0 +1,147 @@
+"""Times a peer, inside the peer's environment, and prints a line of JSON a row.
+
+What this module imports has to run on the oldest JAX in any of these environments, and
+without fedagg.
+"""
+
+import argparse
+import functools
+import importlib
+import itertools
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from benchmarks import options, reference
+from benchmarks.inputs import Size, cut, make_stack, make_weights
+from benchmarks.peers.rounds import Clients, Round
+
+EXPECTED = {
+    "sum": reference.total,
+    "mean": reference.mean,
+    "clipped mean": reference.clipped_mean,
+    "robust": reference.robust_mean,
+    "median": reference.median,
+}
+_TOLERANCE = 1e-4  # ten times that of fedagg: some add a norm up in float32
+
+
+class Workload(NamedTuple):
+    """What the rows of one size share."""
+
+    stack: np.ndarray  # [n, d]
+    weights: np.ndarray  # [n]
+    read: Callable[[], Any]  # the floor of a round
+
+
+def main() -> None:
+    chosen = _options()
+    # What a peer prints, and the servers that it starts, must not get in between.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    end = time.perf_counter() + chosen.seconds
+    peer = importlib.import_module(chosen.module)
+    for leaves, size in itertools.product(chosen.leaves, chosen.sizes):
+        for row in rows(peer.rounds, size, leaves, end):
+            print(json.dumps({"size": size, "leaves": leaves, **row}), file=out)
+            out.flush()
+
+
+def rows(
+    rounds: Callable[[Clients], Iterator[Round]], size: Size, leaves: int, end: float
+) -> Iterator[dict]:
+    """Checks and times what a peer offers, until it is `end`."""
+    workload = _prepare(size)
+    updates = [cut(row, leaves) for row in workload.stack]
+    copies = [{name: x.copy() for name, x in update.items()} for update in updates]
+    for row in rounds(Clients(workload.stack, copies, workload.weights.tolist())):
+        named = {"aggregator": row.aggregator, "calls": row.calls}
+        if time.perf_counter() > end:
+            yield {**named, "skipped": "out of time, see --minutes"}
+            continue
+        try:
+            check(as_vector(_run(row)[0]), _expected(size, row.aggregator))
+            yield {**named, **_measure(row, workload.read)}
+        except Exception as error:  # whatever a peer raises is its answer
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            yield {**named, "skipped": reason}
+
+
+def check(got: np.ndarray, want: np.ndarray) -> None:
+    """A wrong row must not look fast.
+
+    Raises:
+        ValueError: if an entry is off by more than the tolerance times its size and
+            the median entry's.
+    """
+    allowed = _TOLERANCE * (np.abs(want) + np.median(np.abs(want)))
+    worst = np.max(np.abs(got - want) / allowed)
+    if not worst <= 1.0:
+        raise ValueError(f"wrong, an entry is off by {worst:.3g} tolerances")
+
+
+def as_vector(value: Any) -> np.ndarray:
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(value)])
+
+
+@functools.cache
+def _prepare(size: Size) -> Workload:
+    stack, weights = make_stack(size), make_weights(size)
+    compiled = jax.jit(lambda w, x: w @ x).lower(weights, stack).compile()
+    arrays = np.asarray(stack), np.asarray(weights)
+    return Workload(*arrays, lambda: compiled(weights, stack))
+
+
+@functools.cache
+def _expected(size: Size, aggregator: str) -> np.ndarray:
+    stack, weights, _ = _prepare(size)
+    return EXPECTED[aggregator](stack, weights.astype(np.float64))
+
+
+def _measure(row: Round, read: Callable[[], Any]) -> dict:
+    """Times read and round turn by turn, as `benchmarks.measuring` does."""
+    turns = []
+    start = time.perf_counter()
+    while not _enough(len(turns), time.perf_counter() - start):
+        _timed(read)  # what a round leaves behind in threads and caches slows one read
+        turns.append((_timed(read)[1], _run(row)[1]))
+    return {
+        "ratio": statistics.median(mine / plain for plain, mine in turns),
+        "milliseconds": 1e3 * statistics.median(mine for _, mine in turns),
+        "read_milliseconds": 1e3 * statistics.median(plain for plain, _ in turns),
+    }
+
+
+def _enough(turns: int, spent: float) -> bool:
+    return turns >= 100 or (spent > 0.6 and turns >= 3) or spent > 4.0
+
+
+def _run(row: Round) -> tuple[Any, float]:
+    inputs = row.inputs if row.copy is None else row.copy(row.inputs)
+    return _timed(row.run, inputs)
+
+
+def _timed(run: Callable[..., Any], *inputs: Any) -> tuple[Any, float]:
+    """The result and the seconds until it is there."""
+    start = time.perf_counter()
+    result = jax.block_until_ready(run(*inputs))
+    return result, time.perf_counter() - start
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("module", help="where the peer's rounds are")
+    parser.add_argument("--sizes", nargs="+", type=options.size, required=True)
+    parser.add_argument("--leaves", nargs="+", type=int, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

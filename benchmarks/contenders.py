@@ -1,5 +1,6 @@
 """Who runs: a table of aggregators, each in every way to sum, and their peers."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import fedagg
 from benchmarks import reference
 from benchmarks.alternatives import ALTERNATIVES
 from benchmarks.inputs import Size
-from fedagg import Aggregator, Output
+from fedagg import Aggregator, Output, Stage
 
 PyTree = Any
 SumOver = Callable[..., PyTree]
@@ -25,6 +26,18 @@ class Case(NamedTuple):
     ways: tuple[str, ...] = ()  # the only ways to sum to measure; none: all
     spoil: Callable[[jax.Array], jax.Array] = lambda stack: stack  # done to [n, d]
     most: float = float("inf")  # entries n x d, beyond which it takes too long
+    # What a compressor's squared error may be at most, of (stack, weights).
+    error: Callable[[np.ndarray, np.ndarray], float] | None = None
+
+
+def _compressing(stages: list[Stage], error: Callable) -> Case:
+    """The mean of messages made by these stages."""
+    return Case(
+        lambda way: fedagg.aggregator(fedagg.mean(), *stages, sum_over=way),
+        reference.mean,
+        ways=("default",),
+        error=error,
+    )
 
 
 # Another aggregator is one more line here, and its peers, if any, one in ALTERNATIVES.
@@ -51,6 +64,22 @@ CASES = {
         reference.robust_mean,
         ways=("default", "in_chunks(1)"),
         spoil=lambda stack: stack.at[-1, 0].set(jnp.nan),
+    ),
+    "8-bit quantization": _compressing(
+        [fedagg.quantization()], reference.error_of_steps
+    ),
+    "4-bit quantization": _compressing(
+        [fedagg.quantization(4)], functools.partial(reference.error_of_steps, bits=4)
+    ),
+    "rotation, 8 bits": _compressing(
+        [fedagg.rotation("hadamard"), fedagg.quantization()],
+        functools.partial(reference.error_in_parts, part=1e-3),
+    ),
+    "EDEN, 1 bit": _compressing(
+        [fedagg.eden(1)], functools.partial(reference.error_in_parts, part=0.6)
+    ),
+    "EDEN, 4 bits": _compressing(
+        [fedagg.eden(4)], functools.partial(reference.error_in_parts, part=0.01)
     ),
     "median": Case(
         lambda way: fedagg.aggregator(rule=fedagg.median()),

@@ -45,6 +45,19 @@ def median(stack: Stack, weights: Weights) -> np.ndarray:
     return np.median(stack.astype(np.float64), axis=0)
 
 
+def error_of_steps(stack: Stack, weights: Weights, bits: int = 8) -> float:
+    """The most squared error to expect of rounding randomly in each client's range."""
+    ranges = (stack.max(axis=1) - stack.min(axis=1)).astype(np.float64)
+    steps = weights * ranges / (2**bits - 1)
+    return stack.shape[1] * np.sum(steps**2) / 4.0 / weights.sum() ** 2
+
+
+def error_in_parts(stack: Stack, weights: Weights, part: float) -> float:
+    """The squared error of clients that err by this part of their squared norm."""
+    squares = np.array([np.sum(row.astype(np.float64) ** 2) for row in stack])
+    return part * np.sum(weights**2 * squares) / weights.sum() ** 2
+
+
 def _sum(stack: Stack, weights: Weights, fn: Callable) -> np.ndarray:
     result = np.zeros(stack.shape[1])
     for row, weight in zip(stack, weights, strict=True):

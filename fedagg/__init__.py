@@ -8,11 +8,24 @@ from fedagg._aggregator import aggregator
 from fedagg._bounding import clipping, zeroing
 from fedagg._bounds import quantile_bound
 from fedagg._chain import chain
+from fedagg._discretization import discretization
+from fedagg._eden import drive, eden
+from fedagg._elias_gamma import (
+    elias_gamma_bits,
+    elias_gamma_decode,
+    elias_gamma_encode,
+)
 from fedagg._execution import across, at_once, in_chunks
+from fedagg._feedback import with_error_feedback
 from fedagg._local_training import linen_loss, local_training, nnx_loss
 from fedagg._mean import mean
 from fedagg._median import median
-from fedagg._recipes import robust_aggregator
+from fedagg._message import message_bits
+from fedagg._quantization import qsgd, quantization, terngrad
+from fedagg._recipes import compression_aggregator, robust_aggregator
+from fedagg._rotation import rotation
+from fedagg._sign import sign
+from fedagg._sparsification import random_k, top_k
 from fedagg._training import federated_averaging, pad_clients
 from fedagg._types import Aggregator, Bound, Output, Rule, Stage, Update
 
@@ -28,15 +41,31 @@ __all__ = [
     "at_once",
     "chain",
     "clipping",
+    "compression_aggregator",
+    "discretization",
+    "drive",
+    "eden",
+    "elias_gamma_bits",
+    "elias_gamma_decode",
+    "elias_gamma_encode",
     "federated_averaging",
     "in_chunks",
     "linen_loss",
     "local_training",
     "mean",
     "median",
+    "message_bits",
     "nnx_loss",
     "pad_clients",
+    "qsgd",
     "quantile_bound",
+    "quantization",
+    "random_k",
     "robust_aggregator",
+    "rotation",
+    "sign",
+    "terngrad",
+    "top_k",
+    "with_error_feedback",
     "zeroing",
 ]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from fedagg import _tree
+from fedagg import _checks, _tree
 from fedagg._chain import chain, check_length, is_present, merge_metrics, split_key
 from fedagg._execution import SumOver, by_size
 from fedagg._types import Aggregator, Output, PyTree, Rule, Stage, Update
@@ -110,7 +110,7 @@ def aggregator(
         *,
         work: Work | None = None,
     ) -> Output:
-        n = _tree.count_clients(updates)
+        n = _checks.count_clients(updates)
         clients = _Client(
             jax.tree.map(jnp.asarray, updates),
             as_weights(weights, n),
@@ -132,7 +132,7 @@ def aggregator(
         value, metrics = jax.eval_shape(
             _value_of, round_of, _tree.abstract_row(clients)
         )
-        _tree.check_numeric(value, "updates")
+        _checks.check_numeric(value, "updates")
         _check_metrics(metrics)
         if rule is None:
             total, (note, metrics_note) = sum_over(
@@ -177,6 +177,13 @@ def _value_of(round_of: _Shared, client: _Client):
             f"got {made!r}."
         )
     return made
+
+
+def keys_of_client(
+    key: jax.Array | None, index: jax.Array
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """What a client draws with: its work, and its stages."""
+    return _fold(key, index), _fold(_fold(key, _CLIENT_STAGES), index)
 
 
 def _fold(key: jax.Array | None, stream: int | jax.Array) -> jax.Array | None:

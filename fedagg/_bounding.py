@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedagg import _tree
+from fedagg import _checks, _tree
 from fedagg._bounds import as_bound
 from fedagg._types import Bound, Output, PyTree, Stage, Update
 
@@ -53,7 +53,7 @@ def zeroing(
 
     def client(shared: PyTree, update: Update, key: jax.Array | None):
         del key
-        _tree.check_floating(update.value, name)
+        _checks.check_floating(update.value, name)
         limit, norm = bound.value(shared), _tree.norm(update.value, norm_order)
         kept = (norm <= limit) & (norm < jnp.inf)
         weight = update.weight if keep_weight else jnp.where(kept, update.weight, 0.0)
@@ -91,7 +91,7 @@ def clipping(bound: Bound | float, *, name: str = "clipping") -> Stage:
 
     def client(shared: PyTree, update: Update, key: jax.Array | None):
         del key
-        _tree.check_floating(update.value, name)
+        _checks.check_floating(update.value, name)
         limit, norm = bound.value(shared), _tree.norm(update.value)
         # A zero norm divides to infinity, and the minimum is then one.
         value = _tree.scale(jnp.minimum(1.0, limit / norm), update.value)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from fedagg import _tree
+from fedagg import _checks, _tree
 from fedagg._folding import sum_folded
 from fedagg._rows import NotFoldable
 from fedagg._types import PyTree
@@ -48,7 +48,7 @@ def in_chunks(size: int) -> SumOver:
         raise ValueError(f"in_chunks takes a positive integer, got {size=}.")
 
     def sum_over(fn: Callable[[PyTree], PyTree], clients: PyTree) -> PyTree:
-        n = _tree.count_clients(clients)
+        n = _checks.count_clients(clients)
         if size >= n:
             return at_once()(fn, clients)
 
@@ -103,7 +103,7 @@ def across(
     size = mesh.shape[axis]
 
     def sum_over(fn: Callable[[PyTree], PyTree], clients: PyTree) -> PyTree:
-        n = _tree.count_clients(clients)
+        n = _checks.count_clients(clients)
         padding = -n % size
         present = jnp.arange(n + padding) < n
         if padding:
@@ -168,6 +168,19 @@ def by_size(fn: Callable[[PyTree], PyTree], clients: PyTree) -> PyTree:
     """
     with contextlib.suppress(NotFoldable):
         return sum_folded(fn, clients)
+    return in_chunks(_chunk_size(fn, clients))(fn, clients)
+
+
+def in_turn(fn: Callable[..., PyTree], *clients: PyTree) -> PyTree:
+    """The function of each client, stacked, for as many at once as a chunk has."""
+
+    def of_one(client: tuple) -> PyTree:
+        return fn(*client)
+
+    return jax.lax.map(of_one, clients, batch_size=_chunk_size(of_one, clients))
+
+
+def _chunk_size(fn: Callable[[PyTree], PyTree], clients: PyTree) -> int:
     message = jax.eval_shape(fn, _tree.abstract_row(clients))
     budget = _CHUNK_BYTES.get(jax.default_backend(), _CHUNK_BYTES_ELSEWHERE)
-    return in_chunks(max(1, budget // max(1, _tree.count_bytes(message))))(fn, clients)
+    return max(1, budget // max(1, _tree.count_bytes(message)))

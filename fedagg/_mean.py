@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from fedagg import _tree
+from fedagg import _checks, _tree
 from fedagg._types import Output, PyTree, Stage, Update
 
 
@@ -29,7 +29,7 @@ def mean(*, weighted: bool = True) -> Stage:
 
     def client(shared: PyTree, update: Update, key: jax.Array | None):
         del shared, key
-        _tree.check_floating(update.value, "mean")
+        _checks.check_floating(update.value, "mean")
         if not weighted:
             return update._replace(value=_tree.widen(update.value)), jnp.float32(1.0)
         value = _tree.scale(update.weight, update.value)

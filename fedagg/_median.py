@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from fedagg import _tree
+from fedagg import _checks, _tree
 from fedagg._chain import is_present
 from fedagg._types import Output, PyTree, Rule, Update
 
@@ -25,7 +25,7 @@ def median() -> Rule:
 
     def combine(state: PyTree, updates: Update, key: jax.Array | None) -> Output:
         del key
-        _tree.check_floating(updates.value, "median")
+        _checks.check_floating(updates.value, "median")
         present = is_present(updates.weight)
         value = jax.tree.map(lambda x: _median(x, present), updates.value)
         return Output(state, value, {})

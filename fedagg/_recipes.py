@@ -8,7 +8,8 @@ from fedagg._bounding import zeroing as zeroing_stage
 from fedagg._bounds import quantile_bound
 from fedagg._execution import SumOver
 from fedagg._mean import mean
-from fedagg._types import Aggregator
+from fedagg._quantization import quantization
+from fedagg._types import Aggregator, Stage
 
 
 def robust_aggregator(
@@ -39,6 +40,42 @@ def robust_aggregator(
 
     Reference: TensorFlow Federated, `tff.learning.robust_aggregator`.
     """
+    stages = [*_bounding(zeroing, clipping), mean(weighted=weighted)]
+    return aggregator(*stages, sum_over=sum_over)
+
+
+def compression_aggregator(
+    *,
+    zeroing: bool = True,
+    clipping: bool = True,
+    weighted: bool = True,
+    sum_over: SumOver | None = None,
+) -> Aggregator:
+    """A mean of messages of about a quarter of the size, robust to broken clients.
+
+    As `robust_aggregator`, and each client's tensors of more than 20,000 entries travel
+    as codes of 8 bits, rounded randomly without bias: `quantization()`, of the value
+    times its weight. Needs a key each round.
+
+    The defaults are TensorFlow Federated's.
+
+    Reports `zeroing/bound`, `zeroing/count`, `clipping/bound`, `clipping/count` and
+    `mean/weight`, each `[]`, where the stage is in use.
+
+    Args:
+        zeroing: whether to set far-out clients to zero.
+        clipping: whether to clip.
+        weighted: whether the mean takes weights.
+        sum_over: a way to sum, as `aggregator` takes it.
+
+    Reference: TensorFlow Federated 0.87, `tff.learning.compression_aggregator`.
+    """
+    stages = [*_bounding(zeroing, clipping), mean(weighted=weighted), quantization()]
+    return aggregator(*stages, sum_over=sum_over)
+
+
+def _bounding(zeroing: bool, clipping: bool) -> list[Stage]:
+    """The first stages of all recipes."""
     stages = []
     if zeroing:
         largest = quantile_bound(
@@ -47,4 +84,4 @@ def robust_aggregator(
         stages.append(zeroing_stage(largest))
     if clipping:
         stages.append(clipping_stage(quantile_bound(1.0, 0.8, 0.2)))
-    return aggregator(*stages, mean(weighted=weighted), sum_over=sum_over)
+    return stages

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 # of its own costs more than a copy.
 _SMALL = 2**16
 
+_ROWS = 8
+
 Measure = tuple[str, str]  # how entries are reduced, and what of them
 
 MEASURES: set[Measure] = {
@@ -72,3 +74,21 @@ def _(primals: tuple, tangents: tuple):
     return jax.jvp(
         lambda x: (jnp.max(jnp.abs(x)), jnp.sum(jnp.square(x))), primals, tangents
     )
+
+
+def smallest_and_largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The extremes of a vector `[d]`, in one pass; both NaN if one is not finite."""
+    # Several rows, for several cores.
+    body, tail = jnp.split(x, [x.size // _ROWS * _ROWS])
+    rows = body.reshape(_ROWS, -1)
+    infinity = jnp.asarray(jnp.inf, x.dtype)
+    low, high, zero = jax.lax.reduce(
+        (rows, rows, 0.0 * rows),
+        (infinity, -infinity, jnp.zeros((), x.dtype)),
+        lambda a, b: (jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1]), a[2] + b[2]),
+        (1,),
+    )
+    # XLA's minimum over many entries leaves NaN out on a CPU; a sum does not.
+    zero = jnp.sum(zero) + jnp.sum(0.0 * tail)
+    low, high = (jnp.concatenate([end, tail]) for end in (low, high))
+    return jnp.min(low) + zero, jnp.max(high) + zero

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedagg import _tree
+from fedagg import _checks, _tree
 from fedagg._aggregator import as_weights
 from fedagg._types import Aggregator, Output, PyTree
 
@@ -80,7 +80,7 @@ def federated_averaging(
         weights: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> Output:
-        present = as_weights(weights, _tree.count_clients(client_data)) > 0.0
+        present = as_weights(weights, _checks.count_clients(client_data)) > 0.0
         work = jax.tree_util.Partial(client_work, state.variables)
         change = aggregator.next(state.aggregator, client_data, weights, key, work=work)
         parameters, collections = split_model(state.variables)

@@ -125,6 +125,11 @@ def abstract_row(stacked: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked)
 
 
+def abstract(tree: PyTree) -> PyTree:
+    """The shapes and dtypes of a tree of arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
 def count_bytes(tree: PyTree) -> int:
     """Bytes of all leaves together."""
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
@@ -147,6 +152,16 @@ def take(stacked: PyTree, positions: jax.Array) -> PyTree:
     return jax.tree.map(lambda x: x[positions], stacked)
 
 
+def repeat(tree: PyTree, count: int) -> PyTree:
+    """The same row so many times."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), tree)
+
+
+def add_rows(stacked: PyTree, positions: jax.Array, rows: PyTree) -> PyTree:
+    """Adds rows at the given positions, except to positions that do not exist."""
+    return jax.tree.map(lambda x, row: x.at[positions].add(row), stacked, rows)
+
+
 def copy(tree: PyTree) -> PyTree:
     """The same leaves in new containers."""
     return jax.tree.map(lambda x: x, tree)
@@ -160,6 +175,19 @@ def renew_keys(tree: PyTree, key: jax.Array | None) -> PyTree:
             if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
                 leaves[i] = jax.random.fold_in(key, i)
     return jax.tree.unflatten(structure, leaves)
+
+
+def map_with_keys(
+    fn: Callable[[jax.Array, jax.Array | None], Any],
+    key: jax.Array | None,
+    tree: PyTree,
+) -> PyTree:
+    """Applies `fn(leaf, key)` to every leaf, with a key of its own made from `key`."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = [
+        None if key is None else jax.random.fold_in(key, i) for i in range(len(leaves))
+    ]
+    return jax.tree.unflatten(structure, list(map(fn, leaves, keys)))
 
 
 def pad_rows(stacked: PyTree, count: int) -> PyTree:
@@ -184,63 +212,3 @@ def flatten(tree: PyTree) -> tuple[list, Any]:
 def unflatten(structure: Any, leaves: list) -> PyTree:
     """The inverse of `flatten`."""
     return jax.tree.unflatten(structure, leaves)
-
-
-def check_floating(tree: PyTree, name: str) -> None:
-    """Raises a TypeError that names the first leaf which is not of a float dtype."""
-    for path, x in leaves_with_names(tree):
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(
-                f"{name} takes leaves of a float dtype; {path} has dtype {x.dtype}. "
-                "Cast it, or aggregate it apart."
-            )
-
-
-def check_numeric(tree: PyTree, name: str) -> None:
-    """Raises a TypeError that names the first leaf that is no float and no integer."""
-    for path, x in leaves_with_names(tree):
-        if not any(
-            jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer)
-        ):
-            raise TypeError(
-                f"{name}: expected leaves of a float or integer dtype; {path} has "
-                f"dtype {x.dtype}."
-            )
-
-
-def count_clients(stacked: PyTree) -> int:
-    """The length of the leading axis that all leaves share.
-
-    Raises:
-        ValueError: if there is no leaf, a leaf is a scalar, two leaves disagree, or the
-            axis is empty.
-        TypeError: if a leaf is not a numeric array.
-    """
-    leaves = leaves_with_names(stacked)
-    if not leaves:
-        raise ValueError("updates holds no arrays: expected leaves of shape [n, ...].")
-    first, n = leaves[0][0], None
-    for path, x in leaves:
-        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-            raise TypeError(
-                f"updates: expected arrays of shape [n, ...] as leaves; {path} is a "
-                f"{type(x).__name__}."
-            )
-        if len(x.shape) == 0:
-            raise ValueError(
-                "updates: expected a leading axis of clients on every leaf, [n, ...]; "
-                f"{path} has shape []."
-            )
-        if n is None:
-            n = x.shape[0]
-        if x.shape[0] != n:
-            raise ValueError(
-                "updates: all leaves must agree on the number of clients; "
-                f"{first} has {n} and {path} has {x.shape[0]}."
-            )
-    if n == 0 or n is None:
-        raise ValueError(
-            "updates: expected at least one client; the leading axis is empty. For a "
-            "round without clients give rows of weight zero."
-        )
-    return n

@@ -16,15 +16,20 @@ PACKAGE = pathlib.Path(fedagg.__file__).parent
 
 # A module imports from layers further up only. A new module goes into its layer here.
 LAYERS = [
-    {"_types"},
+    {"_types", "_elias_gamma", "_hadamard", "_packing", "_random"},
     {"_tree"},
-    {"_reductions"},
+    {"_checks", "_reductions"},
+    {"_template"},
     {"_rows"},
     {"_folding"},
     {"_bounds", "_chain", "_execution"},
     {"_aggregator"},
-    {"_bounding", "_mean", "_median"},
-    {"_recipes"},
+    {
+        *("_bounding", "_mean", "_median", "_message"),
+        *("_discretization", "_quantization", "_rotation"),
+        *("_sign", "_sparsification"),
+    },
+    {"_eden", "_feedback", "_recipes"},
     {"_training"},
     {"_local_training"},
     {"__init__"},
@@ -32,7 +37,10 @@ LAYERS = [
 LAYER_OF = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 
 # What these make has a source in the literature; the core has none.
-CORE = {"_aggregator", "_chain", "_execution", "_local_training", "_training"}
+CORE = {
+    *("_aggregator", "_chain", "_execution", "_message"),
+    *("_local_training", "_training"),
+}
 
 
 def module_name(path: pathlib.Path) -> str:

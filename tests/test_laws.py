@@ -104,6 +104,16 @@ STAGES: dict[str, tuple[fedagg.Stage, ...]] = {
         fedagg.chain(fedagg.zeroing(largest()), fedagg.clipping(norms())),
         fedagg.chain(fedagg.chain(), fedagg.mean()),
     ),
+    "quantization": (fedagg.mean(), fedagg.quantization(4, threshold=0)),
+    "qsgd": (fedagg.mean(), fedagg.qsgd(7)),
+    "terngrad": (fedagg.mean(), fedagg.terngrad()),
+    "discretization": (
+        fedagg.mean(),
+        fedagg.discretization(0.01, stochastic=True),
+    ),
+    "sign": (fedagg.sign(),),
+    "top_k": (fedagg.mean(), fedagg.top_k(0.3)),
+    "random_k": (fedagg.mean(), fedagg.random_k(0.4)),
     "jitter_of_a_user": (jitter(), fedagg.clipping(1000.0), fedagg.mean()),
 }
 
@@ -125,9 +135,18 @@ RECIPES: dict[str, Callable[..., fedagg.Aggregator]] = {
     "robust_without_clipping": functools.partial(
         fedagg.robust_aggregator, clipping=False
     ),
+    "compression_aggregator": fedagg.compression_aggregator,
 }
 
-DRAWS_FOR_CLIENTS = {"jitter_of_a_user", "median_behind_jitter"}
+DRAWS_FOR_CLIENTS = {
+    "quantization",
+    "qsgd",
+    "terngrad",
+    "discretization",
+    "sign",
+    "jitter_of_a_user",
+    "median_behind_jitter",
+}
 ANSWERS_WITHOUT_CLIENTS = {
     "clipping_with_noise_on_the_count": "a round without clients reads as p = 1/2",
     "jitter_of_a_user": "the server's own draw is added",
@@ -141,7 +160,8 @@ everything_with_state = pytest.mark.parametrize(
     [
         name
         for name in (*STAGES, *RULES, *RECIPES)
-        if "adaptive" in name or "robust" in name or name.startswith("clipping_")
+        if any(x in name for x in ("adaptive", "robust", "compression", "random_k"))
+        or name.startswith("clipping_")
     ],
 )
 

@@ -1,4 +1,4 @@
-"""The demo and the benchmarks run as a user would run them."""
+"""The notebooks and the benchmarks run as a user would run them."""
 
 import pathlib
 import re
@@ -26,6 +26,20 @@ def test_the_demo_learns_with_robust_aggregation_and_not_without(tmp_path):
     )
     assert float(accuracy["plain mean"]) < 0.2
     assert float(accuracy["robust_aggregator"]) > 0.6
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_how_many_bits_prints_a_table_and_draws_it(tmp_path):
+    picture = tmp_path / "bits.png"
+
+    shown = run(
+        *["notebooks/how_many_bits.py", "--rounds", "1", "--bits", "1"],
+        *["--ways", "EDEN", "--out", str(picture)],
+    )
+
+    rows = re.findall(r"^(float32|EDEN) +\d+ +([\d.]+) +[\d.]+$", shown, re.M)
+    sent = {title: float(bits) for title, bits in rows}
+    assert sent["float32"] == 32.0 and 1.0 < sent["EDEN"] < 1.1
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -136,3 +136,114 @@ def test_the_bound_follows_clients_of_any_size_within_a_few_rounds():
 
     assert metrics["zeroing/count"] == 0.0
     assert_close(mean, {"x": np.asarray([2e6])})
+
+
+LARGE = {
+    "large": jax.ShapeDtypeStruct((20_001,), jnp.float32),
+    "small": jax.ShapeDtypeStruct((20_000,), jnp.float32),
+}
+
+
+def large_updates() -> fedagg.Update:
+    """Norms about 0.4, 2, 80 and 4, a client with an entry of 50, and an absent one."""
+    draw = np.random.default_rng(0)
+    sizes = np.asarray([0.002, 0.01, 0.4, 0.02, 0.01, math.nan])
+    rows = {
+        leaf: (draw.normal(size=(6, *x.shape)) * sizes[:, None]).astype(np.float32)
+        for leaf, x in LARGE.items()
+    }
+    rows["small"][4, 7] = 50.0
+    weights = jnp.asarray([1.0, 2.0, 3.0, 4.0, 5.0, 0.0])
+    return fedagg.Update(jax.tree.map(jnp.asarray, rows), weights)
+
+
+@every_way
+def test_the_compression_aggregator_is_the_robust_one_but_for_its_rounding(way):
+    updates = large_updates()
+    sum_over = WAYS[way]()
+
+    coded = first_round_compiled(
+        fedagg.compression_aggregator(sum_over=sum_over), *updates, jax.random.key(1)
+    )
+    plain = first_round_compiled(
+        fedagg.robust_aggregator(sum_over=sum_over), *updates, jax.random.key(1)
+    )
+
+    assert set(coded.metrics) == {
+        *("zeroing/bound", "zeroing/count", "clipping/bound", "clipping/count"),
+        "mean/weight",
+    }
+    assert_close(coded.metrics, plain.metrics)
+    assert_close(coded.state[:3], plain.state)
+    assert_close(coded.value["small"], plain.value["small"])
+    # A step is a 255th of the range of what is sent: the bounded value times weight.
+    steps = 0.0
+    for value, weight in zip(
+        reference.unstack(updates.value), np.asarray(updates.weight), strict=True
+    ):
+        if weight > 0.0:
+            kept, _ = reference.zero(value, 21.0)
+            bounded, _ = reference.clip(kept, 1.0)
+            steps += np.ptp(bounded["large"] * weight) / 255.0
+    off = np.abs(coded.value["large"] - plain.value["large"])
+    bound = steps / np.sum(np.asarray(updates.weight))
+    assert 0.3 * bound < np.max(off) < bound * (1.0 + 1e-5)
+
+
+def test_the_compression_aggregator_has_no_bias():
+    aggregator = fedagg.compression_aggregator()
+    updates, n = large_updates(), 40
+    next_round = jax.jit(aggregator.next)
+    state = aggregator.init(LARGE)
+    plain = first_round_compiled(fedagg.robust_aggregator(), *updates)
+
+    off = np.zeros(20_001)
+    squares = 0.0
+    for seed in range(n):
+        value = next_round(state, *updates, jax.random.key(seed)).value["large"]
+        off += np.asarray(value, np.float64) - np.asarray(plain.value["large"])
+        squares += np.sum((value - plain.value["large"]) ** 2) / 20_001
+
+    # Errors of independent rounds average out: to 1 / n of the square of one.
+    np.testing.assert_allclose(np.mean((off / n) ** 2), squares / n / n, rtol=0.05)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("zeroing", [True, False])
+@pytest.mark.parametrize("clipping", [True, False])
+def test_each_part_of_the_compression_aggregator_can_be_left_out(
+    zeroing, clipping, weighted
+):
+    parts = {"zeroing": zeroing, "clipping": clipping, "weighted": weighted}
+    updates = fedagg.Update(
+        {"x": jnp.asarray([[30.0], [0.5]])}, jnp.asarray([1.0, 3.0])
+    )
+
+    coded = first_round_compiled(
+        fedagg.compression_aggregator(**parts), *updates, jax.random.key(2)
+    )
+    plain = first_round_compiled(fedagg.robust_aggregator(**parts), *updates)
+
+    # A tensor of one entry is not coded.
+    assert_close(coded.value, plain.value)
+    assert_close(coded.metrics, plain.metrics)
+
+
+def test_the_compression_aggregator_needs_a_key():
+    with pytest.raises(ValueError, match="quantization draws .* key=None"):
+        first_round(fedagg.compression_aggregator(), *make_updates())
+
+
+def test_a_message_of_the_compression_aggregators_takes_a_byte_an_entry():
+    stages = (
+        fedagg.zeroing(fedagg.quantile_bound(10.0, 0.98, 1.0)),
+        fedagg.clipping(fedagg.quantile_bound(1.0, 0.8, 0.2)),
+        fedagg.mean(),
+        fedagg.quantization(),
+    )
+
+    bits = fedagg.message_bits(fedagg.chain(*stages), LARGE)
+
+    # Beside the notes of three stages.
+    values = 8 * (20_001 + 8 + 4 * 20_000)
+    assert values < bits <= values + 32 * 8

@@ -21,7 +21,8 @@ CASES = {
     )
 }
 QUANTILES = [name for name in CASES if name.startswith("quantile_")]
-ROUNDS = [name for name in CASES if name not in QUANTILES]
+DRAWN = [name for name in CASES if name.endswith("_stats")]
+ROUNDS = [name for name in CASES if name not in [*QUANTILES, *DRAWN]]
 
 NORM_ORDERS = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
 QUANTILE_NAMES = {"expected_num_records": "expected_num_clients"}
@@ -42,6 +43,14 @@ def quantile_from(params: dict[str, Any]) -> fedagg.Bound:
 
 def bound_from(params: Any) -> fedagg.Bound | float:
     return quantile_from(params) if isinstance(params, dict) else params
+
+
+def quantization_from(params: dict[str, Any]) -> fedagg.Stage:
+    return fedagg.quantization(
+        params["quantization_bits"],
+        params["threshold"],
+        stochastic=params.get("stochastic", True),
+    )
 
 
 def names_within(measurements: Any) -> set[str]:
@@ -66,6 +75,11 @@ def replay_of(case: dict[str, Any], sum_over: Any) -> Replay:
     if "clipping_norm" in params:
         bounds["clipping_norm"] = len(stages)
         stages.append(fedagg.clipping(bound_from(params["clipping_norm"])))
+    if "step_size" in params:
+        step_size = params["step_size"]
+        stages.append(fedagg.discretization(step_size, stochastic=False))
+    if "quantization_bits" in params:
+        stages.append(quantization_from(params))
     names = names_within(case["rounds"][0]["measurements"])
     if "mean_weight" in names or case["weighted"]:
         stages.append(fedagg.mean())
@@ -127,6 +141,8 @@ def check_metrics(metrics: Any, recorded: Any, weights: np.ndarray) -> None:
 
 def check_estimates(state: Any, replay: Replay, estimates: dict[str, float]) -> None:
     for path, expected in estimates.items():
+        if path == "step_size":  # which TFF holds in its state, and never changes
+            continue
         (position,) = [replay.bounds[x] for x in path.split("/") if x in replay.bounds]
         assert_close(state[position], np.float64(expected))
 
@@ -171,7 +187,39 @@ def test_a_recorded_quantile_moves_as_recorded(name):
         assert_close(states[i], np.float64(recorded["estimates"]["0/current_estimate"]))
 
 
+@pytest.mark.parametrize("name", DRAWN)
+def test_random_rounding_has_the_recorded_statistics(name):
+    case, n = CASES[name], 2000
+    stage = quantization_from(case["params"])
+    value = {k: jnp.asarray(x, jnp.float32) for k, x in case["client_value"].items()}
+    aggregator = fedagg.aggregator(stage)
+
+    def sum_of_one(key: jax.Array) -> Any:
+        updates = jax.tree.map(lambda x: x[None], value)
+        return aggregator.next(aggregator.init(value), updates, None, key).value
+
+    keys = jax.random.split(jax.random.key(0), n)
+    draws = jax.tree.map(np.asarray, jax.jit(jax.vmap(sum_of_one))(keys))
+
+    for leaf, statistics in case["statistics"].items():
+        got = draws[leaf].astype(np.float64)
+        recorded = {k: np.asarray(x, np.float64) for k, x in statistics.items()}
+        # Both are means of draws; float32's rounding is what is left at the ends.
+        error = recorded["std"] * np.sqrt(1.0 / n + 1.0 / case["draws"])
+        assert np.all(np.abs(got.mean(axis=0) - recorded["mean"]) <= 5 * error + 1e-6)
+        # The range's sixteen values, exactly: every entry meets both its neighbours.
+        assert_close(got.min(axis=0), recorded["min"])
+        assert_close(got.max(axis=0), recorded["max"])
+        # A deviation of few ones among 400 draws is itself known to a tenth or so.
+        steps = recorded["max"] - recorded["min"]
+        off = np.abs(got.std(axis=0) - recorded["std"])
+        assert np.all(off <= 0.06 * steps + 1e-6)
+
+
 def test_every_part_of_this_library_that_tff_has_is_recorded():
     kinds = {name.split("_")[0] for name in CASES}
 
-    assert kinds == {"sum", "weighted", "zeroing", "clipping", "quantile"}
+    assert kinds == {
+        *("sum", "weighted", "zeroing", "clipping", "quantile"),
+        *("deterministic", "encoded"),
+    }

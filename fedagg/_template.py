@@ -1,0 +1,101 @@
+"""The structure of a client's value, for what takes all its entries as one vector."""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+
+from fedagg import _checks, _tree
+from fedagg._types import PyTree
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Template:
+    """The structure and shapes of the value that `init` was given.
+
+    In a state it is a pytree node without leaves: it takes no memory, is the same from
+    round to round, and a checkpoint leaves it out.
+    """
+
+    structure: Any  # a PyTreeDef
+    shapes: tuple[tuple[int, ...], ...]  # of the leaves, in order
+
+    @classmethod
+    def of(cls, tree: PyTree) -> "Template":
+        """The template of a tree of arrays or of `jax.ShapeDtypeStruct`."""
+        leaves, structure = _tree.flatten(tree)
+        return cls(structure, tuple(tuple(x.shape) for x in leaves))
+
+    @property
+    def size(self) -> int:
+        """The number of entries of all leaves together."""
+        return sum(map(math.prod, self.shapes))
+
+    def ravel(self, value: PyTree, name: str = "updates") -> jax.Array:
+        """All entries as a float32 vector `[size]`, leaf after leaf.
+
+        Raises:
+            ValueError: if structure or shapes are not those of the template.
+            TypeError: for a leaf that is not of a float dtype.
+        """
+        self.check(value, name)
+        _checks.check_floating(value, name)
+        leaves, _ = _tree.flatten(value)
+        vectors = [jnp.asarray(x).astype(jnp.float32).reshape(-1) for x in leaves]
+        if len(vectors) == 1:
+            return vectors[0]
+        return jnp.concatenate([*vectors, jnp.zeros((0,), jnp.float32)])
+
+    def unravel(self, vector: jax.Array) -> PyTree:
+        """The tree whose `ravel` is this vector, with leaves of the vector's dtype."""
+        parts = cut(vector, [math.prod(shape) for shape in self.shapes])
+        leaves = [x.reshape(shape) for x, shape in zip(parts, self.shapes, strict=True)]
+        return _tree.unflatten(self.structure, leaves)
+
+    def check(self, value: PyTree, name: str = "updates") -> None:
+        """Raises a ValueError that names the first path at which the value differs."""
+        shapes = [jax.ShapeDtypeStruct(x, jnp.float32) for x in self.shapes]
+        expected = _described(_tree.unflatten(self.structure, shapes))
+        for ours, theirs in itertools.zip_longest(expected, _described(value)):
+            if ours != theirs:
+                raise ValueError(
+                    f"{name}: expected {ours or 'no further leaf'}, as in the template "
+                    f"given to init; got {theirs or 'no further leaf'}."
+                )
+        _, structure = _tree.flatten(value)
+        if structure != self.structure:
+            raise ValueError(
+                f"{name}: expected {self.structure}, as in the template given to init; "
+                f"got {structure}."
+            )
+
+
+# Flax saves what it does not know as it is, and can save arrays only.
+flax.serialization.register_serialization_state(
+    Template, lambda template: {}, lambda template, saved: template
+)
+
+
+def cut(vector: jax.Array, sizes: list[int]) -> list[jax.Array]:
+    """Cuts a vector into parts of these sizes."""
+    if len(sizes) <= 1:
+        return [vector] * len(sizes)
+    # With offsets that the compiler cannot see, slices of one size are one kernel.
+    starts = jax.lax.optimization_barrier(
+        [jnp.int32(x) for x in itertools.accumulate([0, *sizes[:-1]])]
+    )
+    return [
+        jax.lax.dynamic_slice(vector, (start,), (size,))
+        for start, size in zip(starts, sizes, strict=True)
+    ]
+
+
+def _described(tree: PyTree) -> list[str]:
+    """A line for each leaf."""
+    leaves = _tree.leaves_with_names(tree)
+    return [f"{path} of shape {list(x.shape)}" for path, x in leaves]

@@ -38,9 +38,10 @@ def hadamard(x: jax.Array) -> jax.Array:
             x = jnp.matmul(x.reshape(-1, size), matrix, precision="highest")
         else:
             blocks = x.reshape(-1, size, stride)
-            # A matrix for each block, under vmap too, whatever the condition: else the
-            # compiler moves the axis to the front and back again.
-            matrices = jnp.where(blocks[:, :1, :1] == 0.0, matrix[None], matrix[None])
+            # One matrix for all blocks, or for all clients under vmap, would make the
+            # compiler move axes about. It drops the zero.
+            zero = 0 * blocks[:, :1, :1].astype(jnp.int32)
+            matrices = matrix[None] + zero.astype(jnp.float32)
             x = jnp.matmul(matrices, blocks, precision="highest")
         stride *= size
     return x.reshape(d)

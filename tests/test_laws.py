@@ -114,6 +114,8 @@ STAGES: dict[str, tuple[fedagg.Stage, ...]] = {
     "sign": (fedagg.sign(),),
     "top_k": (fedagg.mean(), fedagg.top_k(0.3)),
     "random_k": (fedagg.mean(), fedagg.random_k(0.4)),
+    "rotation": (fedagg.mean(), fedagg.rotation("hadamard")),
+    "eden": (fedagg.mean(), fedagg.eden(3)),
     "jitter_of_a_user": (jitter(), fedagg.clipping(1000.0), fedagg.mean()),
 }
 
@@ -139,6 +141,7 @@ RECIPES: dict[str, Callable[..., fedagg.Aggregator]] = {
 }
 
 DRAWS_FOR_CLIENTS = {
+    "eden",
     "quantization",
     "qsgd",
     "terngrad",
@@ -160,7 +163,17 @@ everything_with_state = pytest.mark.parametrize(
     [
         name
         for name in (*STAGES, *RULES, *RECIPES)
-        if any(x in name for x in ("adaptive", "robust", "compression", "random_k"))
+        if any(
+            x in name
+            for x in (
+                "adaptive",
+                "robust",
+                "compression",
+                "random_k",
+                "rotation",
+                "eden",
+            )
+        )
         or name.startswith("clipping_")
     ],
 )

@@ -32,7 +32,9 @@ def turned(stage, rows, state=None):
     template = jax.tree.map(lambda x: x[0], rows)
     shared = stage.broadcast(stage.init(template) if state is None else state)
     return jax.vmap(
-        lambda row: stage.client(shared, fedagg.Update(row, 1.0), None)[0].value
+        lambda row: (
+            stage.client(shared, fedagg.Update(row, jnp.float32(1.0)), None)[0].value
+        )
     )(rows)
 
 

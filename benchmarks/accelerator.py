@@ -124,12 +124,7 @@ def _path(folder: Path | None, device: jax.Device) -> Path | None:
 
 def _options() -> argparse.Namespace:
     parser = options.parser("accelerator")
-    parser.add_argument(
-        "--sizes",
-        nargs="+",
-        type=options.size,
-        help="clients x parameters, such as 64x1000000; at least 3000 parameters",
-    )
+    options.add_sizes(parser)
     chosen = parser.parse_args()
     is_cpu = jax.default_backend() == "cpu"
     chosen.sizes = chosen.sizes or (SMALL_SIZES if is_cpu else SIZES)

@@ -16,6 +16,15 @@ def parser(command: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=size,
+        help="clients x parameters, such as 64x1000000; at least 3000 parameters",
+    )
+
+
 def size(text: str) -> Size:
     """Reads clients x parameters, such as `64x1_000_000`."""
     clients, parameters = (int(part.replace("_", "")) for part in text.split("x"))

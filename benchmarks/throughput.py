@@ -72,12 +72,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="the middle size alone, 6 leaves"
     )
-    parser.add_argument(
-        "--sizes",
-        nargs="+",
-        type=options.size,
-        help="clients x parameters, such as 64x1000000; at least 3000 parameters",
-    )
+    options.add_sizes(parser)
     parser.add_argument(
         "--minutes", type=float, default=8.0, help="start no row after so long"
     )

@@ -184,7 +184,7 @@ def _starts(octets: np.ndarray, most: int) -> tuple[np.ndarray, int]:
     """
     found, at = [], 0
     while True:
-        ends = memoryview(_ends(octets[at // 8 :][:_PIECE]))
+        ends = _ends(octets[at // 8 :][:_PIECE]).data
         last, here, starts = len(ends) - 1, at % 8, []
         while (end := ends[here]) <= last:
             starts.append(here)

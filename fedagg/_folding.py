@@ -7,14 +7,13 @@ Here factors and selections become one number for each client, and the sum is
 twice: once for all norms, once for the sum.
 """
 
-import itertools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from fedagg import _tree
-from fedagg._reductions import concatenate, pack
+from fedagg._reductions import concatenate, cut, pack
 from fedagg._rows import Client, Row
 from fedagg._types import PyTree
 
@@ -83,7 +82,7 @@ def _dot(
     sums = {}
     for positions, total in zip(packs, totals, strict=True):
         sizes = [matrices[i].shape[1] for i in positions]
-        sums.update(zip(positions, _split(total, sizes), strict=True))
+        sums.update(zip(positions, cut(total, sizes), strict=True))
     return [sums[i] for i in range(len(leaves))]
 
 
@@ -99,17 +98,3 @@ def _matmul(numbers: jax.Array, x: jax.Array) -> jax.Array:
         numbers -= part
     product = jnp.matmul(jnp.stack(parts), x, preferred_element_type=jnp.float32)
     return jnp.sum(product, axis=0)
-
-
-def _split(vector: jax.Array, sizes: list[int]) -> list[jax.Array]:
-    """The inverse of `concatenate`."""
-    if len(sizes) == 1:
-        return [vector]
-    # With offsets that the compiler cannot see, slices of one size are one kernel.
-    starts = jax.lax.optimization_barrier(
-        [jnp.int32(x) for x in itertools.accumulate(sizes[:-1], initial=0)]
-    )
-    return [
-        jax.lax.dynamic_slice(vector, (start,), (size,))
-        for start, size in zip(starts, sizes, strict=True)
-    ]

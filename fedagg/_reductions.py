@@ -1,5 +1,7 @@
 """Norms over many leaves in few operations, each a single read."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 
@@ -31,6 +33,20 @@ def concatenate(arrays: list[jax.Array]) -> jax.Array:
     if len(arrays) == 1:
         return arrays[0]
     return jnp.concatenate([x.astype(jnp.float32) for x in arrays], axis=-1)
+
+
+def cut(vector: jax.Array, sizes: list[int]) -> list[jax.Array]:
+    """Cuts a vector into parts of these sizes: the inverse of `concatenate`."""
+    if len(sizes) <= 1:
+        return [vector] * len(sizes)
+    # With offsets that the compiler cannot see, slices of one size are one kernel.
+    starts = jax.lax.optimization_barrier(
+        [jnp.int32(x) for x in itertools.accumulate([0, *sizes[:-1]])]
+    )
+    return [
+        jax.lax.dynamic_slice(vector, (start,), (size,))
+        for start, size in zip(starts, sizes, strict=True)
+    ]
 
 
 def reduce_together(

@@ -8,15 +8,8 @@ import jax.numpy as jnp
 
 from fedagg import _checks
 from fedagg._hadamard import hadamard
-from fedagg._template import Template
+from fedagg._template import PublicRound, Template
 from fedagg._types import Output, PyTree, Stage, Update
-
-
-class RotationState(NamedTuple):
-    """State of `rotation`."""
-
-    template: Template
-    round: jax.Array  # [] uint32, how many rounds anyone took part in
 
 
 class _Kind(NamedTuple):
@@ -64,13 +57,13 @@ def rotation(kind: str, *, seed: int = 0, name: str = "rotation") -> Stage:
         raise ValueError(f"kind must be one of {', '.join(_KINDS)}, got {kind=}.")
     family = _KINDS[kind]
 
-    def init(template: PyTree) -> RotationState:
+    def init(template: PyTree) -> PublicRound:
         _checks.check_floating(template, name)
-        return RotationState(Template.of(template), jnp.uint32(0))
+        return PublicRound.first(template)
 
-    def broadcast(state: RotationState) -> tuple[Template, jax.Array]:
-        key = jax.random.fold_in(jax.random.key(seed), state.round)
-        return state.template, family.draw(key, family.length(state.template.size))
+    def broadcast(state: PublicRound) -> tuple[Template, jax.Array]:
+        length = family.length(state.template.size)
+        return state.template, family.draw(state.key(seed), length)
 
     def client(shared: tuple, update: Update, key: jax.Array | None):
         del key
@@ -80,13 +73,12 @@ def rotation(kind: str, *, seed: int = 0, name: str = "rotation") -> Stage:
         return update._replace(value=family.rotate(turn, vector)), jnp.float32(1.0)
 
     def server(
-        state: RotationState, total: jax.Array, note: jax.Array, key: jax.Array | None
+        state: PublicRound, total: jax.Array, note: jax.Array, key: jax.Array | None
     ):
         del key
         template, turn = broadcast(state)
         vector = family.back(turn, total)[: template.size]
-        counted = state.round + (note > 0.0).astype(jnp.uint32)
-        return Output(state._replace(round=counted), template.unravel(vector), {})
+        return Output(state.after(note), template.unravel(vector), {})
 
     return Stage(init, broadcast, client, server)
 

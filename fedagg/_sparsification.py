@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedagg._packing import pack, unpack
-from fedagg._template import Template
+from fedagg._template import PublicRound, Template
 from fedagg._types import Output, PyTree, Stage, Update
 
 
@@ -76,13 +75,6 @@ def top_k(fraction: float, *, name: str = "top_k") -> Stage:
     return Stage(Template.of, lambda state: state, client, server)
 
 
-class RandomState(NamedTuple):
-    """State of `random_k`."""
-
-    template: Template
-    round: jax.Array  # [] uint32, how many rounds anyone took part in
-
-
 def random_k(fraction: float, *, seed: int = 0, name: str = "random_k") -> Stage:
     """Sends the entries at positions that all clients of a round have in common.
 
@@ -109,22 +101,18 @@ def random_k(fraction: float, *, seed: int = 0, name: str = "random_k") -> Stage
     """
     _check(fraction)
 
-    def init(template: PyTree) -> RandomState:
-        return RandomState(Template.of(template), jnp.uint32(0))
-
-    def stretches(state: RandomState) -> tuple[jax.Array, jax.Array]:
+    def stretches(state: PublicRound) -> tuple[jax.Array, jax.Array]:
         """Where each begins, and its length."""
         size = state.template.size
         count = _count(fraction, size)
         ends = np.arange(count + 1) * size // max(1, count)  # a value may be empty
         return jnp.asarray(ends[:-1], jnp.int32), jnp.asarray(np.diff(ends), jnp.int32)
 
-    def positions_of(state: RandomState) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(seed), state.round)
+    def positions_of(state: PublicRound) -> jax.Array:
         starts, lengths = stretches(state)
-        return starts + jax.random.randint(key, starts.shape, 0, lengths)
+        return starts + jax.random.randint(state.key(seed), starts.shape, 0, lengths)
 
-    def broadcast(state: RandomState) -> tuple[Template, jax.Array]:
+    def broadcast(state: PublicRound) -> tuple[Template, jax.Array]:
         return state.template, positions_of(state)
 
     def client(shared: tuple, update: Update, key: jax.Array | None):
@@ -134,16 +122,15 @@ def random_k(fraction: float, *, seed: int = 0, name: str = "random_k") -> Stage
         return update._replace(value=vector[positions]), jnp.float32(1.0)
 
     def server(
-        state: RandomState, total: jax.Array, note: jax.Array, key: jax.Array | None
+        state: PublicRound, total: jax.Array, note: jax.Array, key: jax.Array | None
     ):
         del key
         _, lengths = stretches(state)
         vector = jnp.zeros((state.template.size,), jnp.float32)
         vector = vector.at[positions_of(state)].set(total * lengths.astype(jnp.float32))
-        counted = state.round + (note > 0.0).astype(jnp.uint32)
-        return Output(state._replace(round=counted), state.template.unravel(vector), {})
+        return Output(state.after(note), state.template.unravel(vector), {})
 
-    return Stage(init, broadcast, client, server)
+    return Stage(PublicRound.first, broadcast, client, server)
 
 
 def _check(fraction: float) -> None:

@@ -3,13 +3,14 @@
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.serialization
 import jax
 import jax.numpy as jnp
 
 from fedagg import _checks, _tree
+from fedagg._reductions import cut
 from fedagg._types import PyTree
 
 
@@ -75,24 +76,29 @@ class Template:
             )
 
 
+class PublicRound(NamedTuple):
+    """State of stages whose clients and server draw alike, anew in each round."""
+
+    template: Template
+    round: jax.Array  # [] uint32, how many rounds anyone took part in
+
+    @classmethod
+    def first(cls, template: PyTree) -> "PublicRound":
+        return cls(Template.of(template), jnp.uint32(0))
+
+    def key(self, seed: int) -> jax.Array:
+        """What this round's draws are made from."""
+        return jax.random.fold_in(jax.random.key(seed), self.round)
+
+    def after(self, present: jax.Array) -> "PublicRound":
+        """The state of the next round, this one again if nobody was present."""
+        return self._replace(round=self.round + (present > 0.0).astype(jnp.uint32))
+
+
 # Flax saves what it does not know as it is, and can save arrays only.
 flax.serialization.register_serialization_state(
     Template, lambda template: {}, lambda template, saved: template
 )
-
-
-def cut(vector: jax.Array, sizes: list[int]) -> list[jax.Array]:
-    """Cuts a vector into parts of these sizes."""
-    if len(sizes) <= 1:
-        return [vector] * len(sizes)
-    # With offsets that the compiler cannot see, slices of one size are one kernel.
-    starts = jax.lax.optimization_barrier(
-        [jnp.int32(x) for x in itertools.accumulate([0, *sizes[:-1]])]
-    )
-    return [
-        jax.lax.dynamic_slice(vector, (start,), (size,))
-        for start, size in zip(starts, sizes, strict=True)
-    ]
 
 
 def _described(tree: PyTree) -> list[str]:

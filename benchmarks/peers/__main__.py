@@ -100,12 +100,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="the middle size alone, 1 leaf"
     )
-    parser.add_argument(
-        "--sizes",
-        nargs="+",
-        type=options.size,
-        help="clients x parameters, such as 64x1000000; at least 3000 parameters",
-    )
+    options.add_sizes(parser)
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
     parser.add_argument(
         "--minutes", type=float, default=15.0, help="start no row after so long"

@@ -1,0 +1,122 @@
+"""Masks in Z_{2^b}, added to vectors and taken off again, and vectors as bytes."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fedagg.secagg._crypto import keystream
+from fedagg.secagg._errors import MalformedMessageError
+
+_PIECE = 2**16  # entries of all masks that are made before the next ones
+
+
+class Mask(NamedTuple):
+    """The stream of a key, and whether it is added or taken off."""
+
+    key: bytes
+    sign: int  # 1 or -1
+
+    def __repr__(self) -> str:
+        return f"Mask(sign={self.sign})"  # a key is never shown
+
+
+def add_masks(
+    total: np.ndarray,
+    masks: Sequence[Mask],
+    expand: Callable[[bytes], Callable[[bytes, bytearray], int]] = keystream,
+) -> None:
+    """Adds masks to uint32 entries `[length]` in place, wrapping at 2**32.
+
+    The low b bits of an entry are then those of the sum modulo 2**b. A piece of the
+    entries stays in cache while all masks are added to it, so that memory for one piece
+    of one mask is all that is needed.
+    """
+    streams = [(expand(mask.key), mask.sign) for mask in masks]
+    zeros = bytes(4 * min(_PIECE, total.size))
+    buffer = bytearray(len(zeros) + 15)
+    for start in range(0, total.size, _PIECE):
+        piece = total[start : start + _PIECE]
+        plain = zeros[: 4 * piece.size]
+        words = np.frombuffer(buffer, "<u4", piece.size)
+        for fill, sign in streams:
+            fill(plain, buffer)
+            (np.add if sign > 0 else np.subtract)(piece, words, out=piece)
+
+
+def check_vector(vector: np.ndarray, bits: int, length: int) -> None:
+    """Passes for uint32 `[length]` below 2**bits.
+
+    Raises:
+        ValueError: for all else.
+    """
+    if vector.dtype != np.uint32 or vector.shape != (length,):
+        shown = f"{vector.dtype} {list(vector.shape)}"
+        raise ValueError(f"Expected a vector uint32 [{length}], got {shown}.")
+    if length and int(vector.max()) >> bits:
+        raise ValueError(f"Expected entries below 2**{bits}, got {vector.max()}.")
+
+
+def reduce(total: np.ndarray, bits: int) -> np.ndarray:
+    """The entries modulo 2**bits, in place."""
+    return np.bitwise_and(total, np.uint32(2**bits - 1), out=total)
+
+
+def pack(vector: np.ndarray, bits: int) -> bytes:
+    """Entries below 2**bits as bytes, `packed_size` of them.
+
+    An entry is cut into parts of 8, 4, 2 and 1 bits, the lowest first; each part of all
+    entries comes before the next. Where a byte holds several entries, they come from as
+    many equal stretches of the vector.
+    """
+    packed = []
+    for shift, width in _parts(bits):
+        part = (vector >> np.uint32(shift)).astype(np.uint8)
+        if width < 8:
+            part &= np.uint8(2**width - 1)
+            part = np.pad(part, (0, -part.size % (8 // width)))
+            stretches = part.reshape(8 // width, -1)
+            part = stretches[0].copy()
+            for i in range(1, 8 // width):
+                part |= stretches[i] << np.uint8(width * i)
+        packed.append(part.tobytes())
+    return b"".join(packed)
+
+
+def unpack(data: bytes, bits: int, length: int) -> np.ndarray:
+    """The inverse of `pack`, uint32 `[length]`.
+
+    Raises:
+        MalformedMessageError: if the data is not what `pack` makes of any vector.
+    """
+    if len(data) != packed_size(bits, length):
+        raise MalformedMessageError(f"Expected {length} entries of {bits} bits.")
+    vector = np.zeros(length, np.uint32)
+    octets, at = np.frombuffer(data, np.uint8), 0
+    for shift, width in _parts(bits):
+        part = octets[at : at + (length * width + 7) // 8]
+        at += part.size
+        if width < 8:
+            shifts = np.arange(0, 8, width, dtype=np.uint8)
+            part = (part[None] >> shifts[:, None]) & np.uint8(2**width - 1)
+            part = part.reshape(-1)
+            if part[length:].any():
+                raise MalformedMessageError("Expected zeros behind the last entry.")
+            part = part[:length]
+        vector |= part.astype(np.uint32) << np.uint32(shift)
+    return vector
+
+
+def packed_size(bits: int, length: int) -> int:
+    """Bytes that `pack` makes of a vector."""
+    return sum((length * width + 7) // 8 for _, width in _parts(bits))
+
+
+def _parts(bits: int) -> list[tuple[int, int]]:
+    """Where each part of an entry begins, and its width."""
+    parts, shift = [], 0
+    while shift < bits:
+        width = next(x for x in (8, 4, 2, 1) if x <= bits - shift)
+        parts.append((shift, width))
+        shift += width
+    return parts

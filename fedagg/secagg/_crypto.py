@@ -84,13 +84,15 @@ def unseal(key: bytes, envelope: bytes, about: bytes) -> bytes:
         raise NotAuthenticError("An envelope does not open.") from error
 
 
-def keystream(key: bytes) -> Callable[[bytes, bytearray], int]:
+def keystream(
+    key: bytes, start: bytes = bytes(16)
+) -> Callable[[bytes, bytearray], int]:
     """AES-256-CTR from block zero on, for a key that makes one stream only.
 
     Gives a function that encrypts the first argument into the second, which must be 15
     bytes longer, and goes on in the stream from call to call.
     """
-    return Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update_into
+    return Cipher(algorithms.AES(key), modes.CTR(start)).encryptor().update_into
 
 
 def commit(content: bytes) -> bytes:

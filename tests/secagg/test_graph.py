@@ -1,0 +1,67 @@
+"""The graph: regular, symmetric, shuffled, and hard to cut."""
+
+import collections
+import itertools
+
+import pytest
+
+from fedagg.secagg._graph import neighbourhoods
+
+sizes = pytest.mark.parametrize(
+    ("clients", "degree"), [(9, 4), (9, 8), (2, 1), (100, 22)]
+)
+
+
+def parts(graph, left: set[int]) -> int:
+    """Into how many parts the clients that are left fall."""
+    count, left = 0, set(left)
+    while left:
+        count, reached = count + 1, [left.pop()]
+        while reached:
+            around = left.intersection(graph[reached.pop()])
+            left -= around
+            reached.extend(around)
+    return count
+
+
+@sizes
+def test_it_is_regular_and_symmetric_and_nobody_is_a_neighbour_of_itself(
+    clients, degree
+):
+    graph = neighbourhoods(clients, degree, bytes(32))
+
+    for i, neighbours in enumerate(graph):
+        assert len(set(neighbours)) == degree == len(neighbours)
+        assert sorted(neighbours) == list(neighbours)
+        assert all(i in graph[j] and i != j for j in neighbours)
+
+
+def test_fewer_clients_than_the_degree_do_not_cut_it():
+    graph = neighbourhoods(9, 4, b"x" * 32)
+
+    for gone in itertools.combinations(range(9), 3):
+        assert parts(graph, set(range(9)) - set(gone)) == 1
+
+
+def test_two_gaps_of_half_the_degree_cut_it():
+    graph = neighbourhoods(9, 4, b"x" * 32)
+
+    cut = [
+        gone
+        for gone in itertools.combinations(range(9), 4)
+        if parts(graph, set(range(9)) - set(gone)) == 2
+    ]
+
+    assert len(cut) == 9 * 4 // 2  # choices of two gaps that do not touch
+
+
+def test_every_pair_is_equally_likely_over_seeds():
+    counts = collections.Counter()
+
+    for seed in range(2000):
+        graph = neighbourhoods(6, 2, seed.to_bytes(32))
+        counts.update((i, j) for i in range(6) for j in graph[i])
+
+    expected, spread = 2000 * 2 / 5, (2000 * 0.4 * 0.6) ** 0.5
+    assert len(counts) == 30
+    assert all(abs(x - expected) < 4.5 * spread for x in counts.values())

@@ -65,7 +65,8 @@ class Round:
 
     def answers(self, without: Iterable[int] = ()) -> dict[int, bytes]:
         """What clients answer in this step, but for some."""
-        inbox = {i: x for i, x in self.inbox.items() if i not in set(without)}
+        silent = set(without)
+        inbox = {i: x for i, x in self.inbox.items() if i not in silent}
         answers = {i: self.clients[i].respond(x) for i, x in inbox.items()}
         self.sent[self.server.step] = answers
         return answers
@@ -77,7 +78,7 @@ class Round:
         self.inbox = self.server.close()
 
     def run_until(self, step: str, drop: Mapping[int, str] | None = None) -> "Round":
-        """Goes on until the server is in this step; some clients are silent in theirs."""
+        """Goes on until the server is in this step; some clients drop out before."""
         while self.server.step != step:
             now = self.server.step
             self.deliver(self.answers(i for i, x in (drop or {}).items() if x == now))

@@ -1,0 +1,106 @@
+"""Whole rounds equal NumPy bit for bit, over cohorts, graphs, weights and dropouts."""
+
+import dataclasses
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from fedagg import secagg
+from tests.secagg.rounds import make_vectors, sum_of
+
+STEPS = ["keys", "shares", "vectors", "signatures", "openings"]
+
+
+@st.composite
+def rounds(draw):
+    clients = draw(st.integers(2, 12))
+    signed = draw(st.booleans())
+    plan = secagg.Plan.complete(
+        clients,
+        draw(st.integers(0, 33)),
+        bits=draw(st.integers(1, 32)),
+        threshold=draw(st.integers(1, clients - 1)),
+        signed=signed,
+    )
+    if not signed:
+        plan = dataclasses.replace(plan, quorum=2)
+    if clients > 4 and draw(st.booleans()):
+        degree = 2 * draw(st.integers(1, (clients - 1) // 2))
+        threshold = draw(st.integers(1, degree))
+        plan = dataclasses.replace(plan, degree=degree, threshold=threshold)
+    who = st.sets(st.integers(0, clients - 1), max_size=clients // 2)
+    drop = {i: draw(st.sampled_from(STEPS)) for i in sorted(draw(who))}
+    return plan, drop, draw(st.integers(0, 2**32 - 1))
+
+
+@hypothesis.settings(max_examples=150)
+@hypothesis.given(rounds())
+def test_a_round_equals_numpy_or_too_few_are_left(drawn):
+    plan, drop, seed = drawn
+    random = np.random.default_rng(seed)
+    # As a weighted sum is made: integers times weights, modulo 2**bits.
+    weights = random.integers(0, 5, (plan.clients, 1), dtype=np.uint32)
+    vectors = make_vectors(plan, seed) * weights & np.uint32(2**plan.bits - 1)
+
+    try:
+        total, survivors = secagg.simulate(plan, vectors, drop=drop)
+    except secagg.TooFewClientsError:
+        assert drop or plan.degree < plan.clients - 1
+        return
+
+    assert total.dtype == np.uint32
+    assert np.array_equal(total, sum_of(plan, vectors, survivors))
+    early = {i for i, step in drop.items() if step in STEPS[:3]}
+    assert not early.intersection(survivors)
+
+
+@pytest.mark.parametrize("mode", ["semi-honest", "semi-malicious", "signed"])
+def test_a_cohort_survives_the_dropouts_of_its_plan_in_every_step(mode):
+    plan = secagg.Plan.for_cohort(60, 10, bits=20, mode=mode)
+    drop = {7 * i: STEPS[i % 5] for i in range(6)}
+
+    total, survivors = secagg.simulate(plan, make_vectors(plan), drop=drop)
+
+    assert len(survivors) == 60 - sum(x in STEPS[:3] for x in drop.values())
+    assert np.array_equal(total, sum_of(plan, make_vectors(plan), survivors))
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_round_survives_dropouts_down_to_the_threshold_in_each_step(step, signed):
+    plan = secagg.Plan.complete(9, 5, threshold=4, signed=signed)
+    plan = dataclasses.replace(plan, quorum=5)
+    gone = range(5, 9)
+
+    total, survivors = secagg.simulate(
+        plan, make_vectors(plan), drop=dict.fromkeys(gone, step)
+    )
+
+    assert np.array_equal(total, sum_of(plan, make_vectors(plan), survivors))
+    with pytest.raises(secagg.TooFewClientsError):
+        secagg.simulate(plan, make_vectors(plan), drop=dict.fromkeys([4, *gone], step))
+
+
+@pytest.mark.parametrize("length", [0, 1, 70000])
+def test_vectors_of_zeros_ones_and_no_entries_have_a_sum(length):
+    plan = secagg.Plan.complete(3, length, bits=32)
+    zeros = np.zeros((3, length), np.uint32)
+
+    total, _ = secagg.simulate(plan, zeros)
+    wrapped, _ = secagg.simulate(plan, ~zeros)
+
+    assert np.array_equal(total, np.zeros(length, np.uint32))
+    assert np.array_equal(wrapped, np.full(length, 2**32 - 3, np.uint32))
+
+
+def test_what_does_not_fit_the_plan_is_refused():
+    plan = secagg.Plan.complete(3, 1)
+    vectors = make_vectors(plan)
+
+    with pytest.raises(ValueError, match="Expected 3 vectors"):
+        secagg.simulate(plan, vectors[:2])
+    for drop in ({3: "keys"}, {0: "sum"}):
+        with pytest.raises(ValueError, match="drop"):
+            secagg.simulate(plan, vectors, drop=drop)

@@ -6,7 +6,7 @@ reads the rest. Anything but a typed error, or a second form of a message, stops
 
 import sys
 
-import atheris
+import atheris  # pyrefly: ignore[missing-import]  # installed by hand
 
 with atheris.instrument_imports(include=["fedagg.secagg"]):
     from fedagg import secagg

@@ -74,9 +74,8 @@ class Client:
         self._step = "advertise"
         self._neighbours = frozenset(plan.neighbours(index))
         self._keys: dict[int, tuple[bytes, bytes]] = {}  # by neighbour: c^PK, s^PK
-        self._shares: dict[
-            int, tuple[bytes, bytes]
-        ] = {}  # by neighbour: of its b, of its s^SK
+        # By neighbour: the share of its b and that of its s^SK.
+        self._shares: dict[int, tuple[bytes, bytes]] = {}
         self._survivors: frozenset[int] = frozenset()
 
     def respond(self, message: bytes | None = None) -> bytes:

@@ -57,6 +57,15 @@ def agree(private: bytes, public: bytes) -> bytes:
         raise NotAuthenticError("A public key is of small order.") from error
 
 
+def check_public(public: bytes) -> None:
+    """Passes for a key with which others can agree.
+
+    Raises:
+        NotAuthenticError: if it is a point of small order.
+    """
+    agree(b"any key will do for this purpose", public)
+
+
 def derive(
     secret: bytes, info: bytes, salt: bytes | None = None, size: int = 32
 ) -> bytes:

@@ -10,11 +10,12 @@ from typing import Literal
 
 from fedagg.secagg._degree import pick_degree
 from fedagg.secagg._errors import MalformedMessageError
-from fedagg.secagg._graph import neighbourhoods
+from fedagg.secagg._graph import neighbours
 
 _FORM = struct.Struct(">7sIIBIIIB32s32s")
 _MAGIC = b"secagg1"
-_MOST = 2**31 - 1  # clients or entries
+_MOST_CLIENTS = 2**20
+_MOST_ENTRIES = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Plan:
 
     def __post_init__(self):
         for name, least, most in (
-            ("clients", 2, _MOST),
-            ("length", 0, _MOST),
+            ("clients", 2, _MOST_CLIENTS),
+            ("length", 0, _MOST_ENTRIES),
             ("bits", 1, 32),
             ("degree", 1, self.clients - 1),
             ("threshold", 1, self.degree),
@@ -111,8 +112,8 @@ class Plan:
         """
         if mode not in ("semi-honest", "semi-malicious", "signed"):
             raise ValueError(f"Expected a mode that there is, got {mode!r}.")
-        if not 2 <= clients <= _MOST:
-            raise ValueError(f"Expected at least two clients, got {clients=}.")
+        if not 2 <= clients <= _MOST_CLIENTS:
+            raise ValueError(f"Expected 2 to {_MOST_CLIENTS} clients, got {clients=}.")
         if not (0 <= dropout < 1 and 0 <= adversary < 1):
             raise ValueError(
                 f"Expected fractions in [0, 1), got {dropout=}, {adversary=}."
@@ -194,7 +195,7 @@ class Plan:
         Args:
             client: its number.
         """
-        return neighbourhoods(self.clients, self.degree, self.graph_seed)[client]
+        return neighbours(self.clients, self.degree, self.graph_seed, client)
 
     def encode(self) -> bytes:
         """The plan as bytes."""

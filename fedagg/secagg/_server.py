@@ -49,11 +49,13 @@ class Server:
         self._step = "keys"
         self._asked = set(range(plan.clients))  # who may send something in this step
         self._keys: dict[int, _messages.Keys] = {}  # from A_1
+        self._taken: set[bytes] = set()  # their c^PK
         self._commitments: dict[int, bytes] = {}  # from A_2
         self._envelopes: dict[int, dict[int, bytes]] = {}  # by sender and receiver
+        self._sharers: set[int] = set()  # A_2, whose secrets others have shares of
         self._vectors: set[int] = set()  # A_3, whose y are in the sum
         self._signatures: dict[int, bytes] = {}  # from A_4
-        self._openings: dict[int, _messages.Opened] = {}  # from A_5
+        self._openings: dict[int, dict[int, bytes]] = {}  # from A_5, by secret's owner
         self._sum = np.zeros(plan.length, np.uint32)  # of the y, with all masks
         self._total: np.ndarray | None = None
 
@@ -91,9 +93,7 @@ class Server:
             ProtocolError: of some other kind, if the message is not what was asked for.
         """
         if client not in self._asked:
-            raise ContradictionError(
-                f"Client {client} has nothing to send in this step."
-            )
+            raise ContradictionError(f"Client {client} has nothing to send now.")
         getattr(self, f"_receive_{self._step}")(client, message)
         self._asked.remove(client)
 
@@ -122,6 +122,12 @@ class Server:
             _crypto.verify(self._roster[client], keys.signature, about)
         elif keys.signature != _messages.NO_SIGNATURE:
             raise MalformedMessageError("A signature, though the plan has none.")
+        # Neighbours would refuse these, and end the round for themselves.
+        for key in (keys.agreement, keys.masking):
+            _crypto.check_public(key)
+        if keys.agreement in self._taken:
+            raise ContradictionError("Another client has this key.")
+        self._taken.add(keys.agreement)
         self._keys[client] = keys
 
     def _close_keys(self):
@@ -145,12 +151,12 @@ class Server:
 
     def _close_shares(self):
         alive = self._connected(set(self._envelopes))
-        self._envelopes = {i: x for i, x in self._envelopes.items() if i in alive}
-        messages = {}
+        self._sharers, messages = alive, {}
         for i in alive:
             senders = self._neighbours(i, alive)
             envelopes = [(j, self._envelopes[j][i]) for j in senders]
             messages[i] = _messages.SharesOfNeighbours(envelopes)
+        self._envelopes.clear()
         return "vectors", messages
 
     def _receive_vectors(self, client: int, message: bytes) -> None:
@@ -160,7 +166,7 @@ class Server:
 
     def _close_vectors(self):
         self._check_count(self._vectors, "sent vectors")
-        for i in self._envelopes:
+        for i in self._sharers:
             if len(self._neighbours(i, self._vectors)) < self._plan.threshold:
                 raise TooFewClientsError(f"Too few neighbours of client {i} are left.")
         if self._plan.signed:
@@ -182,14 +188,14 @@ class Server:
         messages = {}
         for i in self._signatures if self._plan.signed else self._vectors:
             alive = self._neighbours(i, self._vectors)
-            dropped = self._neighbours(i, self._envelopes.keys() - self._vectors)
+            dropped = self._neighbours(i, self._sharers - self._vectors)
             lists = ([(j,) for j in alive], [(j,) for j in dropped])
             messages[i] = _messages.Unmasking(*lists, signatures)
         return "openings", messages
 
     def _receive_openings(self, client: int, message: bytes) -> None:
         opened = self._read(_messages.Opened, client, message)
-        dropped = self._envelopes.keys() - self._vectors
+        dropped = self._sharers - self._vectors
         for shares, wanted in (
             (opened.self_masks, self._neighbours(client, self._vectors)),
             (opened.masking_keys, self._neighbours(client, dropped)),
@@ -198,23 +204,22 @@ class Server:
                 raise ContradictionError("The shares are not those asked for.")
             if any(int.from_bytes(y) >= PRIME for _, y in shares):
                 raise MalformedMessageError("A share is not of the field.")
-        self._openings[client] = opened
+        self._openings[client] = dict([*opened.self_masks, *opened.masking_keys])
 
     def _close_openings(self):
         plan, masks = self._plan, []
-        for i in self._envelopes:
+        for i in sorted(self._sharers):
             helpers = self._neighbours(i, self._openings)
             if len(helpers) < plan.threshold:
                 raise TooFewClientsError(
                     f"{len(helpers)} neighbours opened a secret of client {i}, "
                     f"not {plan.threshold}."
                 )
+            shares = {j: self._openings[j][i] for j in helpers}
             if i in self._vectors:
-                shares = {j: dict(self._openings[j].self_masks)[i] for j in helpers}
                 mask = recover_b(plan, i, shares, self._commitments[i])
                 masks.append(mask._replace(sign=-1))
                 continue
-            shares = {j: dict(self._openings[j].masking_keys)[i] for j in helpers}
             s = recover_s(plan, i, shares, self._keys[i].masking)
             for j in self._neighbours(i, self._vectors):
                 # What i would have added is what j has left in the sum, but for a sign.
@@ -224,10 +229,8 @@ class Server:
         self._total = reduce(self._sum, plan.bits)
         return "nothing", {}
 
-    def _read(
-        self, kind: type[_messages.M], client: int, message: bytes
-    ) -> _messages.M:
-        return _messages.decode(kind, message, self._plan, client, SERVER)
+    def _read(self, kind: type[_messages.M], i: int, message: bytes) -> _messages.M:
+        return _messages.decode(kind, message, self._plan, i, SERVER)
 
     def _neighbours(self, client: int, among) -> list[int]:
         return [j for j in self._plan.neighbours(client) if j in among]
@@ -243,6 +246,5 @@ class Server:
 
     def _check_count(self, clients, what: str) -> None:
         if len(clients) < self._plan.quorum:
-            raise TooFewClientsError(
-                f"{len(clients)} clients {what}, not {self._plan.quorum}."
-            )
+            wanted = self._plan.quorum
+            raise TooFewClientsError(f"{len(clients)} clients {what}, not {wanted}.")

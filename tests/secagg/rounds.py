@@ -46,16 +46,16 @@ class Round:
         roster = None
         if plan.signed:
             pairs = [secagg.generate_identity() for _ in range(plan.clients)]
-            identities, roster = [x for x, _ in pairs], [x for _, x in pairs]
+            identities[:], roster = zip(*pairs, strict=True)
         self.identities, self.roster = identities, roster
         self.clients = [self.make_client(i) for i in range(plan.clients)]
         self.server = secagg.Server(plan, roster=roster)
         self.inbox: Mapping[int, bytes | None] = dict.fromkeys(range(plan.clients))
         self.sent: dict[str, dict[int, bytes]] = {}  # by step and client
 
-    def make_client(self, i: int, plan: secagg.Plan | None = None) -> secagg.Client:
+    def make_client(self, i: int) -> secagg.Client:
         return secagg.Client(
-            self.plan if plan is None else plan,
+            self.plan,
             i,
             self.vectors[i],
             identity=self.identities[i],

@@ -5,7 +5,12 @@ import itertools
 
 import pytest
 
-from fedagg.secagg._graph import neighbourhoods
+from fedagg.secagg._graph import neighbours
+
+
+def neighbourhoods(clients: int, degree: int, seed: bytes):
+    return [neighbours(clients, degree, seed, i) for i in range(clients)]
+
 
 sizes = pytest.mark.parametrize(
     ("clients", "degree"), [(9, 4), (9, 8), (2, 1), (100, 22)]
@@ -30,10 +35,10 @@ def test_it_is_regular_and_symmetric_and_nobody_is_a_neighbour_of_itself(
 ):
     graph = neighbourhoods(clients, degree, bytes(32))
 
-    for i, neighbours in enumerate(graph):
-        assert len(set(neighbours)) == degree == len(neighbours)
-        assert sorted(neighbours) == list(neighbours)
-        assert all(i in graph[j] and i != j for j in neighbours)
+    for i, around in enumerate(graph):
+        assert len(set(around)) == degree == len(around)
+        assert sorted(around) == list(around)
+        assert all(i in graph[j] and i != j for j in around)
 
 
 def test_fewer_clients_than_the_degree_do_not_cut_it():

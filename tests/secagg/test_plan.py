@@ -3,6 +3,7 @@
 import dataclasses
 import fractions
 import math
+from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
@@ -14,7 +15,7 @@ from tests.secagg.rounds import fixed
 
 
 def test_degree_and_threshold_are_those_of_bell_et_al():
-    rows = [
+    rows: list[tuple[Any, float, dict[int, tuple[int, int]]]] = [
         ("semi-honest", 0.1, {100: (22, 11), 1000: (48, 27), 10000: (54, 31)}),
         ("semi-malicious", 0.1, {100: (32, 22), 1000: (96, 67), 10000: (122, 85)}),
         ("semi-honest", 0.33, {100: (68, 34), 1000: (286, 150), 10000: (422, 221)}),
@@ -93,19 +94,17 @@ def test_a_signed_cohort_has_a_quorum_though_clients_drop_out():
 def test_a_plan_comes_back_from_its_bytes_and_every_field_is_in_its_identifier():
     plan = fixed(secagg.Plan.for_cohort(100, 17, bits=9))
 
-    others = [
-        dataclasses.replace(plan, **{name: value})
-        for name, value in {
-            "clients": 101,
-            "length": 18,
-            "bits": 10,
-            "degree": 24,
-            "threshold": 12,
-            "quorum": 60,
-            "session": bytes(32),
-            "graph_seed": bytes(31) + b"\1",
-        }.items()
-    ]
+    changes: dict[str, Any] = {
+        "clients": 101,
+        "length": 18,
+        "bits": 10,
+        "degree": 24,
+        "threshold": 12,
+        "quorum": 60,
+        "session": bytes(32),
+        "graph_seed": bytes(31) + b"\1",
+    }
+    others = [dataclasses.replace(plan, **{x: y}) for x, y in changes.items()]
     others.append(dataclasses.replace(plan, signed=True, quorum=60))
 
     assert secagg.Plan.decode(plan.encode()) == plan

@@ -205,8 +205,28 @@ def test_signatures_are_checked_and_not_taken_without_a_roster():
         secagg.Server(signed.plan)
 
 
+def test_keys_that_neighbours_would_refuse_are_refused():
+    round = Round(PLANS["complete"])
+    answers = round.answers()
+    honest = read(round, messages.Keys, answers[0], 0)
+    round.server.receive(0, answers[0])
+
+    for wrong, error in (
+        (honest, secagg.ContradictionError),  # the key of another
+        (honest._replace(agreement=bytes(32)), secagg.NotAuthenticError),
+        (honest._replace(masking=bytes(32)), secagg.NotAuthenticError),
+    ):
+        with pytest.raises(error):
+            round.server.receive(1, written(round, wrong, 1))
+    del answers[0]
+    round.deliver(answers)
+    round.run_until("nothing")
+
+    assert round.server.survivors == tuple(range(5))
+
+
 def test_the_server_holds_one_sum_and_no_vectors():
-    plan = dataclasses.replace(secagg.Plan.complete(8, 2**18, threshold=2))
+    plan = secagg.Plan.complete(8, 2**18, threshold=2)
     round = Round(plan).run_until("vectors")
     answers = round.answers()
     size = 4 * plan.length

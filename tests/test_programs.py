@@ -76,3 +76,12 @@ def test_the_accelerator_benchmark_runs_on_a_cpu_and_says_so(tmp_path):
     assert "This is no accelerator" in shown
     assert len(re.findall(r"^\| 16 x 3,000 \| \w+ \| 6 \| [\d.]+ \|", shown, re.M)) == 2
     assert (tmp_path / "cpu-accelerator.md").read_text() in shown + "\n"
+
+
+def test_the_benchmark_of_secure_aggregation_stays_near_the_raw_keystream(tmp_path):
+    shown = run("-m", "benchmarks.secagg", "--quick", "--out", str(tmp_path))
+
+    ratio = re.search(r"^\| masks added to a vector \|.*\| ([\d.]+) \|$", shown, re.M)
+    assert ratio and float(ratio[1]) < 4.0
+    assert len(re.findall(r"^\| semi-honest \| 10", shown, re.M)) == 3
+    assert (tmp_path / "secagg-cpu.md").read_text() in shown + "\n"

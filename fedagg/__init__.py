@@ -8,6 +8,7 @@ from fedagg._aggregator import aggregator
 from fedagg._bounding import clipping, zeroing
 from fedagg._bounds import quantile_bound
 from fedagg._chain import chain
+from fedagg._cost import elias_gamma, with_distortion
 from fedagg._discretization import discretization
 from fedagg._eden import drive, eden
 from fedagg._elias_gamma import (
@@ -45,6 +46,7 @@ __all__ = [
     "discretization",
     "drive",
     "eden",
+    "elias_gamma",
     "elias_gamma_bits",
     "elias_gamma_decode",
     "elias_gamma_encode",
@@ -66,6 +68,7 @@ __all__ = [
     "sign",
     "terngrad",
     "top_k",
+    "with_distortion",
     "with_error_feedback",
     "zeroing",
 ]

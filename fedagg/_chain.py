@@ -1,6 +1,7 @@
 """Stages in sequence."""
 
 import jax
+import jax.numpy as jnp
 
 from fedagg import _tree
 from fedagg._types import Output, PyTree, Stage, Update
@@ -24,7 +25,8 @@ def chain(*stages: Stage) -> Stage:
     Left to right is a client's way to the sum, right to left the sum's way back. No
     stages at all are the identity. A stage hears only of clients that are present where
     it stands: a stage that sets a weight to zero makes the client absent for those
-    behind it, and its own note still counts.
+    behind it, and its own note still counts. A stage's `init` is given a template of
+    what the stages before it make of a value, a vector behind a `rotation`.
 
     Args:
         *stages: each an `init`, `broadcast`, `client`, `server` of its own.
@@ -41,7 +43,12 @@ def chain(*stages: Stage) -> Stage:
             )
 
     def init(template: PyTree) -> PyTree:
-        return tuple(stage.init(template) for stage in stages)
+        states = []
+        for position, stage in enumerate(stages):
+            if position:
+                template = _template_behind(stages[position - 1], states[-1], template)
+            states.append(stage.init(template))
+        return tuple(states)
 
     def broadcast(state: PyTree) -> PyTree:
         check_length(state, len(stages))
@@ -68,6 +75,16 @@ def chain(*stages: Stage) -> Stage:
         return Output(tuple(reversed(states)), total, metrics)
 
     return Stage(init, broadcast, client, server)
+
+
+def _template_behind(stage: Stage, state: PyTree, template: PyTree) -> PyTree:
+    """What the stage makes of a value like the template, as shapes and dtypes."""
+
+    def value(x: PyTree, key: jax.Array) -> PyTree:
+        update = Update(x, jnp.float32(1.0))
+        return stage.client(stage.broadcast(state), update, key)[0].value
+
+    return jax.eval_shape(value, _tree.abstract(template), jax.random.key(0))
 
 
 def merge_metrics(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedagg import _checks, _tree
-from fedagg._random import check_key, round_randomly
+from fedagg._random import check_key, map_seeded, round_randomly
 from fedagg._types import Output, PyTree, Stage, Update
 
 # Half of what int32 holds: a float32 sum of many sizes comes out low by its rounding.
@@ -55,10 +55,10 @@ def discretization(
         )
     step = jnp.float32(step_size)
 
-    def to_whole(x: jax.Array, key: jax.Array | None) -> jax.Array:
-        if key is None:
+    def to_whole(x: jax.Array, words: jax.Array | None) -> jax.Array:
+        if words is None:
             return jnp.round(x).astype(jnp.int32)
-        return round_randomly(x.ravel(), key).reshape(x.shape).astype(jnp.int32)
+        return round_randomly(x.ravel(), words).reshape(x.shape).astype(jnp.int32)
 
     def client(shared: PyTree, update: Update, key: jax.Array | None):
         del shared
@@ -67,7 +67,7 @@ def discretization(
         steps = _tree.divide(_tree.widen(update.value), step)
         largest = _tree.norm(steps, jnp.inf)
         fits = largest < _MOST  # which NaN fails
-        value = _tree.map_with_keys(to_whole, key, _tree.keep(fits, steps))
+        value = map_seeded(to_whole, key, _tree.keep(fits, steps))
         note = DiscretizationNote(
             (~fits).astype(jnp.float32), jnp.where(fits, largest + 1.0, 0.0)
         )

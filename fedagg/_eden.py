@@ -14,7 +14,7 @@ from scipy.special import ndtr, ndtri
 from fedagg._chain import chain
 from fedagg._hadamard import hadamard
 from fedagg._packing import pack, unpack
-from fedagg._random import check_key, hash_positions
+from fedagg._random import check_key, random_bits
 from fedagg._rotation import rotation
 from fedagg._types import Output, PyTree, Stage, Update
 
@@ -129,7 +129,7 @@ def _coding(bits: int, scale_of: Callable, name: str) -> Stage:
 
 def _signs(words: jax.Array, size: int) -> jax.Array:
     """One or minus one for each position."""
-    bit = (hash_positions(words, size) >> 31).astype(jnp.int32)
+    bit = (random_bits(words, size) >> 31).astype(jnp.int32)
     return (1 - 2 * bit).astype(jnp.float32)
 
 

@@ -16,6 +16,7 @@ from jax.tree_util import Partial
 
 from fedagg import _checks, _tree
 from fedagg._folding import sum_folded
+from fedagg._loops import in_steps
 from fedagg._rows import NotFoldable
 from fedagg._types import PyTree
 
@@ -54,21 +55,19 @@ def in_chunks(size: int) -> SumOver:
 
         def body(total: PyTree, chunk: jax.Array):
             # The last chunk starts early, so that no row is copied to fill it.
-            start = jnp.minimum(chunk * size, n - size)
+            start = in_steps(jnp.minimum(chunk * size, n - size))
             parts = jax.vmap(fn)(_tree.rows(clients, start, size))
             if n % size:
                 fresh = start + jnp.arange(size, dtype=start.dtype) >= chunk * size
                 parts = jax.vmap(_tree.keep)(fresh, parts)
             return _tree.add(total, _tree.sum_over_clients(parts)), None
 
-        def body_of_one(total: PyTree, client: PyTree):
-            return _tree.add(total, fn(client)), None
+        def body_of_one(total: PyTree, client: jax.Array):
+            return _tree.add(total, fn(_tree.take(clients, in_steps(client)))), None
 
         zero = _tree.zeros(jax.eval_shape(fn, _tree.abstract_row(clients)))
-        if size == 1:
-            return jax.lax.scan(body_of_one, zero, clients)[0]
         chunks = jnp.arange(math.ceil(n / size), dtype=jnp.int32)
-        return jax.lax.scan(body, zero, chunks)[0]
+        return jax.lax.scan(body_of_one if size == 1 else body, zero, chunks)[0]
 
     return sum_over
 

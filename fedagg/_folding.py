@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fedagg import _tree
+from fedagg._loops import in_steps
 from fedagg._reductions import concatenate, cut, pack
 from fedagg._rows import Client, Row
 from fedagg._types import PyTree
@@ -66,9 +67,7 @@ def _dot(
 
     def one_by_one() -> list[jax.Array]:
         def add(client: jax.Array, totals: list[jax.Array]) -> list[jax.Array]:
-            # XLA makes one function of a loop without a sort in it, on a CPU, which
-            # takes it two seconds for 150 leaves.
-            client = jnp.sort(jnp.stack([client, jnp.int32(len(kept))]))[0]
+            client = in_steps(client)
             factor, is_kept = factors[client], kept[client]
             rows = [factor * x[client].astype(jnp.float32) for x in columns]
             return _tree.add(totals, _tree.keep(is_kept, rows))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fedagg import _checks, _tree
 from fedagg._packing import pack, unpack
-from fedagg._random import check_key, random_bits
+from fedagg._random import check_key, map_seeded, random_bits
 from fedagg._reductions import smallest_and_largest
 from fedagg._types import Output, PyTree, Stage, Update
 
@@ -37,9 +37,14 @@ class Quantized:
 
     def decode(self) -> jax.Array:
         """The tensor as float32; NaN throughout if an entry was not finite."""
-        codes = unpack(self.packed, self.bits, math.prod(self.shape))
-        value = (codes - self.zero).astype(jnp.float32) * self.step
+        steps, _ = self.integers()
+        value = steps.astype(jnp.float32) * self.step
         return (value if self.low is None else value + self.low).reshape(self.shape)
+
+    def integers(self) -> tuple[jax.Array, PyTree]:
+        """The steps of each entry, int32, and what else is on the wire."""
+        codes = unpack(self.packed, self.bits, math.prod(self.shape))
+        return codes - self.zero, (self.step, self.low)
 
 
 def quantization(
@@ -81,12 +86,12 @@ def quantization(
     bits = _whole("bits", bits, 1, 16)
     threshold = _whole("threshold", threshold, 0)
 
-    def encode(x: jax.Array, key: jax.Array | None) -> jax.Array | Quantized:
+    def encode(x: jax.Array, words: jax.Array | None) -> jax.Array | Quantized:
         if x.size <= threshold:
             return x
-        x = jax.lax.optimization_barrier(x)  # or it is made anew for each use
+        x = _tree.wide(x)
         low, high = smallest_and_largest(x.ravel())
-        return _in_steps(x, 2**bits - 1, key, low, (high - low) / (2**bits - 1))
+        return _in_steps(x, 2**bits - 1, words, low, (high - low) / (2**bits - 1))
 
     return _of_each_tensor(encode, name, draws=stochastic)
 
@@ -95,9 +100,9 @@ def qsgd(levels: int, *, name: str = "qsgd") -> Stage:
     """Sends each tensor as its L2 norm and whole multiples of `norm / levels`.
 
     Rounding is random and unbiased; zeros stay zeros. A code is of as many bits as
-    `2 * levels` needs: the paper's Elias code is shorter, and `elias_gamma_bits` counts
-    one. A tensor with a NaN or an infinity in it, or of a norm above 1.8e19, whose
-    square float32 cannot hold, becomes NaN throughout.
+    `2 * levels` needs: the paper's Elias code is shorter, and `elias_gamma` counts it.
+    A tensor with a NaN or an infinity in it, or of a norm above 1.8e19, whose square
+    float32 cannot hold, becomes NaN throughout.
 
     Args:
         levels: multiples of the step on either side of zero, from 1 to 32767. With
@@ -113,8 +118,8 @@ def qsgd(levels: int, *, name: str = "qsgd") -> Stage:
     """
     levels = _whole("levels", levels, 1, 2**15 - 1)
 
-    def encode(x: jax.Array, key: jax.Array | None) -> Quantized:
-        return _in_steps(x, levels, key, None, _tree.norm(x) / levels)
+    def encode(x: jax.Array, words: jax.Array | None) -> Quantized:
+        return _in_steps(x, levels, words, None, _tree.norm(x) / levels)
 
     return _of_each_tensor(encode, name)
 
@@ -137,20 +142,20 @@ def terngrad(*, name: str = "terngrad") -> Stage:
         Distributed Deep Learning", 2017, section 3.1.
     """
 
-    def encode(x: jax.Array, key: jax.Array | None) -> Quantized:
-        return _in_steps(x, 1, key, None, _tree.norm(x, jnp.inf))
+    def encode(x: jax.Array, words: jax.Array | None) -> Quantized:
+        return _in_steps(x, 1, words, None, _tree.norm(x, jnp.inf))
 
     return _of_each_tensor(encode, name)
 
 
 def _of_each_tensor(encode: Callable, name: str, draws: bool = True) -> Stage:
-    """The stage whose client encodes each leaf with a key of its own."""
+    """The stage whose client encodes each leaf with random words of its own."""
 
     def client(shared: PyTree, update: Update, key: jax.Array | None):
         del shared
         _checks.check_floating(update.value, name)
         key = check_key(key, name) if draws else None
-        value = _tree.map_with_keys(encode, key, _tree.widen(update.value))
+        value = map_seeded(encode, key, update.value)
         return update._replace(value=value), ()
 
     def server(state: PyTree, total: PyTree, note: PyTree, key: jax.Array | None):
@@ -163,7 +168,7 @@ def _of_each_tensor(encode: Callable, name: str, draws: bool = True) -> Stage:
 def _in_steps(
     x: jax.Array,
     levels: int,
-    key: jax.Array | None,
+    words: jax.Array | None,
     low: jax.Array | None,
     step: jax.Array,
 ) -> Quantized:
@@ -177,10 +182,10 @@ def _in_steps(
     away = x.astype(jnp.float32).ravel()
     away = (away if low is None else away - low) * per_step
     away = jnp.clip(away, -zero * 2.0**fraction, levels * 2.0**fraction)
-    if key is None:
+    if words is None:
         codes = jnp.round(away / 2**fraction).astype(jnp.int32)
     else:
-        up = (random_bits(key, x.size) >> (32 - fraction)).astype(jnp.int32)
+        up = (random_bits(words, x.size) >> (32 - fraction)).astype(jnp.int32)
         codes = (away.astype(jnp.int32) + up) >> fraction
     return Quantized(pack(codes + zero, bits), step, low, bits, zero, x.shape)
 

@@ -5,19 +5,37 @@ needs draws that are uniform and uncorrelated, not ones that nobody can predict;
 for privacy needs those, and never comes from here.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-
-def random_bits(key: jax.Array, size: int) -> jax.Array:
-    """Uniform bits `[size]` as uint32, of which the upper 16 are good."""
-    return hash_positions(jax.random.bits(key, (2,), jnp.uint32), size)
+from fedagg import _tree
+from fedagg._types import PyTree
 
 
-def hash_positions(words: jax.Array, size: int) -> jax.Array:
-    """A hash of each position `[size]`, seeded by two words `[2]`.
+def map_seeded(
+    fn: Callable[[jax.Array, Any], Any],
+    key: jax.Array | None,
+    tree: PyTree,
+) -> PyTree:
+    """Applies `fn(leaf, words)` to every leaf, with words `[2]` of its own from `key`.
 
-    The second word keeps seeds apart whose first words hash the same positions. It
+    All are drawn at once: a draw for each leaf would cost more than the leaf's bits.
+    """
+    leaves, structure = _tree.flatten(tree)
+    words = [None] * len(leaves)
+    if key is not None:
+        words = list(jax.random.bits(key, (len(leaves), 2), jnp.uint32))
+    return _tree.unflatten(structure, list(map(fn, leaves, words)))
+
+
+def random_bits(words: jax.Array, size: int) -> jax.Array:
+    """Uniform bits `[size]` as uint32, of which the upper 16 are good.
+
+    They are a hash of the position, seeded by two words `[2]` of true random bits. The
+    second word keeps seeds apart whose first words hash the same positions. It
     multiplies twice, which is as little as the tests of its bits allow; the second time
     by the square map x + (x * x | 5), which leaves out and repeats no number.
 
@@ -28,13 +46,13 @@ def hash_positions(words: jax.Array, size: int) -> jax.Array:
     return x + (x * x | jnp.uint32(5))
 
 
-def round_randomly(x: jax.Array, key: jax.Array) -> jax.Array:
+def round_randomly(x: jax.Array, words: jax.Array) -> jax.Array:
     """Rounds a float32 vector `[d]` down or up, so that each entry's mean is the entry.
 
     A whole number stays what it is. Chances are multiples of 2**-16.
     """
     below = jnp.floor(x)
-    draw = (random_bits(key, x.size) >> 16).astype(jnp.int32).astype(jnp.float32)
+    draw = (random_bits(words, x.size) >> 16).astype(jnp.int32).astype(jnp.float32)
     return below + (draw + 0.5 < 2.0**16 * (x - below)).astype(x.dtype)
 
 

@@ -93,18 +93,33 @@ def _(primals: tuple, tangents: tuple):
 
 
 def smallest_and_largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The extremes of a vector `[d]`, in one pass; both NaN if one is not finite."""
+    """The extremes of a float32 vector `[d]`, d > 0; both NaN if one is not finite.
+
+    As integers, which are quicker to compare than floats, and leave no NaN out.
+    """
+    order = _order(jax.lax.bitcast_convert_type(x, jnp.int32))
     # Several rows, for several cores.
-    body, tail = jnp.split(x, [x.size // _ROWS * _ROWS])
+    body, tail = jnp.split(order, [x.size // _ROWS * _ROWS])
     rows = body.reshape(_ROWS, -1)
-    infinity = jnp.asarray(jnp.inf, x.dtype)
-    low, high, zero = jax.lax.reduce(
-        (rows, rows, 0.0 * rows),
-        (infinity, -infinity, jnp.zeros((), x.dtype)),
-        lambda a, b: (jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1]), a[2] + b[2]),
+    limits = jnp.iinfo(jnp.int32)
+    low, high = jax.lax.reduce(
+        (rows, rows),
+        (jnp.int32(limits.max), jnp.int32(limits.min)),
+        lambda a, b: (jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1])),
         (1,),
     )
-    # XLA's minimum over many entries leaves NaN out on a CPU; a sum does not.
-    zero = jnp.sum(zero) + jnp.sum(0.0 * tail)
-    low, high = (jnp.concatenate([end, tail]) for end in (low, high))
-    return jnp.min(low) + zero, jnp.max(high) + zero
+    low = jnp.min(jnp.concatenate([low, tail]))
+    high = jnp.max(jnp.concatenate([high, tail]))
+    low, high = (
+        jax.lax.bitcast_convert_type(_order(bits), jnp.float32) for bits in (low, high)
+    )
+    zero = 0.0 * low + 0.0 * high
+    return low + zero, high + zero
+
+
+def _order(bits: jax.Array) -> jax.Array:
+    """Bits of floats as integers in the order of the floats, and back.
+
+    A NaN is beyond the infinity of its sign.
+    """
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fedagg import _checks, _tree
 from fedagg._packing import pack, unpack
-from fedagg._random import check_key, random_bits
+from fedagg._random import check_key, map_seeded, random_bits
 from fedagg._types import Output, PyTree, Stage, Update
 
 
@@ -51,9 +51,9 @@ def sign(*, name: str = "sign") -> Stage:
         Problems", 2018, algorithm 1, "majority vote".
     """
 
-    def encode(x: jax.Array, key: jax.Array | None) -> Signs:
+    def encode(x: jax.Array, words: jax.Array) -> Signs:
         vector = x.ravel()
-        coin = random_bits(check_key(key, name), vector.size) >> 31
+        coin = random_bits(words, vector.size) >> 31
         bits = jnp.where(vector == 0.0, coin == 1, vector > 0.0)
         votes = _tree.norm(x, jnp.inf) > 0.0  # which NaN is not
         return Signs(pack(bits, 1), votes.astype(jnp.float32), x.shape)
@@ -61,7 +61,7 @@ def sign(*, name: str = "sign") -> Stage:
     def client(shared: PyTree, update: Update, key: jax.Array | None):
         del shared
         _checks.check_floating(update.value, name)
-        value = _tree.map_with_keys(encode, key, _tree.widen(update.value))
+        value = map_seeded(encode, check_key(key, name), update.value)
         return update._replace(value=value), ()
 
     def server(state: PyTree, total: PyTree, note: PyTree, key: jax.Array | None):

@@ -117,7 +117,16 @@ def zeros(template: PyTree) -> PyTree:
 
 def sum_over_clients(stacked: PyTree) -> PyTree:
     """Sums every leaf over its leading axis, in the leaf's own dtype."""
-    return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), stacked)
+
+    def total(x: jax.Array) -> jax.Array:
+        if x.dtype != jnp.float32 or x.ndim == 1:
+            return jnp.sum(x, axis=0, dtype=x.dtype)
+        # A product with ones takes a fifth of the time of a sum over a few long rows.
+        matrix = x.reshape(len(x), -1)
+        sums = jnp.matmul(jnp.ones(len(x), x.dtype), matrix, precision="highest")
+        return sums.reshape(x.shape[1:])
+
+    return jax.tree.map(total, stacked)
 
 
 def abstract_row(stacked: PyTree) -> PyTree:
@@ -148,7 +157,7 @@ def as_partial(fn: Callable[..., Any]) -> Partial:
 
 
 def take(stacked: PyTree, positions: jax.Array) -> PyTree:
-    """The rows at the given positions."""
+    """The rows at the given positions, or the one at a position."""
     return jax.tree.map(lambda x: x[positions], stacked)
 
 
@@ -177,31 +186,32 @@ def renew_keys(tree: PyTree, key: jax.Array | None) -> PyTree:
     return jax.tree.unflatten(structure, leaves)
 
 
-def map_with_keys(
-    fn: Callable[[jax.Array, jax.Array | None], Any],
-    key: jax.Array | None,
-    tree: PyTree,
-) -> PyTree:
-    """Applies `fn(leaf, key)` to every leaf, with a key of its own made from `key`."""
-    leaves, structure = jax.tree.flatten(tree)
-    keys = [
-        None if key is None else jax.random.fold_in(key, i) for i in range(len(leaves))
-    ]
-    return jax.tree.unflatten(structure, list(map(fn, leaves, keys)))
-
-
 def pad_rows(stacked: PyTree, count: int) -> PyTree:
     """Repeats the last row `count` times, which typed keys can do too."""
     return jax.tree.map(lambda x: jnp.concatenate([x, *[x[-1:]] * count]), stacked)
 
 
+def is_code(x: Any) -> bool:
+    """Whether this is a node that must be decoded before it can be added."""
+    return hasattr(x, "decode")
+
+
 def decode(message: PyTree) -> PyTree:
     """Replaces every node that has a `decode()` by what it decodes to."""
     return jax.tree.map(
-        lambda x: x.decode() if hasattr(x, "decode") else x,
-        message,
-        is_leaf=lambda x: hasattr(x, "decode"),
+        lambda x: x.decode() if is_code(x) else x, message, is_leaf=is_code
     )
+
+
+def parts(message: PyTree) -> list:
+    """The arrays of a message, and its nodes that have a `decode()` as one each."""
+    return jax.tree.leaves(message, is_leaf=is_code)
+
+
+def codes_with_names(tree: PyTree) -> list[tuple[str, Any]]:
+    """The nodes that must be decoded, as `leaves_with_names` gives leaves."""
+    nodes = jax.tree.leaves_with_path(tree, is_leaf=is_code)
+    return [(jax.tree_util.keystr(path), x) for path, x in nodes if is_code(x)]
 
 
 def flatten(tree: PyTree) -> tuple[list, Any]:

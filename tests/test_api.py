@@ -17,9 +17,9 @@ PACKAGE = pathlib.Path(fedagg.__file__).parent
 
 # A module imports from layers further up only. A new module goes into its layer here.
 LAYERS = [
-    {"_types", "_elias_gamma", "_hadamard", "_packing", "_random"},
+    {"_types", "_elias_gamma", "_hadamard", "_packing"},
     {"_tree"},
-    {"_checks", "_reductions"},
+    {"_checks", "_loops", "_random", "_reductions"},
     {"_template"},
     {"_rows"},
     {"_folding"},
@@ -27,7 +27,7 @@ LAYERS = [
     {"_aggregator"},
     {
         *("_bounding", "_mean", "_median", "_message"),
-        *("_discretization", "_quantization", "_rotation"),
+        *("_cost", "_discretization", "_quantization", "_rotation"),
         *("_sign", "_sparsification"),
     },
     {"_eden", "_feedback", "_recipes"},

@@ -46,6 +46,7 @@ def test_left_to_right_at_the_client_and_right_to_left_at_the_server():
 
     stage = fedagg.chain(logging("a"), fedagg.chain(logging("b"), logging("c")))
     state = stage.init(TEMPLATE)
+    order.clear()  # of what init asked the clients for
     update = fedagg.Update(jnp.ones(2), jnp.float32(1.0))
     update, note = stage.client(stage.broadcast(state), update, None)
     stage.server(state, update.value, note, None)
@@ -144,6 +145,26 @@ def test_metrics_come_in_the_order_of_the_stages():
         *("zeroing/bound", "zeroing/count", "clipping/bound", "clipping/count"),
         "mean/weight",
     ]
+
+
+def test_a_stage_behind_a_rotation_is_made_for_its_vector():
+    # All entries are rotated, then a rotation of the vector, then all of it is sent.
+    rotations = fedagg.rotation("dft"), fedagg.rotation("hadamard", seed=1)
+    aggregator = fedagg.aggregator(*rotations, fedagg.top_k(1.0))
+    updates = make_updates()
+
+    output = aggregator.next(aggregator.init(TEMPLATE), updates.value)
+
+    total = jax.tree.map(lambda x: jnp.sum(x, axis=0), updates.value)
+    assert_close(output.value, total, rtol=1e-4)
+
+
+def test_a_stage_behind_one_that_codes_is_refused_by_name():
+    aggregator = fedagg.aggregator(fedagg.quantization(8, 0), fedagg.mean())
+    value = make_updates().value
+
+    with pytest.raises(TypeError, match="Put mean before the stage that codes"):
+        aggregator.next(aggregator.init(TEMPLATE), value, key=jax.random.key(0))
 
 
 def test_two_stages_may_be_alike_under_two_names():

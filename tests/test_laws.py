@@ -111,6 +111,11 @@ STAGES: dict[str, tuple[fedagg.Stage, ...]] = {
         fedagg.mean(),
         fedagg.discretization(0.01, stochastic=True),
     ),
+    "discretization_coded": (
+        fedagg.mean(),
+        fedagg.with_distortion(fedagg.discretization(0.01, stochastic=False)),
+        fedagg.elias_gamma(),
+    ),
     "sign": (fedagg.sign(),),
     "top_k": (fedagg.mean(), fedagg.top_k(0.3)),
     "random_k": (fedagg.mean(), fedagg.random_k(0.4)),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedagg._random import check_key, hash_positions, random_bits, round_randomly
+from fedagg._random import check_key, map_seeded, random_bits, round_randomly
 
 # (words [k, 2], size) -> bits [k, size]
 Hash = Callable[[np.ndarray, int], np.ndarray]
@@ -23,7 +23,7 @@ FEW = 2**16
 
 @functools.partial(jax.jit, static_argnums=1)
 def _hashes(words: jax.Array, size: int) -> jax.Array:
-    return jax.vmap(lambda x: hash_positions(x, size))(words)
+    return jax.vmap(lambda x: random_bits(x, size))(words)
 
 
 def ours(words: np.ndarray, size: int) -> np.ndarray:
@@ -254,13 +254,19 @@ def test_the_checks_find_what_is_bad_with_a_hash(hashed, failed):
     assert found == failed
 
 
-def test_the_bits_of_a_key_are_the_hash_of_its_two_words():
-    keys = jax.vmap(lambda x: jax.random.fold_in(jax.random.key(7), x))(jnp.arange(4))
+def test_every_leaf_of_every_client_has_words_of_its_own():
+    keys = jax.random.split(jax.random.key(7), 4)
+    tree = {"a": jnp.zeros(3), "b": [jnp.zeros(3), jnp.zeros(3)]}
 
-    bits = jax.jit(jax.vmap(lambda key: random_bits(key, 100)))(keys)
+    seeded = jax.vmap(lambda key: map_seeded(lambda x, words: words, key, tree))(keys)
 
-    assert bits.dtype == jnp.uint32
-    np.testing.assert_array_equal(bits, ours(words_from(rows=4), 100))
+    words = np.concatenate(jax.tree.leaves(seeded))
+    assert words.shape == (12, 2) and words.dtype == np.uint32
+    assert len(np.unique(words)) == 24
+
+
+def test_without_a_key_there_are_no_words():
+    assert map_seeded(lambda x, words: words is None, None, [1.0]) == [True]
 
 
 def test_fewer_positions_have_the_same_bits():
@@ -280,7 +286,7 @@ def test_rounding_has_the_mean_of_each_entry():
     each = 2**20
     x = np.tile(values, each)
 
-    y = np.asarray(rounded(jnp.asarray(x), jax.random.key(1))).reshape(each, -1)
+    y = np.asarray(rounded(jnp.asarray(x), words_from(1, rows=1)[0])).reshape(each, -1)
 
     chance = values.astype(np.float64) - np.floor(values)
     deviation = np.mean(y, axis=0, dtype=np.float64) - values
@@ -294,7 +300,7 @@ def test_a_whole_number_stays_what_it_is():
     values = [0.0, 1.0, -1.0, -3.0, 255.0, 2.0**23, 2.0**23 + 1, -(2.0**24), 3e38]
     x = jnp.asarray(np.tile(np.array([*values, np.inf, -np.inf], np.float32), 10_000))
 
-    np.testing.assert_array_equal(rounded(x, jax.random.key(2)), x)
+    np.testing.assert_array_equal(rounded(x, words_from(2, rows=1)[0]), x)
 
 
 def test_a_number_that_is_almost_whole_becomes_whole():
@@ -302,13 +308,13 @@ def test_a_number_that_is_almost_whole_becomes_whole():
         np.tile(np.array([2**-18, 1 - 2**-18, -(2**-18)], np.float32), 10_000)
     )
 
-    np.testing.assert_array_equal(rounded(x, jax.random.key(3)), jnp.round(x))
+    np.testing.assert_array_equal(rounded(x, words_from(3, rows=1)[0]), jnp.round(x))
 
 
 def test_what_is_not_a_number_stays_so():
     x = jnp.asarray(np.array([np.nan, 0.5, np.nan], np.float32))
 
-    y = rounded(x, jax.random.key(4))
+    y = rounded(x, words_from(4, rows=1)[0])
 
     assert jnp.array_equal(jnp.isnan(y), jnp.array([True, False, True]))
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 # Leaves of up to so many bytes, all clients together, are handled as one: an operation
 # of its own costs more than a copy.
-_SMALL = 2**16
+_SMALL = 2**18
 
 _ROWS = 8
 

@@ -19,16 +19,18 @@ PACKAGE = pathlib.Path(fedagg.__file__).parent
 LAYERS = [
     {"_types", "_elias_gamma", "_hadamard", "_packing"},
     {"_tree"},
-    {"_checks", "_loops", "_random", "_reductions"},
+    {"_checks", "_loops", "_random", "_reductions", "_residues"},
+    {"_notation"},
     {"_template"},
     {"_rows"},
     {"_folding"},
-    {"_bounds", "_chain", "_execution"},
+    {"_bounds", "_chain", "_execution", "_message"},
     {"_aggregator"},
+    {"_secure_values", "_view"},
     {
-        *("_bounding", "_mean", "_median", "_message"),
+        *("_bounding", "_mean", "_median"),
         *("_cost", "_discretization", "_quantization", "_rotation"),
-        *("_sign", "_sparsification"),
+        *("_modular_clipping", "_secure_sum", "_sign", "_sparsification"),
     },
     {"_eden", "_feedback", "_recipes"},
     {"_training"},
@@ -48,7 +50,7 @@ LAYER_OF = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 # What these make has a source in the literature; the core has none.
 CORE = {
     *("_aggregator", "_chain", "_execution", "_message"),
-    *("_local_training", "_training"),
+    *("_local_training", "_training", "_view"),
 }
 
 

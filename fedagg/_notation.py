@@ -26,23 +26,21 @@ class Notation(NamedTuple):
     largest: float
 
     @classmethod
-    def of(cls, bits: int, cohort: int, largest: float, name: str) -> "Notation":
-        """The finest notation, of up to 24 bits behind the point.
-
-        Raises:
-            ValueError: if it cannot hold halves, in which quantiles are learnt.
-        """
+    def of(cls, bits: int, cohort: int, largest: float) -> "Notation":
+        """The finest notation, of up to 24 bits behind the point."""
         width = min(24, bits - math.ceil(math.log2(cohort)))
-        point = _point(width, largest)
-        if point < 1:
-            needed = next(x for x in range(64) if _point(x, largest) >= 1)
+        return cls(bits, cohort, width, _point(width, largest), float(largest))
+
+    def check(self, name: str) -> None:
+        """Raises a ValueError if halves, in which quantiles are learnt, do not fit."""
+        if self.point < 1:
+            needed = next(x for x in range(64) if _point(x, self.largest) >= 1)
             raise ValueError(
-                f"{name}: {bits} bits do not hold the notes of {cohort} clients with "
-                f"weights up to {largest:g}: each of a note's two parts would have "
-                f"{max(width, 0)} bits and needs {needed}. Take more bits, fewer "
-                "clients or a smaller largest weight."
+                f"{name}: {self.bits} bits do not hold the notes of {self.cohort} "
+                f"clients with weights up to {self.largest:g}: each of a note's two "
+                f"parts would have {max(self.width, 0)} bits and needs {needed}. Take "
+                "more bits, fewer clients or a smaller largest weight."
             )
-        return cls(bits, cohort, width, point, float(largest))
 
     def write(self, x: jax.Array) -> tuple[Residues, jax.Array]:
         """A number as residues `[2, ...]`, and whether it is in range throughout."""
@@ -61,9 +59,11 @@ class Notation(NamedTuple):
             parts = high, low
         return Residues.of(jnp.stack(parts), self.bits, x.dtype), fits
 
-    def write_all(self, notes: PyTree) -> tuple[PyTree, jax.Array]:
+    def write_all(self, notes: PyTree, name: str) -> tuple[PyTree, jax.Array]:
         """A tree of numbers as residues, and whether all are in range."""
         leaves, structure = _tree.flatten(notes)
+        if leaves:
+            self.check(name)
         written = [self.write(jnp.asarray(x)) for x in leaves]
         fits = jnp.stack([jnp.bool_(True), *(x for _, x in written)])
         return _tree.unflatten(structure, [x for x, _ in written]), jnp.all(fits)

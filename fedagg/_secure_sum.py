@@ -79,7 +79,8 @@ def secure_sum(
         Efficient Secure Aggregation", 2019, section 3; TensorFlow Federated,
         `tff.aggregators.SecureSumFactory`.
     """
-    notation = _notation(bits, largest_cohort, largest_weight, name)
+    notation = _notation(bits, largest_cohort, largest_weight)
+    notation.check(name)
     values = within(bound, notation.bits, notation.cohort, name)
     return _hidden(stage, values, notation, name)
 
@@ -110,27 +111,29 @@ def secure_modular_sum(
         name: what the metric is filed under.
 
     Raises:
-        ValueError: if an argument is out of range; if a sum of notes could wrap around,
-            with the numbers; in `init` and `client`, for messages that must be decoded.
+        ValueError: if an argument is out of range; in `init` and `client`, for messages
+            that must be decoded, and if a sum of notes could wrap around.
         TypeError: in `init` and `client`, for a value that is not of integers.
 
     Reference: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving
         Machine Learning", 2017, section 4; TensorFlow Federated,
         `tff.aggregators.SecureModularSumFactory`.
     """
-    notation = _notation(bits, largest_cohort, largest_weight, name)
+    notation = _notation(bits, largest_cohort, largest_weight)
     return _hidden(stage, wrapping(notation.bits, name), notation, name)
 
 
-def _notation(bits: int, cohort: int, largest: float, name: str) -> Notation:
+def _notation(bits: int, cohort: int, largest: float) -> Notation:
     """How notes are written; checks the arguments."""
     if operator.index(bits) not in range(2, 33):
         raise ValueError(f"bits must be from 2 to 32, got {bits=}.")
-    if operator.index(cohort) < 1:
-        raise ValueError(f"largest_cohort must be positive, got {cohort}.")
+    if not 1 <= operator.index(cohort) < 2**bits:
+        raise ValueError(
+            f"largest_cohort must be positive and below 2**bits, got {cohort}, {bits=}."
+        )
     if not 1.0 <= largest < float("inf"):
         raise ValueError(f"largest_weight must be at least one, got {largest}.")
-    return Notation.of(operator.index(bits), operator.index(cohort), largest, name)
+    return Notation.of(operator.index(bits), operator.index(cohort), largest)
 
 
 def _hidden(stage: Stage, values: Values, notation: Notation, name: str) -> Stage:
@@ -152,7 +155,7 @@ def _hidden(stage: Stage, values: Values, notation: Notation, name: str) -> Stag
         value, note_of_value, is_finite = values.write(shared.values, sent.value)
         here = is_present(sent.weight)
         notes = SecureNote(note, _tree.keep(here, note_of_value), (), ())
-        notes, in_range = notation.write_all(notes)
+        notes, in_range = notation.write_all(notes, name)
         fits = in_range & (is_finite | ~here)
         value, notes = _tree.keep(fits, (value, notes))
         one = Residues.of(jnp.uint32(1), notation.bits, jnp.dtype(jnp.uint32))

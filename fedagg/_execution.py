@@ -15,9 +15,9 @@ import numpy as np
 from jax.tree_util import Partial
 
 from fedagg import _checks, _tree
-from fedagg._folding import sum_folded
+from fedagg._folding import measured_ahead, sum_folded
 from fedagg._loops import in_steps
-from fedagg._rows import NotFoldable
+from fedagg._rows import NotFoldable, Program
 from fedagg._types import PyTree
 
 SumOver = Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]
@@ -163,10 +163,12 @@ def by_size(fn: Callable[[PyTree], PyTree], clients: PyTree) -> PyTree:
     """The default way to sum.
 
     Dot products with the clients' rows where stages only keep, scale and measure them;
-    else chunks whose messages fill a cache, or a launch.
+    else chunks whose messages fill a cache, or a launch, with measures taken ahead.
     """
+    program = Program.of(fn, clients)
     with contextlib.suppress(NotFoldable):
-        return sum_folded(fn, clients)
+        return sum_folded(program, clients)
+    fn, clients = measured_ahead(program, clients) or (fn, clients)
     return in_chunks(_chunk_size(fn, clients))(fn, clients)
 
 

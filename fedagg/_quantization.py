@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from fedagg import _checks, _tree
+from fedagg._measures import smallest_and_largest
 from fedagg._packing import pack, unpack
 from fedagg._random import check_key, map_seeded, random_bits
-from fedagg._reductions import smallest_and_largest
 from fedagg._types import Output, PyTree, Stage, Update
 
 # Entries closer than this count as equal: one over a step would overflow.
@@ -91,7 +91,7 @@ def quantization(
         if x.size <= threshold:
             return x
         x = _tree.wide(x)
-        low, high = smallest_and_largest(x.ravel())
+        low, high = smallest_and_largest([x.ravel()])
         step = (high - low) / (2**bits - 1)
         return _in_steps(x, 2**bits - 1, words, low, step, name)
 

@@ -1,11 +1,12 @@
 """Reads what a function does to one client's leaves: keep, scale, measure, or more.
 
-The function is evaluated as a jaxpr in which the client's leaves stand for themselves.
-Keeping and scaling are noted down, a norm is taken of the leaf as it came and scaled
-after, and everything else that touches a leaf is an error. `_folding` makes sums of it.
+The function is evaluated as a jaxpr. Keeping and scaling of leaves are noted down, and
+leaves are measured as they came, the measures scaled after. For everything else that
+touches a leaf it is written out, if it may be. `_folding` makes sums of it.
 """
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
-from fedagg._reductions import MEASURES, reduce_together
+from fedagg import _tree
+from fedagg._measures import Measures
+from fedagg._reductions import measure_clients
+from fedagg._types import PyTree
 
 # What rows are made of: products and sums in float32 are exact to float32's rounding.
 _DTYPES = (jnp.float32, jnp.bfloat16)
@@ -23,10 +27,25 @@ class NotFoldable(Exception):
     """The function does more to a leaf than to keep, scale and measure it."""
 
 
-class Row(NamedTuple):
-    """Leaves of a client end to end, times all factors; zero unless all `kept` hold."""
+class Program(NamedTuple):
+    """What a function computes from one client's leaves, and what it returns."""
 
-    leaves: tuple[int, ...]
+    jaxpr: ClosedJaxpr
+    outputs: list[jax.ShapeDtypeStruct]
+    structure: Any
+
+    @classmethod
+    def of(cls, fn: Callable[[PyTree], PyTree], clients: PyTree) -> "Program":
+        """That of a function of one client, for stacked ones."""
+        trace = jax.make_jaxpr(fn, return_shape=True)
+        jaxpr, outputs = trace(_tree.abstract_row(clients))
+        return cls(jaxpr, *_tree.flatten(outputs))
+
+
+class Row(NamedTuple):
+    """A client's leaf times all factors, in this order; zero unless `kept` holds."""
+
+    leaf: int
     factors: tuple[jax.Array, ...] = ()  # each []
     kept: tuple[jax.Array, ...] = ()  # each [] bool
 
@@ -40,12 +59,17 @@ class Row(NamedTuple):
     def factor(self) -> jax.Array:
         return math.prod(self.factors, start=jnp.float32(1.0))
 
+    def of(self, leaf: jax.Array) -> jax.Array:
+        """The row's entries, in float32."""
+        entries = math.prod(self.factors, start=leaf.astype(jnp.float32))
+        return jnp.where(self.is_kept(), entries, 0.0) if self.kept else entries
+
 
 class _Entries(NamedTuple):
     """A row's entries, each as `what` says, to be reduced."""
 
     row: Row
-    what: str  # "absolute", "square" or "is nan"
+    what: str  # "absolute" or "square"
 
 
 class _Spread(NamedTuple):
@@ -55,38 +79,45 @@ class _Spread(NamedTuple):
 
 
 class Client:
-    """Evaluates a jaxpr for one client, to be put under `vmap` over all `n`."""
+    """Evaluates a program for one of `n` clients, under `vmap` or one at a time.
 
-    def __init__(self, leaves: tuple[jax.Array, ...], n: int):
-        self.leaves = leaves
-        self.n = n
-        self.measured: dict[tuple, jax.Array] = {}
-        self.numbers: dict[tuple, tuple[jax.Array, Row]] = {}
+    `measured` has what was measured of leaves together before. `writes` says whether
+    leaves may be written out; if not, `evaluate` returns rows.
+    """
 
-    def evaluate(
-        self, jaxpr: ClosedJaxpr, outputs: list[jax.ShapeDtypeStruct]
-    ) -> list[Row | jax.Array]:
-        """The outputs, as these say: float32 leaves, kept and scaled, and scalars.
+    def __init__(
+        self,
+        leaves: Sequence[jax.Array],
+        n: int,
+        measured: Mapping[tuple[int, ...], Measures] | None = None,
+        *,
+        writes: bool,
+    ):
+        self.leaves, self.n, self.writes = leaves, n, writes
+        self.measured = dict(measured or {})
+        self.written: dict[tuple, tuple[jax.Array, Row]] = {}
+
+    def evaluate(self, program: Program) -> list[Row | jax.Array]:
+        """The outputs: scalars, rows of float32, and what else may be written out.
 
         Raises:
-            NotFoldable: if there is another output.
+            NotFoldable: if nothing may be, and something else is needed.
         """
         arguments = [
-            Row((i,)) if x.dtype in _DTYPES else x for i, x in enumerate(self.leaves)
+            Row(i) if x.dtype in _DTYPES else x for i, x in enumerate(self.leaves)
         ]
         # A look at the shapes first: to evaluate a training in vain is not cheap.
         known = {(), *(x.shape for x in self.leaves if x.dtype in _DTYPES)}
-        if any(x.ndim and x.dtype not in _DTYPES for x in self.leaves) or (
-            not known.issuperset(x.shape for x in outputs)
+        if not self.writes and (
+            any(x.ndim and x.dtype not in _DTYPES for x in self.leaves)
+            or not known.issuperset(x.shape for x in program.outputs)
         ):
             raise NotFoldable
-        values = self._run(jaxpr, arguments)
-        for i, (x, aval) in enumerate(zip(values, outputs, strict=True)):
-            if aval.shape == ():
+        values = self._run(program.jaxpr, arguments)
+        for i, (x, aval) in enumerate(zip(values, program.outputs, strict=True)):
+            if aval.shape == () or self.writes:
                 values[i] = self._array(x, aval)
-            elif (
-                not isinstance(x, Row) or len(x.leaves) > 1 or aval.dtype != jnp.float32
-            ):
+            elif not isinstance(x, Row) or aval.dtype != jnp.float32:
                 raise NotFoldable
         return values
 
@@ -108,6 +139,8 @@ class Client:
         avals = [x.aval for x in equation.invars]
         is_wide = avals and avals[0].dtype == jnp.float32  # else it rounds
         if name in ("jit", "pjit"):
+            if parameters["name"] == "fedagg_measure" and _are_alike(values):
+                return list(self._measure(values))
             return self._run(parameters["jaxpr"], values)
         match name, *values:
             case "broadcast_in_dim", x if self._is_number(x):
@@ -120,10 +153,6 @@ class Client:
                 return [x]
             case "reshape", Row() as x:
                 return [x]
-            case "concatenate", Row() as x, *_ if all(
-                isinstance(y, Row) and y.scaling() == x.scaling() for y in values
-            ):
-                return [x._replace(leaves=sum((y.leaves for y in values), ()))]
             case "mul", Row() as x, y if is_wide and self._is_number(y):
                 return [x._replace(factors=(*x.factors, self._number(y)))]
             case "mul", y, Row() as x if is_wide and self._is_number(y):
@@ -138,13 +167,17 @@ class Client:
                 parameters.get("y", 2) == 2
             ):
                 return [_Entries(x, "square")]
-            case "ne", Row() as x, Row() as y if x is y:
-                return [_Entries(x, "is nan")]
-            case reduce, _Entries() as x if (reduce, x.what) in MEASURES and (
-                len(parameters["axes"]) == avals[0].ndim
-                and (is_wide or x.what == "is nan")
+            case reduce, _Entries() as x if is_wide and (
+                len(parameters.get("axes", ())) == avals[0].ndim
             ):
-                return [self._measure(reduce, x)]
+                if (reduce, x.what) == ("reduce_max", "absolute"):
+                    return [self._measure([x.row]).size()]
+                if (reduce, x.what) == ("reduce_sum", "square"):
+                    return [self._measure([x.row]).squares]
+                if (reduce, x.what) == ("reduce_sum", "absolute"):
+                    whole = Row(x.row.leaf).of(self.leaves[x.row.leaf])
+                    size = jnp.sum(jnp.abs(whole)) * jnp.abs(x.row.factor())
+                    return [jnp.where(x.row.is_kept(), size, 0.0)]
         values = [self._array(x, a) for x, a in zip(values, avals, strict=True)]
         parameters = equation.primitive.get_bind_params(parameters)
         result = equation.primitive.bind(*values, **parameters)
@@ -152,7 +185,7 @@ class Client:
 
     def _is_number(self, x: Any) -> bool:
         if isinstance(x, Row):
-            return len(x.leaves) == 1 and self.leaves[x.leaves[0]].ndim == 0
+            return self.leaves[x.leaf].ndim == 0
         return isinstance(x, _Spread) or (
             not isinstance(x, _Entries) and jnp.ndim(x) == 0
         )
@@ -161,37 +194,48 @@ class Client:
         """A scalar `[]` from what `_is_number`."""
         if isinstance(x, _Spread):
             return x.value
-        if not isinstance(x, Row):
-            return x
-        key = x.leaves, x.scaling()
-        if key not in self.numbers:  # the same object each time, for `scaling`
-            number = self.leaves[x.leaves[0]].astype(jnp.float32)
-            if x.factors or x.kept:
-                number = jnp.where(x.is_kept(), x.factor() * number, 0.0)
-            self.numbers[key] = number, x  # which keeps what the key is made of
-        return self.numbers[key][0]
+        return self._written(x) if isinstance(x, Row) else x
+
+    def _written(self, row: Row) -> jax.Array:
+        """The row's entries; the same object each time, for `scaling`."""
+        key = row.leaf, row.scaling()
+        if key not in self.written:  # with the row, which keeps what the key is made of
+            self.written[key] = row.of(self.leaves[row.leaf]), row
+        return self.written[key][0]
 
     def _array(self, x: Any, aval: Any) -> jax.Array:
-        """The array that an equation asks for, unless that is a row."""
-        if not isinstance(x, (Row, _Entries, _Spread)):
-            return x
-        if not self._is_number(x):
-            raise NotFoldable
-        return jnp.broadcast_to(jnp.asarray(self._number(x), aval.dtype), aval.shape)
+        """The array that an equation asks for."""
+        if isinstance(x, _Entries) or (isinstance(x, Row) and not self._is_number(x)):
+            if not self.writes:
+                raise NotFoldable
+            entries = self._written(x if isinstance(x, Row) else x.row)
+            if isinstance(x, _Entries):
+                entries = {"square": jnp.square, "absolute": jnp.abs}[x.what](entries)
+            return entries.reshape(aval.shape).astype(aval.dtype)
+        if isinstance(x, (Row, _Spread)):
+            x = jnp.broadcast_to(jnp.asarray(self._number(x), aval.dtype), aval.shape)
+        return x
 
-    def _measure(self, reduce: str, entries: _Entries) -> jax.Array:
-        """One of `MEASURES`, taken of the leaves as they came, then scaled."""
-        row, what = entries
-        if (row.leaves, reduce, what) not in self.measured:
-            for measure, number in reduce_together(
-                (reduce, what), [self.leaves[i] for i in row.leaves], self.n
-            ).items():
-                self.measured[row.leaves, *measure] = number
-        size, factor = self.measured[row.leaves, reduce, what], jnp.abs(row.factor())
-        if what == "is nan":
-            return row.is_kept() & (size | jnp.isnan(factor))
-        size *= jnp.square(factor) if what == "square" else factor
-        return jnp.where(row.is_kept(), size, 0.0)
+    def _measure(self, rows: list[Row]) -> Measures:
+        """Measures of leaves as they came, then scaled."""
+        group = tuple(x.leaf for x in rows)
+        if group not in self.measured:
+            leaves = [self.leaves[i] for i in group]
+            self.measured[group] = measure_clients(leaves, self.n)
+        low, high, squares = self.measured[group]
+        factor, is_kept = rows[0].factor(), rows[0].is_kept()
+        ends = low * factor, high * factor
+        up = factor >= 0.0
+        measures = Measures(
+            jnp.where(up, *ends), jnp.where(up, *ends[::-1]), squares * factor * factor
+        )
+        return Measures(*(jnp.where(is_kept, x, 0.0) for x in measures))
+
+
+def _are_alike(values: list) -> bool:
+    """Whether all are rows that are kept and scaled by the same."""
+    are_rows = all(isinstance(x, Row) for x in values)
+    return are_rows and len({x.scaling() for x in values}) == 1
 
 
 def _same(x: Any) -> Any:

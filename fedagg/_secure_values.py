@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fedagg import _tree
 from fedagg._bounds import as_bound
 from fedagg._chain import split_key
-from fedagg._reductions import smallest_and_largest
+from fedagg._measures import smallest_and_largest
 from fedagg._residues import Residues, is_residues
 from fedagg._types import Bound, PyTree
 
@@ -199,22 +199,21 @@ def _constant(x: float) -> Bound:
 
 def _extremes(value: PyTree) -> tuple[jax.Array, jax.Array]:
     """The smallest and the largest entry, as float32; NaN if one is not finite."""
-    ends = [(jnp.float32(0.0), jnp.float32(0.0))] if _is_empty(value) else []
+    ends, floats = [], []
     for _, x in _tree.leaves_with_names(value):
         if x.size and jnp.issubdtype(x.dtype, jnp.integer):
             ends.append(
                 (jnp.min(x).astype(jnp.float32), jnp.max(x).astype(jnp.float32))
             )
         elif x.size:
-            ends.append(smallest_and_largest(_tree.wide(x).ravel().astype(jnp.float32)))
+            floats.append(_tree.wide(x).ravel().astype(jnp.float32))
+    ends += [smallest_and_largest(floats)] if floats else []
+    if not ends:
+        return jnp.float32(0.0), jnp.float32(0.0)
     low, high = map(jnp.stack, zip(*ends, strict=True))
     # As sums, since a minimum over entries may leave NaN out.
     zero = jnp.sum(0.0 * low)
     return jnp.min(low) + zero, jnp.max(high) + zero
-
-
-def _is_empty(value: PyTree) -> bool:
-    return not any(x.size for _, x in _tree.leaves_with_names(value))
 
 
 def _clip_whole(

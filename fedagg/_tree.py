@@ -1,6 +1,5 @@
 """Arithmetic on pytrees: the one module with a loop over leaves."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from fedagg._measures import measure
 from fedagg._types import PyTree
 
 
@@ -45,29 +45,16 @@ def norm(tree: PyTree, order: float = 2.0) -> jax.Array:
     NaN if there is a NaN in the tree. An L2 norm beyond the square root of the largest
     float (1.8e19 in float32) is infinity.
     """
-    vectors = _vectors(tree)
-    if not vectors:
+    leaves = [wide(x).astype(jnp.float32) for x in jax.tree.leaves(tree)]
+    leaves = [x.ravel() for x in leaves if x.size]
+    if not leaves:
         return jnp.float32(0.0)
-    if order == 2.0:
-        squares = [jnp.sum(jnp.square(x)) for x in vectors]
-        size = jnp.sqrt(jnp.sum(jnp.stack(squares)))
-    elif order == 1.0:
-        size = jnp.sum(jnp.stack([jnp.sum(jnp.abs(x)) for x in vectors]))
-    else:
-        # XLA's maximum over many entries leaves NaN out on a CPU.
-        has_nan = jnp.any(jnp.stack([jnp.any(jnp.isnan(x)) for x in vectors]))
-        largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in vectors]))
-        size = jnp.where(has_nan, jnp.nan, largest)
-    # Else XLA may work the size out again for each entry that depends on it.
-    return jax.lax.optimization_barrier(size)
-
-
-def _vectors(tree: PyTree) -> list[jax.Array]:
-    """The entries as float32 vectors: large leaves alone, the small ones together."""
-    leaves = [wide(x).astype(jnp.float32).ravel() for x in jax.tree.leaves(tree)]
-    large = [x for x in leaves if x.size > 2**12]
-    small = [x for x in leaves if 0 < x.size <= 2**12]
-    return [*large, jnp.concatenate(small)] if small else large
+    if order == 1.0:
+        size = jnp.sum(jnp.stack([jnp.sum(jnp.abs(x)) for x in leaves]))
+        # Else XLA may work it out again for each entry that depends on it.
+        return jax.lax.optimization_barrier(size)
+    measures = measure(leaves)
+    return jnp.sqrt(measures.squares) if order == 2.0 else measures.size()
 
 
 def squared_norm(tree: PyTree) -> jax.Array:
@@ -119,17 +106,20 @@ def zeros(template: PyTree) -> PyTree:
 def sum_over_clients(stacked: PyTree) -> PyTree:
     """Sums every leaf over its leading axis, in the leaf's own dtype."""
 
-    def total(x: jax.Array) -> jax.Array:
-        # A sum over a few long rows is slow on a CPU: by five times for floats, where
-        # a product with ones is not, and by twenty for integers, one by one.
-        if x.dtype == jnp.float32 and x.ndim > 1:
-            matrix = x.reshape(len(x), -1)
-            sums = jnp.matmul(jnp.ones(len(x), x.dtype), matrix, precision="highest")
-            return sums.reshape(x.shape[1:])
-        if jnp.issubdtype(x.dtype, jnp.integer) and x.ndim > 1 and len(x) <= 16:
-            x = jax.lax.optimization_barrier(x)
-            return functools.reduce(jnp.add, [x[i] for i in range(len(x))])
+    def product(x: jax.Array) -> jax.Array:
+        ones = jnp.ones(len(x), x.dtype)
+        total = jnp.matmul(ones, x.reshape(len(x), -1), precision="highest")
+        return total.reshape(x.shape[1:])
+
+    def plain(x: jax.Array) -> jax.Array:
         return jnp.sum(x, axis=0, dtype=x.dtype)
+
+    def total(x: jax.Array) -> jax.Array:
+        if x.ndim == 1 or x.dtype not in (jnp.float32, jnp.int32, jnp.uint32):
+            return plain(x)
+        # On a CPU a sum over a few long rows is slow, by five times for floats and by
+        # twenty for integers, and a product with ones is not.
+        return jax.lax.platform_dependent(x, cpu=product, default=plain)
 
     return jax.tree.map(total, stacked)
 

@@ -10,7 +10,7 @@ import pytest
 
 import fedagg
 from fedagg._folding import sum_folded
-from fedagg._rows import NotFoldable
+from fedagg._rows import NotFoldable, Program
 
 RNG = np.random.default_rng(2)
 
@@ -92,7 +92,7 @@ def is_folded(stages, updates, weights):
 
     def sum_over(fn, clients):
         try:
-            folded.append(sum_folded(fn, clients))
+            folded.append(sum_folded(Program.of(fn, clients), clients))
         except NotFoldable:
             return fedagg.at_once()(fn, clients)
         return folded[-1]
@@ -162,6 +162,29 @@ def test_what_does_more_to_a_client_goes_the_plain_way(stage):
     assert_close(default, plain)
 
 
+@pytest.mark.parametrize(
+    "stage", MORE_THAN_FOLDABLE.values(), ids=MORE_THAN_FOLDABLE.keys()
+)
+@pytest.mark.parametrize("poison", [0.0, np.nan, -np.inf])
+def test_measures_taken_ahead_are_those_of_each_client(stage, poison):
+    updates, weights = make_updates(), jnp.array([1.0, 2.0, 0.0, 4.0, 5.0, 1.0, 3.0])
+    for client in (2, 5):
+        updates["w"] = updates["w"].at[client, 1, 1].set(poison)
+    stages = [
+        fedagg.zeroing(fedagg.quantile_bound(9.0, 0.9, 0.5)),
+        fedagg.clipping(fedagg.quantile_bound(2.0, 0.5, 0.5)),
+        stage,
+        fedagg.mean(),
+    ]
+
+    default, plain = default_and_plain(stages, updates, weights)
+
+    assert not is_folded(stages, updates, weights)
+    assert_close(default, plain)
+    assert default.metrics["clipping/count"] > 0.0
+    assert default.metrics["zeroing/count"] == float(poison != 0.0)
+
+
 @pytest.mark.parametrize("poison", [0.0, np.nan])
 @pytest.mark.parametrize("halves", ["w", "bs", "bsw"])
 def test_rows_in_bfloat16_are_summed_in_full_precision(halves, poison):
@@ -180,7 +203,8 @@ def test_rows_in_bfloat16_are_summed_in_full_precision(halves, poison):
         kept = {name: jnp.where(is_kept, x, 0.0) for name, x in scaled.items()}
         return kept, jnp.where(is_kept, squares, 0.0)
 
-    total, squares = sum_folded(fn, (updates, weights, jnp.asarray(is_kept)))
+    clients = updates, weights, jnp.asarray(is_kept)
+    total, squares = sum_folded(Program.of(fn, clients), clients)
 
     numbers = np.asarray(weights, np.float64)[is_kept]
     for name, x in rows.items():

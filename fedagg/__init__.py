@@ -18,12 +18,17 @@ from fedagg._elias_gamma import (
 )
 from fedagg._execution import across, at_once, in_chunks
 from fedagg._feedback import with_error_feedback
+from fedagg._gaussian import adaptive_gaussian_noise, gaussian_noise
 from fedagg._local_training import linen_loss, local_training, nnx_loss
 from fedagg._mean import mean
 from fedagg._median import median
 from fedagg._message import message_bits
 from fedagg._quantization import qsgd, quantization, terngrad
-from fedagg._recipes import compression_aggregator, robust_aggregator
+from fedagg._recipes import (
+    compression_aggregator,
+    dp_aggregator,
+    robust_aggregator,
+)
 from fedagg._rotation import rotation
 from fedagg._sign import sign
 from fedagg._sparsification import random_k, top_k
@@ -38,12 +43,14 @@ __all__ = [
     "Stage",
     "Update",
     "across",
+    "adaptive_gaussian_noise",
     "aggregator",
     "at_once",
     "chain",
     "clipping",
     "compression_aggregator",
     "discretization",
+    "dp_aggregator",
     "drive",
     "eden",
     "elias_gamma",
@@ -51,6 +58,7 @@ __all__ = [
     "elias_gamma_decode",
     "elias_gamma_encode",
     "federated_averaging",
+    "gaussian_noise",
     "in_chunks",
     "linen_loss",
     "local_training",

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from fedagg import _checks, _tree
-from fedagg._chain import chain, check_length, is_present, merge_metrics, split_key
+from fedagg._chain import (
+    chain,
+    check_length,
+    is_present,
+    is_private,
+    merge_metrics,
+    split_key,
+)
 from fedagg._execution import SumOver, by_size
 from fedagg._types import Aggregator, Output, PyTree, Rule, Stage, Update
 
@@ -150,6 +157,10 @@ def aggregator(
             if "mean/weight" in output.metrics:
                 raise ValueError(
                     "mean() does not go with a rule, which takes its place."
+                )
+            if is_private(output.metrics):
+                raise ValueError(
+                    "noise for privacy is made for a sum; it does not go with a rule."
                 )
             output = output._replace(state=(output.state, combined.state))
             metrics = merge_metrics(output.metrics, combined.metrics)

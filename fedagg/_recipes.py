@@ -7,6 +7,7 @@ from fedagg._bounding import clipping as clipping_stage
 from fedagg._bounding import zeroing as zeroing_stage
 from fedagg._bounds import quantile_bound
 from fedagg._execution import SumOver
+from fedagg._gaussian import adaptive_gaussian_noise
 from fedagg._mean import mean
 from fedagg._quantization import quantization
 from fedagg._types import Aggregator, Stage
@@ -72,6 +73,45 @@ def compression_aggregator(
     """
     stages = [*_bounding(zeroing, clipping), mean(weighted=weighted), quantization()]
     return aggregator(*stages, sum_over=sum_over)
+
+
+def dp_aggregator(
+    noise_multiplier: float,
+    clients_per_round: float,
+    *,
+    zeroing: bool = True,
+    sum_over: SumOver | None = None,
+) -> Aggregator:
+    """A mean with noise that hides whether any one client took part.
+
+    Clients whose largest entry is far out, or that hold a NaN, are set to zero, as in
+    `robust_aggregator`. The others are clipped to the median of their norms, learnt
+    from 0.1 on, and the mean over `clients_per_round` and the clip are noised:
+    `adaptive_gaussian_noise`. Needs a key each round.
+
+    Every client present counts once, whatever its weight. The bound that `zeroing`
+    learns, and `zeroing/bound` and `zeroing/count` with it, are not noised, and outside
+    of the guarantee. With `zeroing=False` all is noised.
+
+    The defaults are TensorFlow Federated's.
+
+    Reports what `zeroing` and `adaptive_gaussian_noise` do, each `[]`.
+
+    Args:
+        noise_multiplier: total noise of values and clip, in units of sensitivity, for
+            `epsilon`. Less than a tenth of `clients_per_round`.
+        clients_per_round: the denominator, a number that is known beforehand.
+        zeroing: whether to set far-out clients to zero.
+        sum_over: a way to sum, as `aggregator` takes it.
+
+    Raises:
+        ValueError: if an argument is out of range; in `next`, without a key.
+
+    Reference: TensorFlow Federated, `tff.learning.dp_aggregator`.
+    """
+    stages = _bounding(zeroing, False)
+    noise = adaptive_gaussian_noise(noise_multiplier, clients_per_round)
+    return aggregator(*stages, noise, sum_over=sum_over)
 
 
 def _bounding(zeroing: bool, clipping: bool) -> list[Stage]:

@@ -24,11 +24,12 @@ LAYERS = [
     {"_rows"},
     {"_folding"},
     {"_bounds", "_chain", "_execution"},
-    {"_aggregator"},
+    {"_aggregator", "_private"},
     {
         *("_bounding", "_mean", "_median", "_message"),
         *("_cost", "_discretization", "_quantization", "_rotation"),
         *("_sign", "_sparsification"),
+        *("_gaussian",),
     },
     {"_eden", "_feedback", "_recipes"},
     {"_training"},

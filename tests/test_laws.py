@@ -121,6 +121,14 @@ STAGES: dict[str, tuple[fedagg.Stage, ...]] = {
     "random_k": (fedagg.mean(), fedagg.random_k(0.4)),
     "rotation": (fedagg.mean(), fedagg.rotation("hadamard")),
     "eden": (fedagg.mean(), fedagg.eden(3)),
+    "gaussian_noise": (fedagg.gaussian_noise(1.0, 1.0, 10.0),),
+    "gaussian_noise_weighted": (
+        fedagg.gaussian_noise(0.1, 1.0, 10.0, largest_weight=8.0),
+    ),
+    "gaussian_noise_adaptive": (
+        fedagg.zeroing(largest()),
+        fedagg.adaptive_gaussian_noise(0.5, 10.0, initial_clip=1.0),
+    ),
     "jitter_of_a_user": (jitter(), fedagg.clipping(1000.0), fedagg.mean()),
 }
 
@@ -143,6 +151,7 @@ RECIPES: dict[str, Callable[..., fedagg.Aggregator]] = {
         fedagg.robust_aggregator, clipping=False
     ),
     "compression_aggregator": fedagg.compression_aggregator,
+    "dp_aggregator": functools.partial(fedagg.dp_aggregator, 0.5, 10.0),
 }
 
 DRAWS_FOR_CLIENTS = {
@@ -156,6 +165,10 @@ DRAWS_FOR_CLIENTS = {
     "median_behind_jitter",
 }
 ANSWERS_WITHOUT_CLIENTS = {
+    "gaussian_noise": "noise, which hides that nobody is there",
+    "gaussian_noise_weighted": "noise",
+    "gaussian_noise_adaptive": "noise, and p = 1/2",
+    "dp_aggregator": "noise, and p = 1/2",
     "clipping_with_noise_on_the_count": "a round without clients reads as p = 1/2",
     "jitter_of_a_user": "the server's own draw is added",
     "median_behind_jitter": "the server's own draw is added",
@@ -179,7 +192,7 @@ everything_with_state = pytest.mark.parametrize(
                 "eden",
             )
         )
-        or name.startswith("clipping_")
+        or name.startswith(("clipping_", "dp_"))
     ],
 )
 

@@ -4,6 +4,7 @@ An aggregator is a pair of pure functions, `init` and `next`, made of stages: wh
 client computes, a sum over clients, and what the server makes of the sum.
 """
 
+from fedagg._accounting import epsilon, noise_multiplier_for
 from fedagg._aggregator import aggregator
 from fedagg._bounding import clipping, zeroing
 from fedagg._bounds import quantile_bound
@@ -57,6 +58,7 @@ __all__ = [
     "elias_gamma_bits",
     "elias_gamma_decode",
     "elias_gamma_encode",
+    "epsilon",
     "federated_averaging",
     "gaussian_noise",
     "in_chunks",
@@ -66,6 +68,7 @@ __all__ = [
     "median",
     "message_bits",
     "nnx_loss",
+    "noise_multiplier_for",
     "pad_clients",
     "qsgd",
     "quantile_bound",

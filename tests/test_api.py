@@ -17,7 +17,7 @@ PACKAGE = pathlib.Path(fedagg.__file__).parent
 
 # A module imports from layers further up only. A new module goes into its layer here.
 LAYERS = [
-    {"_types", "_elias_gamma", "_hadamard", "_packing"},
+    {"_types", "_accounting", "_elias_gamma", "_hadamard", "_packing"},
     {"_tree"},
     {"_checks", "_loops", "_random", "_reductions"},
     {"_template"},

@@ -20,7 +20,9 @@ from fedagg._elias_gamma import (
 from fedagg._execution import across, at_once, in_chunks
 from fedagg._feedback import with_error_feedback
 from fedagg._gaussian import adaptive_gaussian_noise, gaussian_noise
+from fedagg._local_noise import local_gaussian_noise
 from fedagg._local_training import linen_loss, local_training, nnx_loss
+from fedagg._matrix_factorization import matrix_factorization_noise
 from fedagg._mean import mean
 from fedagg._median import median
 from fedagg._message import message_bits
@@ -34,6 +36,11 @@ from fedagg._rotation import rotation
 from fedagg._sign import sign
 from fedagg._sparsification import random_k, top_k
 from fedagg._training import federated_averaging, pad_clients
+from fedagg._tree_noise import (
+    adaptive_tree_noise,
+    tree_noise,
+    tree_noise_multiplier,
+)
 from fedagg._types import Aggregator, Bound, Output, Rule, Stage, Update
 
 __all__ = [
@@ -45,6 +52,7 @@ __all__ = [
     "Update",
     "across",
     "adaptive_gaussian_noise",
+    "adaptive_tree_noise",
     "aggregator",
     "at_once",
     "chain",
@@ -63,7 +71,9 @@ __all__ = [
     "gaussian_noise",
     "in_chunks",
     "linen_loss",
+    "local_gaussian_noise",
     "local_training",
+    "matrix_factorization_noise",
     "mean",
     "median",
     "message_bits",
@@ -79,6 +89,8 @@ __all__ = [
     "sign",
     "terngrad",
     "top_k",
+    "tree_noise",
+    "tree_noise_multiplier",
     "with_distortion",
     "with_error_feedback",
     "zeroing",

@@ -64,9 +64,8 @@ def noised(
     Raises:
         ValueError: if there is no key.
     """
-    if key is None:
-        raise ValueError(f"{name} draws noise and needs a key, got key=None.")
-    noise = _tree.scale(jnp.float32(stddev), _tree.normal(key, total))
+    draws = _tree.normal(check_key(key, name), total)
+    noise = _tree.scale(jnp.float32(stddev), draws)
     return _tree.add(_tree.widen(total), noise)
 
 
@@ -91,6 +90,13 @@ def metrics_of(
     ratio = jnp.where(norm > 0.0, norm / expected, 0.0)
     signal = jnp.sqrt(jnp.maximum(jnp.square(ratio) - 1.0, 0.0))
     return metrics | {f"{name}/stddev": stddev, f"{name}/signal_to_noise": signal}
+
+
+def check_key(key: jax.Array | None, name: str) -> jax.Array:
+    """The key, or a ValueError that names the stage which lacks it."""
+    if key is None:
+        raise ValueError(f"{name} draws noise and needs a key, got key=None.")
+    return key
 
 
 def check_multiplier(noise_multiplier: float) -> None:

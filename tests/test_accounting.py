@@ -22,9 +22,10 @@ def exact(noise_multiplier: float, delta: float, distance: float = 1.0) -> float
 
     def excess(epsilon: float) -> float:
         a, b = shift / 2 - epsilon / shift, -shift / 2 - epsilon / shift
-        return cdf(a) - math.exp(epsilon) * cdf(b) - delta
+        return float(cdf(a) - math.exp(epsilon) * cdf(b) - delta)
 
-    return scipy.optimize.brentq(excess, 0.0, 100.0)
+    root: Any = scipy.optimize.brentq(excess, 0.0, 100.0)
+    return root
 
 
 def gaussian_curve(noise_multiplier: float):

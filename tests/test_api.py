@@ -19,7 +19,7 @@ PACKAGE = pathlib.Path(fedagg.__file__).parent
 LAYERS = [
     {"_types", "_accounting", "_elias_gamma", "_hadamard", "_packing"},
     {"_tree"},
-    {"_checks", "_loops", "_random", "_reductions"},
+    {"_checks", "_keys", "_loops", "_noise_tree", "_random", "_reductions"},
     {"_template"},
     {"_rows"},
     {"_folding"},
@@ -29,7 +29,7 @@ LAYERS = [
         *("_bounding", "_mean", "_median", "_message"),
         *("_cost", "_discretization", "_quantization", "_rotation"),
         *("_sign", "_sparsification"),
-        *("_gaussian",),
+        *("_gaussian", "_local_noise", "_matrix_factorization", "_tree_noise"),
     },
     {"_eden", "_feedback", "_recipes"},
     {"_training"},

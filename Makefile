@@ -4,10 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo secagg-demo test check bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python notebooks/demo.py
+
+secagg-demo: $(VENV)/.secagg-demo
+	$(BIN)/python -m notebooks.secagg_demo
 
 test: $(VENV)/.all
 	$(BIN)/python -m pytest -n 2 --durations=10
@@ -28,6 +31,10 @@ $(BIN)/python:
 
 $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
 	$(INSTALL) -e '.[demo]'
+	touch $@
+
+$(VENV)/.secagg-demo: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) -e '.[secagg-demo]'
 	touch $@
 
 $(VENV)/.all: $(BIN)/python pyproject.toml constraints.txt

@@ -26,13 +26,16 @@ from fedagg._matrix_factorization import matrix_factorization_noise
 from fedagg._mean import mean
 from fedagg._median import median
 from fedagg._message import message_bits
+from fedagg._modular_clipping import modular_clipping
 from fedagg._quantization import qsgd, quantization, terngrad
 from fedagg._recipes import (
     compression_aggregator,
     dp_aggregator,
     robust_aggregator,
+    secure_aggregator,
 )
 from fedagg._rotation import rotation
+from fedagg._secure_sum import secure_modular_sum, secure_sum
 from fedagg._sign import sign
 from fedagg._sparsification import random_k, top_k
 from fedagg._training import federated_averaging, pad_clients
@@ -42,6 +45,7 @@ from fedagg._tree_noise import (
     tree_noise_multiplier,
 )
 from fedagg._types import Aggregator, Bound, Output, Rule, Stage, Update
+from fedagg._view import server_view
 
 __all__ = [
     "Aggregator",
@@ -77,6 +81,7 @@ __all__ = [
     "mean",
     "median",
     "message_bits",
+    "modular_clipping",
     "nnx_loss",
     "noise_multiplier_for",
     "pad_clients",
@@ -86,6 +91,10 @@ __all__ = [
     "random_k",
     "robust_aggregator",
     "rotation",
+    "secure_aggregator",
+    "secure_modular_sum",
+    "secure_sum",
+    "server_view",
     "sign",
     "terngrad",
     "top_k",

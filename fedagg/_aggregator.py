@@ -17,6 +17,7 @@ from fedagg._chain import (
     split_key,
 )
 from fedagg._execution import SumOver, by_size
+from fedagg._residues import is_residues
 from fedagg._types import Aggregator, Output, PyTree, Rule, Stage, Update
 
 # Streams of keys beside the clients', which are numbered from zero.
@@ -150,6 +151,11 @@ def aggregator(
         else:
             stacked, notes = jax.vmap(Partial(message_of, round_of))(clients)
             note, metrics_note = _tree.sum_over_clients(notes)
+            if any(map(is_residues, _tree.parts(stacked.value, is_residues))):
+                raise ValueError(
+                    "a rule combines the values of single clients, of which a secure "
+                    "sum shows none."
+                )
             stacked = stacked._replace(value=jax.vmap(_tree.decode)(stacked.value))
             stage_key, rule_key = split_key(key_of_server, 2)
             combined = rule.combine(rule_state, stacked, rule_key)
@@ -170,6 +176,7 @@ def aggregator(
             merge_metrics(metrics, _means(metrics_note)),
         )
 
+    vars(next)["sent"] = whole, rule is None  # for `server_view`
     return Aggregator(init, next)
 
 

@@ -22,7 +22,7 @@ from fedagg._types import Output, PyTree, Stage, Update
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["packed", "scale", "words"],
-    meta_fields=["bits", "size"],
+    meta_fields=["bits", "size", "stage"],
 )
 @dataclasses.dataclass(frozen=True)
 class Rotated:
@@ -33,6 +33,7 @@ class Rotated:
     words: jax.Array  # [2] uint32, what the client's own rotation is made of
     bits: int
     size: int
+    stage: str  # what made it
 
     def decode(self) -> jax.Array:
         """The vector `[size]`, turned back by the client's own rotation."""
@@ -117,7 +118,7 @@ def _coding(bits: int, scale_of: Callable, name: str) -> Stage:
         codes = _codes(rotated / _or_one(size_of_entry), bits)
         codes = jax.lax.optimization_barrier(codes)
         scale = scale_of(rotated, _values(codes, bits))
-        message = Rotated(pack(codes, bits), scale, words, bits, vector.size)
+        message = Rotated(pack(codes, bits), scale, words, bits, vector.size, name)
         return update._replace(value=message), ()
 
     def server(state: PyTree, total: jax.Array, note: PyTree, key: jax.Array | None):

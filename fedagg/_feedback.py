@@ -138,4 +138,6 @@ def with_error_feedback(stage: Stage, clients: int) -> Aggregator:
         value = _tree.cast_like(state.mean, like)
         return Output(state, value, merge_metrics(metrics, together.metrics))
 
+    # For `server_view`: the server keeps the memory of each client.
+    vars(next)["sent"] = stage, False
     return Aggregator(init, next)

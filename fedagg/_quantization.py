@@ -22,7 +22,7 @@ _LEAST = 1e-30
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["packed", "step", "low"],
-    meta_fields=["bits", "zero", "shape"],
+    meta_fields=["bits", "zero", "shape", "stage"],
 )
 @dataclasses.dataclass(frozen=True)
 class Quantized:
@@ -34,6 +34,7 @@ class Quantized:
     bits: int
     zero: int
     shape: tuple[int, ...]
+    stage: str  # what made it
 
     def decode(self) -> jax.Array:
         """The tensor as float32; NaN throughout if an entry was not finite."""
@@ -91,7 +92,8 @@ def quantization(
             return x
         x = _tree.wide(x)
         low, high = smallest_and_largest(x.ravel())
-        return _in_steps(x, 2**bits - 1, words, low, (high - low) / (2**bits - 1))
+        step = (high - low) / (2**bits - 1)
+        return _in_steps(x, 2**bits - 1, words, low, step, name)
 
     return _of_each_tensor(encode, name, draws=stochastic)
 
@@ -119,7 +121,7 @@ def qsgd(levels: int, *, name: str = "qsgd") -> Stage:
     levels = _whole("levels", levels, 1, 2**15 - 1)
 
     def encode(x: jax.Array, words: jax.Array | None) -> Quantized:
-        return _in_steps(x, levels, words, None, _tree.norm(x) / levels)
+        return _in_steps(x, levels, words, None, _tree.norm(x) / levels, name)
 
     return _of_each_tensor(encode, name)
 
@@ -143,7 +145,7 @@ def terngrad(*, name: str = "terngrad") -> Stage:
     """
 
     def encode(x: jax.Array, words: jax.Array | None) -> Quantized:
-        return _in_steps(x, 1, words, None, _tree.norm(x, jnp.inf))
+        return _in_steps(x, 1, words, None, _tree.norm(x, jnp.inf), name)
 
     return _of_each_tensor(encode, name)
 
@@ -171,6 +173,7 @@ def _in_steps(
     words: jax.Array | None,
     low: jax.Array | None,
     step: jax.Array,
+    name: str,
 ) -> Quantized:
     """Rounds to whole steps, from `low` on or `levels` to either side of zero."""
     zero = 0 if low is not None else levels
@@ -187,7 +190,8 @@ def _in_steps(
     else:
         up = (random_bits(words, x.size) >> (32 - fraction)).astype(jnp.int32)
         codes = (away.astype(jnp.int32) + up) >> fraction
-    return Quantized(pack(codes + zero, bits), step, low, bits, zero, x.shape)
+    packed = pack(codes + zero, bits)
+    return Quantized(packed, step, low, bits, zero, x.shape, name)
 
 
 def _whole(name: str, x: int, least: int, most: int | None = None) -> int:

@@ -16,7 +16,7 @@ from fedagg._types import Output, PyTree, Stage, Update
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["packed", "vote"],
-    meta_fields=["shape"],
+    meta_fields=["shape", "stage"],
 )
 @dataclasses.dataclass(frozen=True)
 class Signs:
@@ -25,6 +25,7 @@ class Signs:
     packed: tuple[jax.Array, ...]  # a bit an entry: one for positive
     vote: jax.Array  # [] one, or zero for a tensor that does not vote
     shape: tuple[int, ...]
+    stage: str  # what made it
 
     def decode(self) -> jax.Array:
         """One, minus one, or zero throughout, as float32."""
@@ -56,7 +57,7 @@ def sign(*, name: str = "sign") -> Stage:
         coin = random_bits(words, vector.size) >> 31
         bits = jnp.where(vector == 0.0, coin == 1, vector > 0.0)
         votes = _tree.norm(x, jnp.inf) > 0.0  # which NaN is not
-        return Signs(pack(bits, 1), votes.astype(jnp.float32), x.shape)
+        return Signs(pack(bits, 1), votes.astype(jnp.float32), x.shape, name)
 
     def client(shared: PyTree, update: Update, key: jax.Array | None):
         del shared

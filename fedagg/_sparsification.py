@@ -16,7 +16,7 @@ from fedagg._types import Output, PyTree, Stage, Update
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["values", "positions"],
-    meta_fields=["size"],
+    meta_fields=["size", "stage"],
 )
 @dataclasses.dataclass(frozen=True)
 class Sparse:
@@ -25,10 +25,7 @@ class Sparse:
     values: jax.Array  # [k]
     positions: tuple[jax.Array, ...]  # codes of as many bits as the last position has
     size: int
-
-    @classmethod
-    def of(cls, values: jax.Array, positions: jax.Array, size: int) -> "Sparse":
-        return cls(values, pack(positions, _bits(size)), size)
+    stage: str  # what made it
 
     def decode(self) -> jax.Array:
         """The vector `[size]`, zero elsewhere."""
@@ -65,7 +62,9 @@ def top_k(fraction: float, *, name: str = "top_k") -> Stage:
         del key
         vector = shared.ravel(update.value, name)
         _, positions = jax.lax.top_k(jnp.abs(vector), _count(fraction, vector.size))
-        message = Sparse.of(vector[positions], positions, vector.size)
+        size = vector.size
+        packed = pack(positions, _bits(size))
+        message = Sparse(vector[positions], packed, size, name)
         return update._replace(value=message), ()
 
     def server(state: Template, total: PyTree, note: PyTree, key: jax.Array | None):

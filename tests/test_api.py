@@ -19,16 +19,26 @@ PACKAGE = pathlib.Path(fedagg.__file__).parent
 LAYERS = [
     {"_types", "_accounting", "_elias_gamma", "_hadamard", "_packing"},
     {"_tree"},
-    {"_checks", "_keys", "_loops", "_noise_tree", "_random", "_reductions"},
+    {
+        "_checks",
+        "_keys",
+        "_loops",
+        "_noise_tree",
+        "_random",
+        "_reductions",
+        "_residues",
+    },
+    {"_notation"},
     {"_template"},
     {"_rows"},
     {"_folding"},
-    {"_bounds", "_chain", "_execution"},
+    {"_bounds", "_chain", "_execution", "_message"},
     {"_aggregator", "_private"},
+    {"_secure_values", "_view"},
     {
-        *("_bounding", "_mean", "_median", "_message"),
+        *("_bounding", "_mean", "_median"),
         *("_cost", "_discretization", "_quantization", "_rotation"),
-        *("_sign", "_sparsification"),
+        *("_modular_clipping", "_secure_sum", "_sign", "_sparsification"),
         *("_gaussian", "_local_noise", "_matrix_factorization", "_tree_noise"),
     },
     {"_eden", "_feedback", "_recipes"},
@@ -49,7 +59,7 @@ LAYER_OF = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 # What these make has a source in the literature; the core has none.
 CORE = {
     *("_aggregator", "_chain", "_execution", "_message"),
-    *("_local_training", "_training"),
+    *("_local_training", "_training", "_view"),
 }
 
 

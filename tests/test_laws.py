@@ -116,6 +116,23 @@ STAGES: dict[str, tuple[fedagg.Stage, ...]] = {
         fedagg.with_distortion(fedagg.discretization(0.01, stochastic=False)),
         fedagg.elias_gamma(),
     ),
+    "secure_sum": (
+        fedagg.secure_sum(
+            fedagg.chain(
+                fedagg.zeroing(2.0, keep_weight=False),
+                fedagg.clipping(norms()),
+                fedagg.mean(),
+            ),
+            (norms(), largest()),
+            largest_cohort=100,
+            largest_weight=50.0,
+        ),
+    ),
+    "secure_modular_sum": (
+        fedagg.secure_modular_sum(
+            fedagg.discretization(0.01, stochastic=False), bits=20, largest_cohort=20
+        ),
+    ),
     "sign": (fedagg.sign(),),
     "top_k": (fedagg.mean(), fedagg.top_k(0.3)),
     "random_k": (fedagg.mean(), fedagg.random_k(0.4)),
@@ -152,6 +169,7 @@ RECIPES: dict[str, Callable[..., fedagg.Aggregator]] = {
     ),
     "compression_aggregator": fedagg.compression_aggregator,
     "dp_aggregator": functools.partial(fedagg.dp_aggregator, 0.5, 10.0),
+    "secure_aggregator": fedagg.secure_aggregator,
 }
 
 DRAWS_FOR_CLIENTS = {
@@ -187,6 +205,8 @@ everything_with_state = pytest.mark.parametrize(
                 "adaptive",
                 "robust",
                 "compression",
+                "secure_sum",
+                "secure_aggregator",
                 "random_k",
                 "rotation",
                 "eden",

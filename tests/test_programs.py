@@ -43,6 +43,22 @@ def test_how_many_bits_prints_a_table_and_draws_it(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_secure_aggregation_over_sockets_gives_the_model_of_the_simulation(tmp_path):
+    picture = tmp_path / "secagg.png"
+
+    shown = run(
+        *["-m", "notebooks.secagg_demo", "--clients", "5", "--rounds", "2"],
+        *["--faults", "2:0:vectors:killed", "--seconds", "30", "--out", str(picture)],
+    )
+
+    rows = re.findall(r"^ +\d +(\d) +(\d) .* (yes|NO) ", shown, re.M)
+    assert rows == [("5", "4", "yes"), ("4", "4", "yes")]
+    assert "round 0: 2: closed the connection" in shown
+    for why in ("no frame", "too large a frame", "here already", "nobody expects"):
+        assert re.search(f"^round 0: stranger: .*{why}$", shown, re.M)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_benchmark_prints_and_keeps_its_table(tmp_path):
     shown = run(
         *["-m", "benchmarks.throughput", "--out", str(tmp_path)],

@@ -1,0 +1,110 @@
+"""What all parties know: the model, a client's work, and messages as vectors."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.flatten_util import ravel_pytree
+
+import fedagg
+from fedagg import secagg
+
+# A dozen processes share this machine, and all must round alike.
+jax.config.update("jax_platforms", "cpu")
+
+CLIENTS, WINDOW, CHANNELS, EXERCISES = 12, 100, 6, 7
+MOST_WINDOWS = 256  # weights are fractions of it, which a float has exactly
+LARGEST_FRAME = 2**17  # bytes; a model or a masked vector takes less than a third
+
+
+class Net(nn.Module):
+    """Linear layers on fifths of a second, then the mean, for windows `[b, 100, 6]`."""
+
+    @nn.compact
+    def __call__(self, windows):
+        x = windows.reshape(*windows.shape[:-2], 10, 10 * CHANNELS)
+        x = nn.relu(nn.Dense(32)(x))
+        x = nn.relu(nn.Dense(32)(x))
+        return nn.Dense(EXERCISES)(x.mean(axis=-2))
+
+
+net = Net()
+work = fedagg.local_training(
+    fedagg.linen_loss(net, optax.softmax_cross_entropy_with_integer_labels),
+    optax.adam(0.01),
+    batch_size=32,
+    epochs=2,
+)
+# What the bound on entries learns from goes through the sum too, as weights do. No
+# floats are added up in it, so that clients alone and side by side send the same bits.
+stage = fedagg.secure_sum(
+    fedagg.mean(), fedagg.quantile_bound(0.05, 0.9, 0.2), largest_cohort=CLIENTS
+)
+
+
+def first_variables() -> Any:
+    windows = np.zeros((1, WINDOW, CHANNELS), np.float32)
+    return net.init(jax.random.key(0), windows)
+
+
+def form() -> tuple[Any, Any]:
+    """What the server sends in a round, the model and the stage's part, of zeros."""
+    variables = _zeros(jax.eval_shape(first_variables))
+    return variables, stage.broadcast(stage.init(variables))
+
+
+def key_of(number: int) -> jax.Array:
+    """What a round draws from."""
+    return jax.random.fold_in(jax.random.key(1), number)
+
+
+@jax.jit
+def change_of(variables: Any, row: Any, round_key: jax.Array, client: jax.Array):
+    """What a client would add to the model."""
+    return work(variables, row, jax.random.fold_in(round_key, client))[0]
+
+
+def message_of(shared: Any, change: Any, weight: jax.Array) -> Any:
+    """A client's message, of uint32 throughout. The stages draw nothing."""
+    update, note = stage.client(shared, fedagg.Update(change, weight), None)
+    return update.value, note
+
+
+@jax.jit
+def vector_of(shared: Any, change: Any, weight: jax.Array) -> jax.Array:
+    """A client's message as one vector."""
+    return ravel_pytree(message_of(shared, change, weight))[0]
+
+
+@functools.cache
+def read_vector() -> tuple[int, Any]:
+    """The length of a message's vector, and the function that undoes `vector_of`."""
+    variables, shared = form()
+    message = jax.eval_shape(message_of, shared, variables, jnp.float32(0.0))
+    vector, undo = ravel_pytree(_zeros(message))
+    return vector.size, undo
+
+
+@jax.jit
+def output_of(state: Any, total: np.ndarray) -> fedagg.Output:
+    """What the server makes of the sum of vectors."""
+    value, note = read_vector()[1](total)
+    return stage.server(state, value, note, None)
+
+
+def make_plan(clients: int) -> secagg.Plan:
+    """The plan that clients demand: all are neighbours, and sign who survived."""
+    return secagg.Plan.complete(clients, read_vector()[0], signed=True)
+
+
+def add(variables: Any, change: Any) -> Any:
+    """The model after a round."""
+    return jax.tree.map(jnp.add, variables, change)
+
+
+def _zeros(form: Any) -> Any:
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), form)

@@ -1,0 +1,88 @@
+"""The secure sum in jit is the real protocol, to the bit."""
+
+import dataclasses
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fedagg
+from fedagg import secagg
+from tests.rounds import assert_same, make_updates
+
+CLIENTS = 7
+BITS = 26
+STEPS = ["keys", "shares", "vectors", "openings"]
+
+stage = fedagg.secure_sum(
+    fedagg.chain(fedagg.clipping(fedagg.quantile_bound(1.0, 0.8, 0.2)), fedagg.mean()),
+    fedagg.quantile_bound(5.0, 0.9, 0.5),
+    largest_cohort=CLIENTS,
+    largest_weight=20.0,
+    bits=BITS,
+)
+next_round = jax.jit(fedagg.aggregator(stage).next)
+
+
+@jax.jit
+def message(shared: Any, update: fedagg.Update) -> Any:
+    """What a client on a machine of its own would send."""
+    sent, note = stage.client(shared, update, None)
+    return sent.value, note
+
+
+@jax.jit
+def opened(state: Any, value: Any, note: Any) -> fedagg.Output:
+    """What the server makes of the sum of the messages."""
+    return stage.server(state, value, note, None)
+
+
+@st.composite
+def rounds(draw):
+    degree = draw(st.sampled_from([2, 4, CLIENTS - 1]))
+    plan = secagg.Plan.complete(CLIENTS, 0, bits=BITS, threshold=1)
+    who = draw(st.sets(st.integers(0, CLIENTS - 1), max_size=3))
+    drop = {i: draw(st.sampled_from(STEPS)) for i in sorted(who)}
+    return degree, plan, drop, draw(st.integers(0, 2**32 - 1))
+
+
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(rounds())
+def test_the_simulated_protocol_gives_the_round_in_jit(drawn):
+    degree, plan, drop, seed = drawn
+    updates = make_updates(CLIENTS, seed)
+    template = jax.tree.map(lambda x: x[0], updates.value)
+    state = stage.init(template)
+
+    messages = [
+        message(stage.broadcast(state), jax.tree.map(lambda x, i=i: x[i], updates))
+        for i in range(CLIENTS)
+    ]
+    leaves, structure = jax.tree.flatten(messages[0])
+    vectors = [
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(y)]) for y in messages
+    ]
+    plan = dataclasses.replace(plan, length=len(vectors[0]), degree=degree, quorum=2)
+    try:
+        total, survivors = secagg.simulate(plan, vectors, drop=drop)
+    except secagg.TooFewClientsError:
+        assert drop
+        return
+    ends = np.cumsum([x.size for x in leaves])[:-1]
+    parts = [
+        jnp.asarray(x.reshape(y.shape))
+        for x, y in zip(np.split(total, ends), leaves, strict=True)
+    ]
+    value, note = jax.tree.unflatten(structure, parts)
+    real = opened(state, value, note)
+
+    alive = np.isin(np.arange(CLIENTS), survivors)
+    weights = jnp.where(alive, updates.weight, 0.0)
+    simulated = next_round((state,), updates.value, weights)
+
+    assert_same(simulated.value, real.value)
+    assert_same(simulated.metrics, real.metrics)
+    assert_same(simulated.state[0], real.state)

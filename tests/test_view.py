@@ -1,0 +1,88 @@
+"""What the server sees, for messages of every kind."""
+
+import jax.numpy as jnp
+import pytest
+
+import fedagg
+
+TEMPLATE = {"w": jnp.zeros((300, 100)), "b": jnp.zeros(3)}
+
+
+def how(aggregator) -> dict[str, str]:
+    return {x.part: x.how for x in fedagg.server_view(aggregator, TEMPLATE).parts}
+
+
+@pytest.mark.parametrize("zeroing", [True, False])
+@pytest.mark.parametrize("clipping", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_of_the_secure_recipe_nothing_is_in_the_clear(zeroing, clipping, weighted):
+    recipe = fedagg.secure_aggregator(
+        zeroing=zeroing, clipping=clipping, weighted=weighted
+    )
+
+    seen = how(recipe)
+
+    assert set(seen.values()) == {"secure sum modulo 2**32"}
+    assert {"value['w']", "value['b']"} <= set(seen)
+    notes = 3 * zeroing + 3 * clipping + 1 + 4 + 2  # bounds and counts, weight, values
+    assert len(seen) == 2 + notes
+
+
+def test_of_the_robust_recipe_all_are_plain_sums():
+    assert set(how(fedagg.robust_aggregator()).values()) == {"plain sum"}
+
+
+def test_what_is_decoded_is_in_the_clear():
+    seen = how(fedagg.compression_aggregator())
+
+    assert seen["value['w'].packed[0]"] == "in the clear"
+    assert seen["value['w'].low"] == "in the clear"
+    assert seen["value['b']"] == "plain sum"
+
+
+def test_what_a_rule_combines_is_in_the_clear_and_notes_are_not():
+    seen = how(fedagg.aggregator(fedagg.clipping(1.0), rule=fedagg.median()))
+
+    assert seen["value['w']"] == "in the clear"
+    assert seen["note[0].count"] == "plain sum"
+
+
+def test_what_a_stage_outside_of_the_secure_sum_notes_is_a_plain_sum():
+    hidden = fedagg.secure_sum(fedagg.mean(), 1.0, largest_cohort=9)
+
+    seen = how(fedagg.aggregator(fedagg.zeroing(1.0), hidden))
+
+    assert seen["value['w']"] == "secure sum modulo 2**32"
+    assert seen["note[0].count"] == "plain sum"
+    assert seen["note[1].present"] == "secure sum modulo 2**32"
+
+
+def test_error_feedback_shows_each_message():
+    seen = how(fedagg.with_error_feedback(fedagg.random_k(0.1), 5))
+
+    assert seen["value"] == "in the clear"
+
+
+def test_a_stage_will_do_and_prints_as_a_table():
+    view = fedagg.server_view(fedagg.mean(), {"w": jnp.zeros((2, 3))})
+
+    assert str(view).splitlines() == [
+        "part        shape   dtype    the server sees",
+        "value['w']  [2, 3]  float32  plain sum",
+        "note        []      float32  plain sum",
+    ]
+
+
+@pytest.mark.parametrize("other", [None, fedagg.mean, fedagg.median()])
+def test_what_is_neither_is_refused(other):
+    with pytest.raises(TypeError, match="expected a Stage, or an Aggregator"):
+        fedagg.server_view(other, TEMPLATE)
+
+
+def test_an_aggregator_made_by_hand_is_refused():
+    by_hand = fedagg.Aggregator(
+        lambda template: (), lambda *x: fedagg.Output((), x, {})
+    )
+
+    with pytest.raises(TypeError, match="or a recipe made"):
+        fedagg.server_view(by_hand, TEMPLATE)

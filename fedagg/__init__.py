@@ -10,6 +10,10 @@ from fedagg._bounding import clipping, zeroing
 from fedagg._bounds import quantile_bound
 from fedagg._chain import chain
 from fedagg._cost import elias_gamma, with_distortion
+from fedagg._discrete_gaussian import (
+    discrete_gaussian_curve,
+    discrete_gaussian_noise,
+)
 from fedagg._discretization import discretization
 from fedagg._eden import drive, eden
 from fedagg._elias_gamma import (
@@ -30,6 +34,7 @@ from fedagg._modular_clipping import modular_clipping
 from fedagg._quantization import qsgd, quantization, terngrad
 from fedagg._recipes import (
     compression_aggregator,
+    distributed_dp_aggregator,
     dp_aggregator,
     robust_aggregator,
     secure_aggregator,
@@ -37,6 +42,7 @@ from fedagg._recipes import (
 from fedagg._rotation import rotation
 from fedagg._secure_sum import secure_modular_sum, secure_sum
 from fedagg._sign import sign
+from fedagg._skellam import skellam_curve, skellam_noise
 from fedagg._sparsification import random_k, top_k
 from fedagg._training import federated_averaging, pad_clients
 from fedagg._tree_noise import (
@@ -62,7 +68,10 @@ __all__ = [
     "chain",
     "clipping",
     "compression_aggregator",
+    "discrete_gaussian_curve",
+    "discrete_gaussian_noise",
     "discretization",
+    "distributed_dp_aggregator",
     "dp_aggregator",
     "drive",
     "eden",
@@ -96,6 +105,8 @@ __all__ = [
     "secure_sum",
     "server_view",
     "sign",
+    "skellam_curve",
+    "skellam_noise",
     "terngrad",
     "top_k",
     "tree_noise",

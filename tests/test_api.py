@@ -18,6 +18,7 @@ PACKAGE = pathlib.Path(fedagg.__file__).parent
 # A module imports from layers further up only. A new module goes into its layer here.
 LAYERS = [
     {"_types", "_accounting", "_elias_gamma", "_hadamard", "_packing"},
+    {"_integer_laws", "_integer_noise"},
     {"_tree"},
     {
         "_checks",
@@ -28,20 +29,22 @@ LAYERS = [
         "_reductions",
         "_residues",
     },
-    {"_notation"},
+    {"_conditional_rounding", "_notation"},
     {"_template"},
     {"_rows"},
     {"_folding"},
     {"_bounds", "_chain", "_execution", "_message"},
     {"_aggregator", "_private"},
-    {"_secure_values", "_view"},
+    {"_grid", "_secure_values", "_view"},
     {
         *("_bounding", "_mean", "_median"),
         *("_cost", "_discretization", "_quantization", "_rotation"),
         *("_modular_clipping", "_secure_sum", "_sign", "_sparsification"),
         *("_gaussian", "_local_noise", "_matrix_factorization", "_tree_noise"),
     },
-    {"_eden", "_feedback", "_recipes"},
+    {"_distributed_noise", "_eden", "_feedback"},
+    {"_discrete_gaussian", "_skellam"},
+    {"_recipes"},
     {"_training"},
     {"_local_training"},
     {"__init__"},

@@ -146,6 +146,34 @@ STAGES: dict[str, tuple[fedagg.Stage, ...]] = {
         fedagg.zeroing(largest()),
         fedagg.adaptive_gaussian_noise(0.5, 10.0, initial_clip=1.0),
     ),
+    "skellam_noise": (
+        fedagg.skellam_noise(
+            0.5, 1.0, 8, bits=16, smallest_cohort=5, largest_cohort=20
+        ),
+    ),
+    "skellam_noise_adaptive_and_secure": (
+        fedagg.secure_modular_sum(
+            fedagg.chain(
+                fedagg.zeroing(largest()),
+                fedagg.skellam_noise(
+                    0.3,
+                    1.0,
+                    8,
+                    bits=18,
+                    smallest_cohort=5,
+                    largest_cohort=20,
+                    target_quantile=0.5,
+                ),
+            ),
+            bits=18,
+            largest_cohort=20,
+        ),
+    ),
+    "discrete_gaussian_noise": (
+        fedagg.discrete_gaussian_noise(
+            0.5, 1.0, 8, bits=14, smallest_cohort=5, largest_cohort=20, rotation="dft"
+        ),
+    ),
     "jitter_of_a_user": (jitter(), fedagg.clipping(1000.0), fedagg.mean()),
 }
 
@@ -170,6 +198,9 @@ RECIPES: dict[str, Callable[..., fedagg.Aggregator]] = {
     "compression_aggregator": fedagg.compression_aggregator,
     "dp_aggregator": functools.partial(fedagg.dp_aggregator, 0.5, 10.0),
     "secure_aggregator": fedagg.secure_aggregator,
+    "distributed_dp_aggregator": functools.partial(
+        fedagg.distributed_dp_aggregator, 0.5, 11, 18, smallest_cohort=5
+    ),
 }
 
 DRAWS_FOR_CLIENTS = {
@@ -179,6 +210,10 @@ DRAWS_FOR_CLIENTS = {
     "terngrad",
     "discretization",
     "sign",
+    "skellam_noise",
+    "skellam_noise_adaptive_and_secure",
+    "discrete_gaussian_noise",
+    "distributed_dp_aggregator",
     "jitter_of_a_user",
     "median_behind_jitter",
 }
@@ -210,6 +245,9 @@ everything_with_state = pytest.mark.parametrize(
                 "random_k",
                 "rotation",
                 "eden",
+                "skellam",
+                "discrete_gaussian",
+                "distributed",
             )
         )
         or name.startswith(("clipping_", "dp_"))

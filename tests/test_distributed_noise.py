@@ -80,7 +80,7 @@ def test_recorded_rounds_without_noise_give_the_recorded_sums():
 
 
 @every_mechanism
-@pytest.mark.parametrize("present", [4, 5, 8])
+@pytest.mark.parametrize("present", [4, 7])
 def test_the_sum_has_the_declared_noise_of_the_smallest_cohort_or_more(name, present):
     z, clip, n = 0.8, 3.0, 7
     aggregator = made(
@@ -236,8 +236,7 @@ def test_clients_count_once_whatever_their_weight():
     assert_same(weighted, plain)
 
 
-@pytest.mark.parametrize("absent", [3, 0])
-@pytest.mark.parametrize("hidden", [True, False])
+@pytest.mark.parametrize("absent, hidden", [(3, True), (0, True), (3, False)])
 def test_cohorts_too_small_or_too_large_give_zero_and_teach_nothing(absent, hidden):
     stage = fedagg.skellam_noise(
         0.5,
@@ -314,7 +313,7 @@ def test_the_count_is_noised_by_its_part(given):
 
 
 @pytest.mark.parametrize(
-    "row", CASES["adaptive_clip_noise_params"]["rows"][:6], ids=str
+    "row", CASES["adaptive_clip_noise_params"]["rows"][:4], ids=str
 )
 def test_the_noise_is_split_as_recorded(row):
     n = math.ceil(row["clients"])
@@ -479,3 +478,58 @@ def test_a_curve_takes_what_its_stage_takes(name):
     assert all(stage[x].default == curve[x].default for x in shared)
     other = inspect.signature(fedagg.skellam_noise).parameters
     assert all(other[x].default == stage[x].default for x in stage if x != "name")
+
+
+@every_mechanism
+def test_the_recipe_is_zeroing_and_noise_under_a_secure_sum(name):
+    updates = make_updates(41)
+    updates = updates._replace(
+        value=jax.tree.map(lambda x: x.at[2].set(math.nan), updates.value)
+    )
+    recipe = fedagg.distributed_dp_aggregator(
+        0.5,
+        40,
+        18,
+        mechanism=name.removesuffix("_noise"),
+        rotation="dft",
+        smallest_cohort=30,
+        largest_cohort=45,
+    )
+    zeroing = fedagg.zeroing(
+        fedagg.quantile_bound(10.0, 0.98, math.log(10.0), multiplier=2.0, increment=1.0)
+    )
+    noise = STAGES[name](
+        0.5,
+        0.1,
+        40,
+        bits=18,
+        smallest_cohort=30,
+        largest_cohort=45,
+        target_quantile=0.5,
+        learning_rate=0.2,
+        rotation="dft",
+    )
+
+    got = first_round_compiled(recipe, *updates, KEY)
+    by_hand = secured(fedagg.chain(zeroing, noise), 18, 45)
+    expected = first_round_compiled(by_hand, *updates, KEY)
+
+    assert_same(got, expected)
+    assert got.metrics["zeroing/count"] >= 1.0
+    assert got.metrics[f"{name}/is_released"] == 1.0
+    assert_close(got.metrics[f"{name}/clip"], np.float64(0.1))
+    alone = fedagg.distributed_dp_aggregator(0.5, 41, zeroing=False)
+    metrics = jax.eval_shape(
+        lambda: first_round(alone, *updates, jax.random.key(0))
+    ).metrics
+    assert not any(x.startswith("zeroing") for x in metrics)
+    assert "skellam_noise/clip" in metrics
+
+
+def test_the_recipe_refuses_what_it_does_not_know():
+    with pytest.raises(ValueError, match="one of skellam, discrete_gaussian, got mech"):
+        fedagg.distributed_dp_aggregator(0.5, 40, mechanism="binomial")
+    with pytest.raises(ValueError, match="a twentieth of clients_per_round"):
+        fedagg.distributed_dp_aggregator(1.0, 10)
+    with pytest.raises(ValueError, match="bits must be from 2 to 32"):
+        fedagg.distributed_dp_aggregator(0.5, 40, 40)

@@ -28,6 +28,21 @@ def test_of_the_secure_recipe_nothing_is_in_the_clear(zeroing, clipping, weighte
     assert len(seen) == 2 + notes
 
 
+@pytest.mark.parametrize("mechanism", ["skellam", "discrete_gaussian"])
+@pytest.mark.parametrize("zeroing", [True, False])
+def test_of_the_distributed_recipe_nothing_is_in_the_clear(mechanism, zeroing):
+    recipe = fedagg.distributed_dp_aggregator(
+        1.0, 50, 18, zeroing=zeroing, mechanism=mechanism
+    )
+
+    seen = how(recipe)
+
+    # Values and the count with noise, zeroing's count and quantile, and who is there.
+    assert set(seen.values()) == {"secure sum modulo 2**18"}
+    assert {"value.integers.vector", "value.integers.count"} <= set(seen)
+    assert len(seen) == 2 + 3 * zeroing + 1 + 2
+
+
 def test_of_the_robust_recipe_all_are_plain_sums():
     assert set(how(fedagg.robust_aggregator()).values()) == {"plain sum"}
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fedagg import _checks, _tree
 from fedagg._chain import is_present
+from fedagg._template import Template
 from fedagg._types import Bound, PyTree, Update
 
 
@@ -85,7 +86,7 @@ def metrics_of(
     if stddev is None:
         return metrics
     stddev = jnp.float32(stddev)
-    expected = stddev * math.sqrt(max(1, _tree.count_entries(value)))
+    expected = stddev * math.sqrt(max(1, Template.of(value).size))
     # Without noise the ratio is infinite, or zero where there is no signal either.
     ratio = jnp.where(norm > 0.0, norm / expected, 0.0)
     signal = jnp.sqrt(jnp.maximum(jnp.square(ratio) - 1.0, 0.0))

@@ -122,11 +122,6 @@ def normal(key: jax.Array, tree: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, draws)
 
 
-def count_entries(tree: PyTree) -> int:
-    """Entries of all leaves together."""
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
-
-
 def zeros(template: PyTree) -> PyTree:
     """Zeros of the shapes and dtypes of a tree of arrays or `ShapeDtypeStruct`."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), template)

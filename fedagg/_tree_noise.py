@@ -89,7 +89,9 @@ def tree_noise(
     def server(state: NoiseTree, total: PyTree, note: PyTree, key: jax.Array | None):
         del note
         scale = jnp.float32(clip * noise_multiplier)
-        state, noise, size = grown(state, check_key(key, name), efficient)
+        state, noise, size = grown(
+            state, check_key(key, name), restart_every, efficient
+        )
         value = _tree.add(_tree.widen(total), _tree.scale(scale, noise))
         value = _tree.divide(value, jnp.float32(clients_per_round))
         metrics = metrics_of(name, clip, scale * size / clients_per_round, value)
@@ -180,8 +182,8 @@ def adaptive_tree_noise(
         state: AdaptiveTreeState, total: PyTree, note: PyTree, key: jax.Array | None
     ):
         value_key, count_key = jax.random.split(check_key(key, name))
-        values, noise, size = grown(state.values, value_key, efficient=True)
-        count, below, _ = grown(state.count, count_key, efficient=True)
+        values, noise, size = grown(state.values, value_key, restart_every, True)
+        count, below, _ = grown(state.count, count_key, restart_every, True)
         scale = state.clip * jnp.float32(multiplier)
         value = _tree.add(_tree.widen(total), _tree.scale(scale, noise))
         value = _tree.divide(value, jnp.float32(clients_per_round))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedagg import _tree
+from fedagg._normal import normal
 from fedagg._types import PyTree
 
 
@@ -55,18 +56,15 @@ def grown(
         variance, fresh, merged = jnp.ones(depth), jnp.float32(1.0), jnp.zeros(depth)
     read = 1.0 / variance
 
-    def weighted(weights: jax.Array) -> PyTree:
-        return jax.tree.map(
-            lambda x: jnp.tensordot(
-                weights.astype(x.dtype), x, axes=1, precision="highest"
-            ),
-            tree.nodes,
-        )
-
-    drawn = _tree.scale(fresh, _tree.normal(key, _tree.take(tree.nodes, top)))
-    node = _tree.add(drawn, weighted(merged))
     change = read[top] * merged - left * read
-    noise = _tree.add(_tree.scale(read[top], drawn), weighted(change))
+    both = jnp.stack([merged, change])
+    weighted = jax.tree.map(
+        lambda x: jnp.tensordot(both.astype(x.dtype), x, axes=1, precision="highest"),
+        tree.nodes,
+    )
+    drawn = _tree.scale(fresh, normal(key, _tree.take(tree.nodes, top)))
+    node = _tree.add(drawn, _tree.take(weighted, jnp.int32(0)))
+    noise = _tree.add(_tree.scale(read[top], drawn), _tree.take(weighted, jnp.int32(1)))
     deviation = jnp.sqrt((read[top] * fresh) ** 2 + jnp.sum(change**2 * variance))
     nodes = jax.tree.map(lambda x, new: x.at[top].set(new), tree.nodes, node)
     return NoiseTree(tree.leaves + 1, nodes), noise, deviation

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fedagg import _checks, _tree
 from fedagg._chain import is_present
+from fedagg._normal import normal
 from fedagg._template import Template
 from fedagg._types import Bound, PyTree, Update
 
@@ -65,7 +66,7 @@ def noised(
     Raises:
         ValueError: if there is no key.
     """
-    draws = _tree.normal(check_key(key, name), total)
+    draws = normal(check_key(key, name), total)
     noise = _tree.scale(jnp.float32(stddev), draws)
     return _tree.add(_tree.widen(total), noise)
 

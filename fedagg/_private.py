@@ -32,6 +32,12 @@ class Clipped(NamedTuple):
         return self.value
 
 
+class NoisedNote(NamedTuple):
+    """A note whose sum is released with noise only, and hidden by it."""
+
+    note: PyTree
+
+
 def clipped(
     update: Update, limit: jax.Array, largest_weight: float | None, name: str
 ) -> tuple[Update, jax.Array]:

@@ -57,8 +57,7 @@ def aggregator(
       are 1 where not given. A client whose weight is zero, negative, infinite or NaN is
       absent: it changes nothing, whatever its value holds. Without `mean` among the
       stages the result is a sum, unweighted.
-    - With nobody present, the value is zero and the state stays (see `quantile_bound`
-      for the one exception).
+    - With nobody present, the value is zero and the state stays, but for noise.
     - `key` is needed by stages that draw. Client `i` gets keys that depend on `key` and
       `i` alone, so that every way to sum draws the same.
     - With `work`, a row of `updates` is whatever a client has (its data, indices into a

@@ -7,6 +7,7 @@ from fedagg import _tree
 from fedagg._bounds import quantile_bound
 from fedagg._chain import split_key
 from fedagg._private import (
+    NoisedNote,
     check_largest_weight,
     check_multiplier,
     check_positive,
@@ -152,16 +153,16 @@ def adaptive_gaussian_noise(
     def client(shared: PyTree, update: Update, key: jax.Array | None):
         del key
         update, norm = clipped(update, bound.value(shared), largest_weight, name)
-        return update, bound.note(shared, norm)
+        return update, NoisedNote(bound.note(shared, norm))
 
-    def server(state: PyTree, total: PyTree, note: PyTree, key: jax.Array | None):
+    def server(state: PyTree, total: PyTree, note: NoisedNote, key: jax.Array | None):
         value_key, count_key = split_key(key, 2)
         clip = bound.value(bound.broadcast(state))
         value = noised(total, clip * multiplier, value_key, name)
         value = _tree.divide(value, jnp.float32(clients_per_round))
         stddev = clip * (multiplier / clients_per_round)
         return Output(
-            bound.update(state, note, count_key),
+            bound.update(state, note.note, count_key),
             value,
             metrics_of(name, clip, stddev, value),
         )

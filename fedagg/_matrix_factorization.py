@@ -41,9 +41,13 @@ def matrix_factorization_noise(
     matrix's.
 
     Where the privatizer's state has typed keys, they are made anew from each round's
-    key, and not kept. Noise stays at the server; its state must be kept as secret as
-    the sums. Clients count once, whatever their weight; NaN, absent clients, the
-    denominator, and what may not stand behind are as in `gaussian_noise`.
+    key, and not kept: it must draw fresh noise from them, and remember old noise as
+    arrays. One that keeps a key to itself, as `jax-privacy`'s of a dense matrix does,
+    draws from that alone, the same in every run: such a key must be new and secret.
+
+    Noise stays at the server; its state must be kept as secret as the sums. Clients
+    count once, whatever their weight; NaN, absent clients, the denominator, and what
+    may not stand behind are as in `gaussian_noise`.
 
     Reports `{name}/clip` `[]` and `{name}/noised_norm` `[]`, the norm of the noised
     mean. How large the noise is in a round, the privatizer alone knows.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedagg import _tree
+from fedagg._normal import normal
 from fedagg._types import PyTree
 
 
@@ -28,9 +29,11 @@ def restarted(tree: NoiseTree, due: jax.Array) -> NoiseTree:
 
 
 def grown(
-    tree: NoiseTree, key: jax.Array, efficient: bool
+    tree: NoiseTree, key: jax.Array, rounds: int, efficient: bool
 ) -> tuple[NoiseTree, PyTree, jax.Array]:
     """The tree with another leaf, the change in the noise of its sum, its deviation.
+
+    There is room for `rounds` leaves, as `planted` made it.
 
     A leaf completes as many parents as its number has ones at the end, and later rounds
     read the topmost of them only. So that is all that is drawn: `N(0, 1)`; or with
@@ -41,7 +44,7 @@ def grown(
     Reference: Honaker, "Efficient Use of Differentially Private Binary Trees", 2015,
         section 3.3.
     """
-    depth = len(jax.tree.leaves(tree.nodes)[0])
+    depth = rounds.bit_length()
     top = jax.lax.population_count(tree.leaves ^ (tree.leaves + 1)).astype(int) - 1
     level = jnp.arange(depth)
     left = (level < top).astype(jnp.float32)  # nodes whose right sibling is complete
@@ -53,19 +56,15 @@ def grown(
         variance, fresh, merged = jnp.ones(depth), jnp.float32(1.0), jnp.zeros(depth)
     read = 1.0 / variance
 
-    def weighted(weights: jax.Array) -> PyTree:
-        return jax.tree.map(
-            lambda x: jnp.tensordot(
-                weights.astype(x.dtype), x, axes=1, precision="highest"
-            ),
-            tree.nodes,
-        )
-
-    row = jax.tree.map(lambda x: x[0], tree.nodes)
-    drawn = _tree.scale(fresh, _tree.normal(key, row))
-    node = _tree.add(drawn, weighted(merged))
     change = read[top] * merged - left * read
-    noise = _tree.add(_tree.scale(read[top], drawn), weighted(change))
+    both = jnp.stack([merged, change])
+    weighted = jax.tree.map(
+        lambda x: jnp.tensordot(both.astype(x.dtype), x, axes=1, precision="highest"),
+        tree.nodes,
+    )
+    drawn = _tree.scale(fresh, normal(key, _tree.take(tree.nodes, top)))
+    node = _tree.add(drawn, _tree.take(weighted, jnp.int32(0)))
+    noise = _tree.add(_tree.scale(read[top], drawn), _tree.take(weighted, jnp.int32(1)))
     deviation = jnp.sqrt((read[top] * fresh) ** 2 + jnp.sum(change**2 * variance))
     nodes = jax.tree.map(lambda x, new: x.at[top].set(new), tree.nodes, node)
     return NoiseTree(tree.leaves + 1, nodes), noise, deviation

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from fedagg import _checks, _tree
 from fedagg._chain import is_present
+from fedagg._normal import normal
+from fedagg._template import Template
 from fedagg._types import Bound, PyTree, Update
 
 
@@ -28,6 +30,12 @@ class Clipped(NamedTuple):
 
     def decode(self) -> PyTree:
         return self.value
+
+
+class NoisedNote(NamedTuple):
+    """A note whose sum is released with noise only, and hidden by it."""
+
+    note: PyTree
 
 
 def clipped(
@@ -64,7 +72,7 @@ def noised(
     Raises:
         ValueError: if there is no key.
     """
-    draws = _tree.normal(check_key(key, name), total)
+    draws = normal(check_key(key, name), total)
     noise = _tree.scale(jnp.float32(stddev), draws)
     return _tree.add(_tree.widen(total), noise)
 
@@ -85,7 +93,7 @@ def metrics_of(
     if stddev is None:
         return metrics
     stddev = jnp.float32(stddev)
-    expected = stddev * math.sqrt(max(1, _tree.count_entries(value)))
+    expected = stddev * math.sqrt(max(1, Template.of(value).size))
     # Without noise the ratio is infinite, or zero where there is no signal either.
     ratio = jnp.where(norm > 0.0, norm / expected, 0.0)
     signal = jnp.sqrt(jnp.maximum(jnp.square(ratio) - 1.0, 0.0))

@@ -111,22 +111,6 @@ def keep(condition: jax.Array, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.where(condition, x, jnp.zeros_like(x)), tree)
 
 
-def normal(key: jax.Array, tree: PyTree) -> PyTree:
-    """Standard normal draws like the leaves, in float32 or wider, a key for each."""
-    leaves, structure = jax.tree.flatten(widen(tree))
-    keys = jax.random.split(key, max(1, len(leaves)))
-    draws = [
-        jax.random.normal(k, x.shape, x.dtype)
-        for k, x in zip(keys, leaves, strict=False)
-    ]
-    return jax.tree.unflatten(structure, draws)
-
-
-def count_entries(tree: PyTree) -> int:
-    """Entries of all leaves together."""
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
-
-
 def zeros(template: PyTree) -> PyTree:
     """Zeros of the shapes and dtypes of a tree of arrays or `ShapeDtypeStruct`."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), template)

@@ -10,6 +10,7 @@ from fedagg import _tree
 from fedagg._bounds import quantile_bound
 from fedagg._noise_tree import NoiseTree, grown, planted, restarted
 from fedagg._private import (
+    NoisedNote,
     check_key,
     check_multiplier,
     check_positive,
@@ -89,7 +90,9 @@ def tree_noise(
     def server(state: NoiseTree, total: PyTree, note: PyTree, key: jax.Array | None):
         del note
         scale = jnp.float32(clip * noise_multiplier)
-        state, noise, size = grown(state, check_key(key, name), efficient)
+        state, noise, size = grown(
+            state, check_key(key, name), restart_every, efficient
+        )
         value = _tree.add(_tree.widen(total), _tree.scale(scale, noise))
         value = _tree.divide(value, jnp.float32(clients_per_round))
         metrics = metrics_of(name, clip, scale * size / clients_per_round, value)
@@ -174,20 +177,23 @@ def adaptive_tree_noise(
         del key
         clip, estimate = shared
         update, norm = clipped(update, clip, None, name)
-        return update, bound.note(estimate, norm)
+        return update, NoisedNote(bound.note(estimate, norm))
 
     def server(
-        state: AdaptiveTreeState, total: PyTree, note: PyTree, key: jax.Array | None
+        state: AdaptiveTreeState,
+        total: PyTree,
+        note: NoisedNote,
+        key: jax.Array | None,
     ):
         value_key, count_key = jax.random.split(check_key(key, name))
-        values, noise, size = grown(state.values, value_key, efficient=True)
-        count, below, _ = grown(state.count, count_key, efficient=True)
+        values, noise, size = grown(state.values, value_key, restart_every, True)
+        count, below, _ = grown(state.count, count_key, restart_every, True)
         scale = state.clip * jnp.float32(multiplier)
         value = _tree.add(_tree.widen(total), _tree.scale(scale, noise))
         value = _tree.divide(value, jnp.float32(clients_per_round))
         metrics = metrics_of(name, state.clip, scale * size / clients_per_round, value)
-        note = note._replace(below=note.below + jnp.float32(count_stddev) * below)
-        estimate = bound.update(state.estimate, note, None)
+        below = note.note.below + jnp.float32(count_stddev) * below
+        estimate = bound.update(state.estimate, note.note._replace(below=below), None)
         due = (state.rounds + 1) % restart_every == restart_warmup
         state = AdaptiveTreeState(
             jnp.where(due, estimate, state.clip),

@@ -1,18 +1,15 @@
-"""Noise of trees, of matrices and of clients: variances, restarts, what is kept."""
+"""Noise of trees: variances of sums and of rounds, restarts, learnt clips."""
 
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jax_privacy.matrix_factorization.buffered_toeplitz as blt
-import jax_privacy.matrix_factorization.toeplitz as toeplitz
 import numpy as np
 import pytest
-from jax_privacy.noise_addition import matrix_factorization_privatizer
 
 import fedagg
-from tests.rounds import assert_close, assert_same, first_round, make_updates
+from tests.rounds import assert_close, first_round, make_updates
 from tests.test_gaussian import CASES, stacked
 
 STDS = {row["use_efficient"]: row for row in CASES["dp_tree_noise_std"]["rows"]}
@@ -184,111 +181,9 @@ def test_a_client_is_in_one_node_of_each_level(rounds, nodes):
     assert most == nodes
 
 
-def matrix(kind: str, n: int) -> tuple[Any, np.ndarray]:
-    """A strategy with columns of norm one: its inverse as a stream, and itself."""
-    if kind == "banded":
-        coefficients = jnp.asarray([1.0, 0.5, 0.3], jnp.float32)
-        coefficients = coefficients / jnp.linalg.norm(coefficients)
-        made = toeplitz.inverse_as_streaming_matrix(coefficients)
-        dense = toeplitz.materialize_lower_triangular(coefficients, n)
-        return made, np.asarray(dense, np.float64)
-    buffered = blt.BufferedToeplitz.build(
-        buf_decay=jnp.asarray([0.9, 0.5], jnp.float32),
-        output_scale=jnp.asarray([0.2, 0.1], jnp.float32),
-        dtype=jnp.float32,
-    )
-    return buffered.inverse_as_streaming_matrix(), np.asarray(
-        buffered.materialize(n), np.float64
-    )
-
-
-@pytest.mark.parametrize("kind", ["banded", "blt"])
-def test_noise_of_a_matrix_has_its_correlations(kind):
-    n, z, clip, clients = 6, 0.5, 3.0, 4.0
-    streamed, strategy = matrix(kind, n)
-    privatizer = matrix_factorization_privatizer(
-        streamed, stddev=z, prng_key=0, dtype=jnp.float32
-    )
-    stage = fedagg.matrix_factorization_noise(privatizer, clip, clients)
-
-    values, metrics = rounds_of(stage, n)
-
-    noise = np.asarray(values["x"], np.float64) * clients / (clip * z)
-    inverse = np.linalg.inv(strategy)
-    np.testing.assert_allclose(np.cov(noise), inverse @ inverse.T, atol=0.04)
-    # White again behind the strategy itself.
-    np.testing.assert_allclose(np.cov(strategy @ noise), np.eye(n), atol=0.03)
-    assert set(metrics) == {
-        "matrix_factorization_noise/clip",
-        "matrix_factorization_noise/noised_norm",
-    }
-
-
-def test_a_privatizer_sees_sums_in_units_of_the_clip():
-    import optax
-
-    seen = []
-
-    def update(total: Any, state: Any, params: Any = None):
-        seen.append(total)
-        return total, state
-
-    privatizer = optax.GradientTransformation(lambda params: (), update)
-    stage = fedagg.matrix_factorization_noise(privatizer, 5.0, 10.0)
-    value = {"x": jnp.asarray([[30.0, 40.0], [0.0, 5.0]], jnp.bfloat16)}
-
-    output = first_round(fedagg.aggregator(stage), value, key=jax.random.key(0))
-
-    assert_close(seen[0], {"x": np.asarray([0.6, 1.8])}, 1e-6)
-    assert seen[0]["x"].dtype == jnp.float32
-    assert_close(output.value, {"x": np.asarray([0.3, 0.9])}, 1e-2)
-
-
-def test_the_state_of_a_privatizer_holds_no_key():
-    streamed, _ = matrix("banded", 4)
-    privatizer = matrix_factorization_privatizer(streamed, stddev=1.0, prng_key=0)
-    aggregator = fedagg.aggregator(
-        fedagg.matrix_factorization_noise(privatizer, 1.0, 1.0)
-    )
-    value = {"x": jnp.zeros((1, 3))}
-
-    state = aggregator.init({"x": jnp.zeros(3)})
-    one = aggregator.next(state, value, None, jax.random.key(0))
-    same = aggregator.next(state, value, None, jax.random.key(0))
-    other = aggregator.next(state, value, None, jax.random.key(1))
-
-    for x in jax.tree.leaves((state, one.state)):
-        assert not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    assert_same(one, same)
-    assert not np.any(one.value["x"] == other.value["x"])
-
-
-@pytest.mark.parametrize("z, clip", [(1.0, 2.0), (3.0, 0.5)])
-def test_a_client_noises_what_it_sends(z, clip):
-    stage = fedagg.local_gaussian_noise(z, clip)
-    value = {"x": jnp.zeros((4, 50_000))}
-    aggregator = fedagg.aggregator(stage, fedagg.mean())
-
-    output = first_round(aggregator, value, key=jax.random.key(0))
-
-    noise = np.asarray(output.value["x"], np.float64)
-    np.testing.assert_allclose(noise.std(), clip * z / 2.0, rtol=0.015)
-    update = fedagg.Update({"x": jnp.asarray([math.nan, 1.0])}, jnp.float32(1.0))
-    sent, _ = stage.client((), update, jax.random.key(3))
-    assert np.isfinite(sent.value["x"]).all()
-    big = {"x": jnp.full((1, 10_000), 100.0)}
-    clipped = first_round(
-        fedagg.aggregator(fedagg.local_gaussian_noise(0.0, clip)),
-        big,
-        key=jax.random.key(1),
-    )
-    np.testing.assert_allclose(np.linalg.norm(clipped.value["x"]), clip, rtol=1e-5)
-
-
 STAGES = {
     "tree_noise": lambda **x: fedagg.tree_noise(1.0, 1.0, 10.0, restart_every=4, **x),
     "adaptive_tree_noise": lambda **x: fedagg.adaptive_tree_noise(0.5, 10.0, **x),
-    "local_gaussian_noise": lambda **x: fedagg.local_gaussian_noise(1.0, 1.0, **x),
 }
 
 

@@ -14,7 +14,11 @@ from benchmarks import reference
 from benchmarks.alternatives import ALTERNATIVES
 from benchmarks.inputs import Size
 from fedagg import Aggregator, Output, Stage
+from fedagg._integer_laws import skellam
+from fedagg._integer_noise import LARGEST_STDDEV, draw, table_of
 from fedagg._normal import normal
+from fedagg._rotation import rotated_length
+from fedagg._template import Template
 
 PyTree = Any
 SumOver = Callable[..., PyTree]
@@ -74,10 +78,38 @@ def _taking_back() -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+def _skellam(n: float) -> Stage:
+    """Noise at the clients, under a secure sum."""
+    noise = fedagg.skellam_noise(1.0, 1.0, n, smallest_cohort=1, largest_cohort=1000)
+    return fedagg.secure_modular_sum(noise, bits=20, largest_cohort=1000)
+
+
 def _draw(state: PyTree, updates: PyTree, weights: jax.Array, key: jax.Array) -> Output:
     """As many normal draws as one client has entries."""
     row = jax.tree.map(lambda x: x[0], updates)
     return Output(state, normal(key, row), {})
+
+
+def _draw_integers(
+    state: PyTree, updates: PyTree, weights: jax.Array, key: jax.Array
+) -> Output:
+    """As many Skellam draws as all clients have entries, filled up for a rotation.
+
+    They are summed in steps of which a deviation has 1800.
+    """
+    row = jax.tree.map(lambda x: x[0], updates)
+    template = Template.of(row)
+    length = rotated_length("hadamard", template.size)
+    table = table_of(skellam, LARGEST_STDDEV)
+
+    def of_client(client: jax.Array) -> jax.Array:
+        return draw(table, jax.random.fold_in(key, client), length)
+
+    clients = jnp.arange(len(weights), dtype=jnp.uint32)
+    total = fedagg.in_chunks(1)(of_client, clients)[: template.size]
+    return Output(
+        state, template.unravel(total.astype(jnp.float32) / LARGEST_STDDEV), {}
+    )
 
 
 # Another aggregator is one more line here, and its peers, if any, one in ALTERNATIVES.
@@ -142,6 +174,13 @@ CASES = {
         lambda stack, weights: np.zeros(stack.shape[1]),
         ways=("default",),
         error=functools.partial(reference.error_of_noise, deviation=1.0),
+    ),
+    "Skellam noise": _noising(_skellam, clients=True),
+    "Skellam draws alone": Case(
+        lambda way: Aggregator(lambda template: (), _draw_integers),
+        lambda stack, weights: np.zeros(stack.shape[1]),
+        ways=("default",),
+        error=functools.partial(reference.error_of_noise, deviation=1.0, clients=True),
     ),
     "median": Case(
         lambda way: fedagg.aggregator(rule=fedagg.median()),

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 
-from fedagg import _tree
 from fedagg._accounting import RenyiCurve
 from fedagg._distributed_noise import clip_of, distributed_noise
 from fedagg._grid import grid, setting
 from fedagg._integer_laws import discrete_gaussian
 from fedagg._rotation import rotated_length
+from fedagg._template import Template
 from fedagg._types import PyTree, Stage
 
 
@@ -139,7 +139,7 @@ def discrete_gaussian_curve(
         learns=target_quantile is not None,
         count_stddev=count_stddev,
     )
-    size = rotated_length(rotation, _tree.count_entries(template))
+    size = rotated_length(rotation, Template.of(template).size)
     on = grid(made, size, "discrete_gaussian_curve")
     clients = made.smallest
 

@@ -2,12 +2,12 @@
 
 import math
 
-from fedagg import _tree
 from fedagg._accounting import RenyiCurve
 from fedagg._distributed_noise import clip_of, distributed_noise
 from fedagg._grid import grid, setting
 from fedagg._integer_laws import skellam
 from fedagg._rotation import rotated_length
+from fedagg._template import Template
 from fedagg._types import PyTree, Stage
 
 
@@ -140,7 +140,8 @@ def skellam_curve(
 
     With `neighbors="add_or_remove"` a client's value is told from zeros; with
     `"replace_one"` from another value. Orders are integers. The curve does not depend
-    on the clip.
+    on the clip. A `participation` below one in `epsilon` takes it that nobody knows who
+    takes part, while the server of a secure sum does: against it, leave that at one.
 
     Args:
         template: one client's value, arrays or `jax.ShapeDtypeStruct`.
@@ -173,7 +174,7 @@ def skellam_curve(
         learns=target_quantile is not None,
         count_stddev=count_stddev,
     )
-    size = rotated_length(rotation, _tree.count_entries(template))
+    size = rotated_length(rotation, Template.of(template).size)
     on = grid(made, size, "skellam_curve")
 
     def curve(order: int, distance: float) -> float:

@@ -96,8 +96,9 @@ def _is_noised(x: PyTree) -> bool:
 def _seen(name: str, x: PyTree, is_summed: bool) -> list[Seen]:
     if is_wrapping(x):
         # The clients themselves have noised these.
-        inner = _tree.parts_with_names(x.integers, is_residues)
-        seen = [y for path, part in inner for y in _seen(name + path, part, is_summed)]
+        seen = []
+        for path, part in _tree.parts_with_names(x.integers, is_residues):
+            seen += _seen(name + path, part, is_summed)
         return [y._replace(noised=True) for y in seen]
     if is_residues(x):
         how = f"secure sum modulo 2**{x.bits}"

@@ -39,8 +39,13 @@ def test_of_the_distributed_recipe_nothing_is_in_the_clear(mechanism, zeroing):
 
     # Values and the count with noise, zeroing's count and quantile, and who is there.
     assert set(seen.values()) == {"secure sum modulo 2**18"}
-    assert {"value.integers.vector", "value.integers.count"} <= set(seen)
+    assert {"value.vector", "value.count"} <= set(seen)
     assert len(seen) == 2 + 3 * zeroing + 1 + 2
+    parts = fedagg.server_view(recipe, TEMPLATE).parts
+    assert {x.part for x in parts if x.noised} == {
+        "value.vector",
+        "value.count",
+    }
 
 
 def test_of_the_robust_recipe_all_are_plain_sums():

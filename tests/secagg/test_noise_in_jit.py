@@ -60,7 +60,9 @@ def test_the_protocol_gives_the_round_in_jit_to_the_bit(name, drop):
         for x, y in zip(np.split(total, ends), leaves, strict=True)
     ]
     value, note = jax.tree.unflatten(structure, parts)
-    real = jax.jit(lambda *x: stage.server(state, *x, None))(value, note)
+    real = jax.jit(lambda value, note: stage.server(state, value, note, None))(
+        value, note
+    )
 
     gone = np.setdiff1d(np.arange(CLIENTS), survivors)
     weights = with_rows(jnp.ones(CLIENTS), gone, 0.0)

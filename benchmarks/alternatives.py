@@ -67,6 +67,26 @@ def _clipped_mean_folded(updates: PyTree, weights: jax.Array) -> PyTree:
     return jax.tree.map(lambda x: jnp.tensordot(factors, x, 1) / len(factors), updates)
 
 
+def _noised(clipped: PyTree) -> PyTree:
+    """With one draw for each leaf."""
+    leaves, structure = jax.tree.flatten(clipped)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noised = [
+        x + jax.random.normal(k, x.shape, x.dtype)
+        for k, x in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, noised)
+
+
+def _gaussian_folded(updates: PyTree, weights: jax.Array) -> PyTree:
+    factors = jnp.minimum(1.0, _CLIP / jax.vmap(optax.tree.norm)(updates))
+    return _noised(jax.tree.map(lambda x: jnp.tensordot(factors, x, 1), updates))
+
+
+def _gaussian_in_optax(updates: PyTree, weights: jax.Array) -> PyTree:
+    return _noised(optax.per_example_global_norm_clip(updates, _CLIP)[0])
+
+
 def _in_drjax(body: Callable[[ModuleType, PyTree, PyTree], PyTree]) -> Peer | None:
     """A DrJAX program; weights arrive as it wants them, once for every leaf."""
     module = drjax
@@ -129,6 +149,10 @@ ALTERNATIVES: dict[str, dict[str, Peer | None]] = {
         "DrJAX": _in_drjax(
             lambda m, x, w: m.reduce_weighted_mean(m.map_fn(_zero_and_clip, x), w)
         ),
+    },
+    "Gaussian noise": {
+        "by hand, folded": _gaussian_folded,
+        "Optax": _gaussian_in_optax,
     },
     "median": {
         "by hand": lambda x, w: jax.tree.map(lambda x: jnp.median(x, axis=0), x),

@@ -7,12 +7,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import fedagg
 from benchmarks import reference
 from benchmarks.alternatives import ALTERNATIVES
 from benchmarks.inputs import Size
 from fedagg import Aggregator, Output, Stage
+from fedagg._integer_laws import skellam
+from fedagg._integer_noise import LARGEST_STDDEV, draw, table_of
+from fedagg._normal import normal
+from fedagg._rotation import rotated_length
+from fedagg._template import Template
 
 PyTree = Any
 SumOver = Callable[..., PyTree]
@@ -37,6 +43,72 @@ def _compressing(stages: list[Stage], error: Callable) -> Case:
         reference.mean,
         ways=("default",),
         error=error,
+    )
+
+
+def _noising(
+    make: Callable[[float], Stage], deviation: float = 1.0, clients: bool = False
+) -> Case:
+    """The sum of values clipped to one, noised by a stage made for one client a round.
+
+    Of the deviation given, at the server or at each of the clients.
+    """
+    return Case(
+        lambda way: fedagg.aggregator(make(1.0), sum_over=way),
+        reference.clipped_total,
+        ways=("default",),
+        error=functools.partial(
+            reference.error_of_noise, deviation=deviation, clients=clients
+        ),
+    )
+
+
+def _taking_back() -> optax.GradientTransformation:
+    """A privatizer that takes half of each round's noise back in the next."""
+
+    def init(params: PyTree) -> PyTree:
+        return jax.random.key(0), jax.tree.map(jnp.zeros_like, params)
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None):
+        key, before = state
+        noise = normal(key, before)
+        noised = jax.tree.map(lambda x, y, z: x + y - 0.5 * z, updates, noise, before)
+        return noised, (key, noise)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _skellam(n: float) -> Stage:
+    """Noise at the clients, under a secure sum."""
+    noise = fedagg.skellam_noise(1.0, 1.0, n, smallest_cohort=1, largest_cohort=1000)
+    return fedagg.secure_modular_sum(noise, bits=20, largest_cohort=1000)
+
+
+def _draw(state: PyTree, updates: PyTree, weights: jax.Array, key: jax.Array) -> Output:
+    """As many normal draws as one client has entries."""
+    row = jax.tree.map(lambda x: x[0], updates)
+    return Output(state, normal(key, row), {})
+
+
+def _draw_integers(
+    state: PyTree, updates: PyTree, weights: jax.Array, key: jax.Array
+) -> Output:
+    """As many Skellam draws as all clients have entries, filled up for a rotation.
+
+    They are summed in steps of which a deviation has 1800.
+    """
+    row = jax.tree.map(lambda x: x[0], updates)
+    template = Template.of(row)
+    length = rotated_length("hadamard", template.size)
+    table = table_of(skellam, LARGEST_STDDEV)
+
+    def of_client(client: jax.Array) -> jax.Array:
+        return draw(table, jax.random.fold_in(key, client), length)
+
+    clients = jnp.arange(len(weights), dtype=jnp.uint32)
+    total = fedagg.in_chunks(1)(of_client, clients)[: template.size]
+    return Output(
+        state, template.unravel(total.astype(jnp.float32) / LARGEST_STDDEV), {}
     )
 
 
@@ -80,6 +152,35 @@ CASES = {
     ),
     "EDEN, 4 bits": _compressing(
         [fedagg.eden(4)], functools.partial(reference.error_in_parts, part=0.01)
+    ),
+    "Gaussian noise": _noising(lambda n: fedagg.gaussian_noise(1.0, 1.0, n)),
+    "Gaussian noise, adaptive": _noising(
+        lambda n: fedagg.adaptive_gaussian_noise(
+            1.0, n, initial_clip=1.0, count_stddev=1.0
+        ),
+        deviation=0.75**-0.5,
+    ),
+    "tree noise": _noising(
+        lambda n: fedagg.tree_noise(1.0, 1.0, n, restart_every=1024)
+    ),
+    "noise by a privatizer": _noising(
+        lambda n: fedagg.matrix_factorization_noise(_taking_back(), 1.0, n)
+    ),
+    "local noise": _noising(
+        lambda n: fedagg.local_gaussian_noise(1.0, 1.0), clients=True
+    ),
+    "normal draws alone": Case(
+        lambda way: Aggregator(lambda template: (), _draw),
+        lambda stack, weights: np.zeros(stack.shape[1]),
+        ways=("default",),
+        error=functools.partial(reference.error_of_noise, deviation=1.0),
+    ),
+    "Skellam noise": _noising(_skellam, clients=True),
+    "Skellam draws alone": Case(
+        lambda way: Aggregator(lambda template: (), _draw_integers),
+        lambda stack, weights: np.zeros(stack.shape[1]),
+        ways=("default",),
+        error=functools.partial(reference.error_of_noise, deviation=1.0, clients=True),
     ),
     "median": Case(
         lambda way: fedagg.aggregator(rule=fedagg.median()),

@@ -22,6 +22,17 @@ def clipped_mean(stack: Stack, weights: Weights) -> np.ndarray:
     return _sum(stack, np.ones_like(weights), _clip) / len(stack)
 
 
+def clipped_total(stack: Stack, weights: Weights) -> np.ndarray:
+    return _sum(stack, np.ones_like(weights), _clip)
+
+
+def error_of_noise(
+    stack: Stack, weights: Weights, deviation: float, clients: bool = False
+) -> float:
+    """The squared error to expect of noise on each entry, or on each of a client's."""
+    return (len(stack) if clients else 1) * stack.shape[1] * deviation**2
+
+
 def weighted_clipped_mean(stack: Stack, weights: Weights) -> np.ndarray:
     return _sum(stack, weights, _clip) / weights.sum()
 

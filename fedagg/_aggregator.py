@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from fedagg import _checks, _tree
-from fedagg._chain import chain, check_length, is_present, merge_metrics, split_key
+from fedagg._chain import (
+    chain,
+    check_length,
+    is_present,
+    is_private,
+    merge_metrics,
+    split_key,
+)
 from fedagg._execution import SumOver, by_size
 from fedagg._residues import is_residues
 from fedagg._types import Aggregator, Output, PyTree, Rule, Stage, Update
@@ -50,8 +57,7 @@ def aggregator(
       are 1 where not given. A client whose weight is zero, negative, infinite or NaN is
       absent: it changes nothing, whatever its value holds. Without `mean` among the
       stages the result is a sum, unweighted.
-    - With nobody present, the value is zero and the state stays (see `quantile_bound`
-      for the one exception).
+    - With nobody present, the value is zero and the state stays, but for noise.
     - `key` is needed by stages that draw. Client `i` gets keys that depend on `key` and
       `i` alone, so that every way to sum draws the same.
     - With `work`, a row of `updates` is whatever a client has (its data, indices into a
@@ -156,6 +162,10 @@ def aggregator(
             if "mean/weight" in output.metrics:
                 raise ValueError(
                     "mean() does not go with a rule, which takes its place."
+                )
+            if is_private(output.metrics):
+                raise ValueError(
+                    "noise for privacy is made for a sum; it does not go with a rule."
                 )
             output = output._replace(state=(output.state, combined.state))
             metrics = merge_metrics(output.metrics, combined.metrics)

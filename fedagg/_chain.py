@@ -34,7 +34,7 @@ def chain(*stages: Stage) -> Stage:
     Raises:
         TypeError: if something other than a stage is given.
         ValueError: in `server`, if two stages report a metric of the same name; give
-            one of them another `name`.
+            one of them another `name`. If one is `mean` and one adds noise for privacy.
     """
     for position, stage in enumerate(stages):
         if not isinstance(stage, Stage):
@@ -72,6 +72,11 @@ def chain(*stages: Stage) -> Stage:
             total = output.value
             states.append(output.state)
             metrics = merge_metrics(output.metrics, metrics)
+        if "mean/weight" in metrics and is_private(metrics):
+            raise ValueError(
+                "mean() divides by the clients' own weights, which no noise hides. "
+                "Leave it out: a private stage divides by its clients_per_round."
+            )
         return Output(tuple(reversed(states)), total, metrics)
 
     return Stage(init, broadcast, client, server)
@@ -101,6 +106,11 @@ def merge_metrics(
             "report it another name."
         )
     return first | second
+
+
+def is_private(metrics: dict[str, jax.Array]) -> bool:
+    """Whether one of the stages that report these noised a sum for privacy."""
+    return any(name.endswith("/noised_norm") for name in metrics)
 
 
 def check_length(state: PyTree, count: int) -> None:

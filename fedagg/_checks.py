@@ -9,9 +9,12 @@ from fedagg._types import PyTree
 def check_floating(tree: PyTree, name: str) -> None:
     """Raises a TypeError that names the first leaf which is not of a float dtype."""
     for path, x in _tree.codes_with_names(tree):
+        made = getattr(
+            x, "made", "coded for transport. Put {} before the stage that codes"
+        )
         raise TypeError(
             f"{name} takes arrays; {path or 'the value'} is a {type(x).__name__}, "
-            f"coded for transport. Put {name} before the stage that codes."
+            f"{made.format(name)}."
         )
     for path, x in _tree.leaves_with_names(tree):
         if not jnp.issubdtype(x.dtype, jnp.floating):

@@ -7,10 +7,13 @@ from fedagg._bounding import clipping as clipping_stage
 from fedagg._bounding import zeroing as zeroing_stage
 from fedagg._bounds import quantile_bound
 from fedagg._chain import chain
+from fedagg._discrete_gaussian import discrete_gaussian_noise
 from fedagg._execution import SumOver
+from fedagg._gaussian import adaptive_gaussian_noise
 from fedagg._mean import mean
 from fedagg._quantization import quantization
-from fedagg._secure_sum import secure_sum
+from fedagg._secure_sum import secure_modular_sum, secure_sum
+from fedagg._skellam import skellam_noise
 from fedagg._types import Aggregator, Stage
 
 
@@ -76,6 +79,45 @@ def compression_aggregator(
     return aggregator(*stages, sum_over=sum_over)
 
 
+def dp_aggregator(
+    noise_multiplier: float,
+    clients_per_round: float,
+    *,
+    zeroing: bool = True,
+    sum_over: SumOver | None = None,
+) -> Aggregator:
+    """A mean with noise that hides whether any one client took part.
+
+    Clients whose largest entry is far out, or that hold a NaN, are set to zero, as in
+    `robust_aggregator`. The others are clipped to the median of their norms, learnt
+    from 0.1 on, and the mean over `clients_per_round` and the clip are noised:
+    `adaptive_gaussian_noise`. Needs a key each round.
+
+    Every client present counts once, whatever its weight. The bound that `zeroing`
+    learns, and `zeroing/bound` and `zeroing/count` with it, are not noised, and outside
+    of the guarantee. With `zeroing=False` all is noised.
+
+    The defaults are TensorFlow Federated's.
+
+    Reports what `zeroing` and `adaptive_gaussian_noise` do, each `[]`.
+
+    Args:
+        noise_multiplier: total noise of values and clip, in units of sensitivity, for
+            `epsilon`. Less than a tenth of `clients_per_round`.
+        clients_per_round: the denominator, a number that is known beforehand.
+        zeroing: whether to set far-out clients to zero.
+        sum_over: a way to sum, as `aggregator` takes it.
+
+    Raises:
+        ValueError: if an argument is out of range; in `next`, without a key.
+
+    Reference: TensorFlow Federated, `tff.learning.dp_aggregator`.
+    """
+    stages = _bounding(zeroing, False)
+    noise = adaptive_gaussian_noise(noise_multiplier, clients_per_round)
+    return aggregator(*stages, noise, sum_over=sum_over)
+
+
 def secure_aggregator(
     *,
     zeroing: bool = True,
@@ -125,6 +167,71 @@ def secure_aggregator(
     return aggregator(hidden, sum_over=sum_over)
 
 
+def distributed_dp_aggregator(
+    noise_multiplier: float,
+    clients_per_round: int,
+    bits: int = 20,
+    *,
+    zeroing: bool = True,
+    rotation: str = "hadamard",
+    mechanism: str = "skellam",
+    smallest_cohort: int | None = None,
+    largest_cohort: int | None = None,
+    sum_over: SumOver | None = None,
+) -> Aggregator:
+    """A mean of which the server learns nothing but noised sums.
+
+    As `dp_aggregator`, with the noise of `skellam_noise` that clients add themselves,
+    and the whole message under `secure_modular_sum`: values, the count from which the
+    clip is learnt, which is noised as well, and what zeroing learns, which is not.
+    `server_view` lists it. Needs a key each round.
+
+    `skellam_curve(template, noise_multiplier, clients_per_round, bits=bits,
+    target_quantile=0.5)`, with the cohorts and the rotation given here, is what
+    `epsilon` takes. With `zeroing=False` all that is learnt of a client is noised.
+
+    The defaults are TensorFlow Federated's, which divides by the number of clients
+    present, and has less noise than was asked for where clients drop out.
+
+    Reports what `zeroing`, `skellam_noise` and `secure_modular_sum` do, each `[]`.
+
+    Args:
+        noise_multiplier: total noise of values and clip, in units of sensitivity. Less
+            than a tenth of `clients_per_round`.
+        clients_per_round: the denominator, a number that is known beforehand.
+        bits: sums are made modulo `2**bits`.
+        zeroing: whether to set far-out clients to zero.
+        rotation: "hadamard" or "dft".
+        mechanism: "skellam" or "discrete_gaussian".
+        smallest_cohort: as in `skellam_noise`: with fewer, the mean is zero.
+        largest_cohort: as in `skellam_noise`.
+        sum_over: a way to sum, as `aggregator` takes it.
+
+    Raises:
+        ValueError: if an argument is out of range; in `init` and `next`, if bits are
+            too few, with the numbers; in `next`, without a key.
+
+    Reference: TensorFlow Federated 0.87, `tff.learning.ddp_secure_aggregator`.
+    """
+    if mechanism not in _MECHANISMS:
+        names = ", ".join(_MECHANISMS)
+        raise ValueError(f"mechanism must be one of {names}, got {mechanism=}.")
+    largest = math.ceil(clients_per_round) if largest_cohort is None else largest_cohort
+    noise = _MECHANISMS[mechanism](
+        noise_multiplier,
+        0.1,
+        clients_per_round,
+        bits=bits,
+        smallest_cohort=smallest_cohort,
+        largest_cohort=largest,
+        target_quantile=0.5,
+        rotation=rotation,
+    )
+    stages = chain(*_bounding(zeroing, False), noise)
+    hidden = secure_modular_sum(stages, bits=bits, largest_cohort=largest)
+    return aggregator(hidden, sum_over=sum_over)
+
+
 def _bounding(zeroing: bool, clipping: bool) -> list[Stage]:
     """The first stages of all recipes."""
     stages = []
@@ -136,3 +243,6 @@ def _bounding(zeroing: bool, clipping: bool) -> list[Stage]:
     if clipping:
         stages.append(clipping_stage(quantile_bound(1.0, 0.8, 0.2)))
     return stages
+
+
+_MECHANISMS = {"skellam": skellam_noise, "discrete_gaussian": discrete_gaussian_noise}

@@ -41,3 +41,31 @@ class Residues:
 
 def is_residues(x: PyTree) -> bool:
     return isinstance(x, Residues)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["integers"], meta_fields=["bits"]
+)
+@dataclasses.dataclass(frozen=True)
+class Wrapping:
+    """Integers of which the sum is meant modulo `2**bits`, and no other."""
+
+    integers: PyTree
+    bits: int
+
+    @classmethod
+    def of(cls, integers: PyTree, bits: int) -> "Wrapping":
+        """int32 as the numbers around zero that they are modulo `2**bits`."""
+        return cls(jax.tree.map(lambda x: _around_zero(x, bits), integers), bits)
+
+    def again(self) -> PyTree:
+        """The same of a sum."""
+        return jax.tree.map(lambda x: _around_zero(x, self.bits), self.integers)
+
+
+def is_wrapping(x: PyTree) -> bool:
+    return isinstance(x, Wrapping)
+
+
+def _around_zero(x: jax.Array, bits: int) -> jax.Array:
+    return Residues.of(x, bits, x.dtype).around_zero()

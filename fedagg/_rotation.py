@@ -53,9 +53,7 @@ def rotation(kind: str, *, seed: int = 0, name: str = "rotation") -> Stage:
         2017, section 3; TensorFlow Federated,
         `tff.aggregators.DiscreteFourierTransformFactory`.
     """
-    if kind not in _KINDS:
-        raise ValueError(f"kind must be one of {', '.join(_KINDS)}, got {kind=}.")
-    family = _KINDS[kind]
+    family = _family(kind)
 
     def init(template: PyTree) -> PublicRound:
         _checks.check_floating(template, name)
@@ -81,6 +79,21 @@ def rotation(kind: str, *, seed: int = 0, name: str = "rotation") -> Stage:
         return Output(state.after(note), template.unravel(vector), {})
 
     return Stage(init, broadcast, client, server)
+
+
+def rotated_length(kind: str, size: int) -> int:
+    """The length of the vector that so many entries are rotated in.
+
+    Raises:
+        ValueError: if `kind` is another than `rotation` takes.
+    """
+    return _family(kind).length(size)
+
+
+def _family(kind: str) -> _Kind:
+    if kind not in _KINDS:
+        raise ValueError(f"kind must be one of {', '.join(_KINDS)}, got {kind=}.")
+    return _KINDS[kind]
 
 
 def _power_of_two(size: int) -> int:

@@ -11,7 +11,7 @@ from fedagg import _tree
 from fedagg._bounds import as_bound
 from fedagg._chain import split_key
 from fedagg._measures import smallest_and_largest
-from fedagg._residues import Residues, is_residues
+from fedagg._residues import Residues, is_residues, is_wrapping
 from fedagg._types import Bound, PyTree
 
 Ends = Bound | float | tuple[Bound | float, Bound | float]
@@ -72,6 +72,7 @@ def within(ends: Ends, bits: int, cohort: int, name: str) -> Values:
         return Pair(low, upper.broadcast(state.upper))
 
     def write(shared: Pair, value: PyTree):
+        _check_modulus(value, None, name)
         low, high = limits(shared)
         smallest, largest = _extremes(value)
         is_finite = jnp.isfinite(smallest) & jnp.isfinite(largest)
@@ -138,6 +139,7 @@ def wrapping(bits: int, name: str) -> Values:
     def write(shared: PyTree, value: PyTree):
         del shared
         check_whole(value, name)
+        _check_modulus(value, 2**bits, name)
 
         def residues(x: jax.Array) -> Residues:
             return Residues.of(_tree.wide(x), bits, _tree.wide(x).dtype)
@@ -167,6 +169,17 @@ def check_whole(value: PyTree, name: str) -> None:
             raise TypeError(
                 f"{name} takes leaves of integers; {path} has dtype {x.dtype}. Put a "
                 "stage that rounds before it, such as discretization."
+            )
+
+
+def _check_modulus(value: PyTree, modulus: int | None, name: str) -> None:
+    """Raises a ValueError for integers that are meant modulo another number."""
+    for x in filter(is_wrapping, _tree.parts(value, is_wrapping)):
+        if modulus != 2**x.bits:
+            ours = "within a bound" if modulus is None else f"modulo {modulus}"
+            raise ValueError(
+                f"{name} sums {ours}, and the stage in it makes integers to be summed "
+                f"modulo {2**x.bits}: put it in secure_modular_sum with bits={x.bits}."
             )
 
 

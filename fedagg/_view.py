@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from fedagg import _tree
 from fedagg._message import message_of
-from fedagg._residues import is_residues
+from fedagg._private import Clipped, NoisedNote
+from fedagg._residues import is_residues, is_wrapping
 from fedagg._types import Aggregator, PyTree, Stage
 
 
@@ -15,6 +16,7 @@ class Seen(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     how: str  # "in the clear", "plain sum" or "secure sum modulo 2**bits"
+    noised: bool  # whether what is released of its sum is noised for privacy
 
 
 class ServerView(NamedTuple):
@@ -25,6 +27,10 @@ class ServerView(NamedTuple):
     def __str__(self) -> str:
         rows = [("part", "shape", "dtype", "the server sees")]
         rows += [(x.part, str(list(x.shape)), x.dtype, x.how) for x in self.parts]
+        if any(x.noised for x in self.parts):
+            released = ["yes" if x.noised else "NO" for x in self.parts]
+            noise = ["released with noise", *released]
+            rows = [(*row, x) for row, x in zip(rows, noise, strict=True)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip()
@@ -43,7 +49,14 @@ def server_view(aggregator: Aggregator | Stage, template: PyTree) -> ServerView:
     top, each a plain sum of the metric times the weight and one of weights.
 
     What is seen is not what is private: a sum tells of its parts, and a bound that
-    clients taught without noise tells of them in later rounds too.
+    clients taught without noise tells of them in later rounds too. Behind a stage that
+    noises sums at the server, the view says of each part whether what is released of it
+    (in the value, in metrics, in what later rounds use) is noised: what is marked "NO",
+    as the notes of a `zeroing` before `gaussian_noise`, is outside of the guarantee.
+    The server itself sees sums before their noise, but for those of integers that
+    clients noise, as in `skellam_noise`, which are marked too. Noise that makes a value
+    private by itself, as `local_gaussian_noise`, is part of it and not marked; weights
+    and notes have none.
 
     Args:
         aggregator: what `aggregator` or a recipe made, or a stage.
@@ -72,15 +85,29 @@ def server_view(aggregator: Aggregator | Stage, template: PyTree) -> ServerView:
 
 
 def _is_one(x: PyTree) -> bool:
-    return is_residues(x) or _tree.is_code(x)
+    kinds = is_residues, is_wrapping, _tree.is_code, _is_noised
+    return any(is_kind(x) for is_kind in kinds)
+
+
+def _is_noised(x: PyTree) -> bool:
+    return isinstance(x, (Clipped, NoisedNote))
 
 
 def _seen(name: str, x: PyTree, is_summed: bool) -> list[Seen]:
+    if is_wrapping(x):
+        # The clients themselves have noised these.
+        seen = []
+        for path, part in _tree.parts_with_names(x.integers, is_residues):
+            seen += _seen(name + path, part, is_summed)
+        return [y._replace(noised=True) for y in seen]
     if is_residues(x):
         how = f"secure sum modulo 2**{x.bits}"
-        return [Seen(name, x.words.shape, str(x.words.dtype), how)]
-    how = "plain sum" if is_summed and not _tree.is_code(x) else "in the clear"
+        return [Seen(name, x.words.shape, str(x.words.dtype), how, False)]
+    noised = _is_noised(x)
+    is_added = is_summed and (noised or not _tree.is_code(x))
+    how = "plain sum" if is_added else "in the clear"
+    # A clipped value is added as what it holds.
     return [
-        Seen(name + path, y.shape, str(y.dtype), how)
-        for path, y in _tree.parts_with_names(x, lambda y: False)
+        Seen(name + path, y.shape, str(y.dtype), how, noised)
+        for path, y in _tree.parts_with_names(x[0] if noised else x, lambda y: False)
     ]

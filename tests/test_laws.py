@@ -13,6 +13,7 @@ import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint
 import pytest
 
@@ -78,6 +79,21 @@ def jitter() -> fedagg.Stage:
     return fedagg.Stage(lambda template: (), lambda state: (), client, server)
 
 
+def alternating() -> optax.GradientTransformation:
+    """A privatizer whose noise is taken back by half in the next round."""
+
+    def init(params: Any) -> Any:
+        return jax.random.key(0), jax.tree.map(jnp.zeros_like, params)
+
+    def update(updates: Any, state: Any, params: Any = None):
+        key, before = state
+        noise = optax.tree.random_like(key, before, jax.random.normal)
+        noised = jax.tree.map(lambda x, y, z: x + y - 0.5 * z, updates, noise, before)
+        return noised, (key, noise)
+
+    return optax.GradientTransformation(init, update)
+
+
 STAGES: dict[str, tuple[fedagg.Stage, ...]] = {
     "sum": (),
     "mean": (fedagg.mean(),),
@@ -138,6 +154,52 @@ STAGES: dict[str, tuple[fedagg.Stage, ...]] = {
     "random_k": (fedagg.mean(), fedagg.random_k(0.4)),
     "rotation": (fedagg.mean(), fedagg.rotation("hadamard")),
     "eden": (fedagg.mean(), fedagg.eden(3)),
+    "gaussian_noise": (fedagg.gaussian_noise(1.0, 1.0, 10.0),),
+    "gaussian_noise_weighted": (
+        fedagg.gaussian_noise(0.1, 1.0, 10.0, largest_weight=8.0),
+    ),
+    "gaussian_noise_adaptive": (
+        fedagg.zeroing(largest()),
+        fedagg.adaptive_gaussian_noise(0.5, 10.0, initial_clip=1.0),
+    ),
+    "skellam_noise": (
+        fedagg.skellam_noise(
+            0.5, 1.0, 8, bits=16, smallest_cohort=5, largest_cohort=20
+        ),
+    ),
+    "skellam_noise_adaptive_and_secure": (
+        fedagg.secure_modular_sum(
+            fedagg.chain(
+                fedagg.zeroing(largest()),
+                fedagg.skellam_noise(
+                    0.3,
+                    1.0,
+                    8,
+                    bits=18,
+                    smallest_cohort=5,
+                    largest_cohort=20,
+                    target_quantile=0.5,
+                ),
+            ),
+            bits=18,
+            largest_cohort=20,
+        ),
+    ),
+    "discrete_gaussian_noise": (
+        fedagg.discrete_gaussian_noise(
+            0.5, 1.0, 8, bits=14, smallest_cohort=5, largest_cohort=20, rotation="dft"
+        ),
+    ),
+    "tree_noise": (fedagg.tree_noise(1.0, 1.0, 10.0, restart_every=3),),
+    "tree_noise_of_a_learnt_clip": (
+        fedagg.adaptive_tree_noise(
+            0.5, 10.0, initial_clip=1.0, restart_warmup=1, restart_every=2
+        ),
+    ),
+    "matrix_factorization_noise": (
+        fedagg.matrix_factorization_noise(alternating(), 1.0, 10.0),
+    ),
+    "local_gaussian_noise": (fedagg.local_gaussian_noise(0.5, 1.0), fedagg.mean()),
     "jitter_of_a_user": (jitter(), fedagg.clipping(1000.0), fedagg.mean()),
 }
 
@@ -160,7 +222,11 @@ RECIPES: dict[str, Callable[..., fedagg.Aggregator]] = {
         fedagg.robust_aggregator, clipping=False
     ),
     "compression_aggregator": fedagg.compression_aggregator,
+    "dp_aggregator": functools.partial(fedagg.dp_aggregator, 0.5, 10.0),
     "secure_aggregator": fedagg.secure_aggregator,
+    "distributed_dp_aggregator": functools.partial(
+        fedagg.distributed_dp_aggregator, 0.5, 11, 18, smallest_cohort=5
+    ),
 }
 
 DRAWS_FOR_CLIENTS = {
@@ -169,11 +235,23 @@ DRAWS_FOR_CLIENTS = {
     "qsgd",
     "terngrad",
     "discretization",
+    "local_gaussian_noise",
     "sign",
+    "skellam_noise",
+    "skellam_noise_adaptive_and_secure",
+    "discrete_gaussian_noise",
+    "distributed_dp_aggregator",
     "jitter_of_a_user",
     "median_behind_jitter",
 }
 ANSWERS_WITHOUT_CLIENTS = {
+    "gaussian_noise": "noise, which hides that nobody is there",
+    "gaussian_noise_weighted": "noise",
+    "gaussian_noise_adaptive": "noise, and p = 1/2",
+    "tree_noise": "noise",
+    "tree_noise_of_a_learnt_clip": "noise",
+    "matrix_factorization_noise": "noise",
+    "dp_aggregator": "noise, and p = 1/2",
     "clipping_with_noise_on_the_count": "a round without clients reads as p = 1/2",
     "jitter_of_a_user": "the server's own draw is added",
     "median_behind_jitter": "the server's own draw is added",
@@ -197,9 +275,12 @@ everything_with_state = pytest.mark.parametrize(
                 "random_k",
                 "rotation",
                 "eden",
+                "skellam",
+                "discrete_gaussian",
+                "distributed",
             )
         )
-        or name.startswith("clipping_")
+        or name.startswith(("clipping_", "dp_"))
     ],
 )
 
@@ -389,7 +470,9 @@ def test_nobody_present_gives_zeros_and_leaves_the_state(name, held):
 
     output = one_round(name, with_absent(make_updates(), held, range(N)), started)
 
-    assert all(np.isfinite(x) for x in jax.tree.leaves((output.state, output.metrics)))
+    assert all(
+        np.isfinite(x).all() for x in jax.tree.leaves((output.state, output.metrics))
+    )
     if name not in ANSWERS_WITHOUT_CLIENTS:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), TEMPLATE)
         assert_same(output.value, zeros)

@@ -8,6 +8,13 @@ in secret, and every role is protected, with all that it says. Three questions:
 - a clip that adapts from far too low, against fixed ones, with the same noise;
 - `tree_noise` against independent noise, of the same epsilon, for clients who come in
   turn and are not sampled.
+
+What we saw, with 761 roles that train and 85 held out: without noise 0.41 of characters
+are foreseen; 0.37 at an epsilon of 9.8, 0.30 at 3.3, 0.18 at 1.4, which is to name the
+blank. That is what 761 clients pay: noise is divided by the cohort, and ten times the
+clients would have a tenth of it. A clip that is off by ten costs more than to halve
+epsilon, and one that adapts comes within a hundredth of the best, from far too low and
+without a run to choose it. For clients in turn the tree is worth 0.04.
 """
 
 import argparse
@@ -94,13 +101,13 @@ def speeches(play: str) -> dict[str, str]:
     return {role: "\n".join(lines) for role, lines in said.items()}
 
 
-def read_roles(rng: np.random.Generator, most: int | None) -> Roles:
+def read_roles(rng: np.random.Generator) -> Roles:
     """As many examples of each role that says enough, from places drawn at random."""
     parts = []
     for path in sorted(texts().glob("*_gut.txt")):
         play = path.read_text("latin-1")
         begun = re.search(r"^\s*ACT\b", play, re.M | re.I)
-        if begun and len(parts) < (most or 10**9):  # else it is a poem
+        if begun:  # else it is a poem
             parts += speeches(play[begun.start() :]).values()
     numbers = np.full(256, SYMBOLS.index(" "), np.int32)
     numbers[[ord(x) for x in SYMBOLS]] = np.arange(len(SYMBOLS))
@@ -244,13 +251,17 @@ def draw(runs: list[Run], path: pathlib.Path) -> None:
         if run.epsilon == np.inf:
             axes[0].axhline(run.end, color="grey", lw=0.8, ls=":", label="no noise")
             axes[0].legend(loc="lower right")
-    axes[0].set(xscale="log", xlabel=f"epsilon at delta {DELTA:g}, clients sampled")
+    axes[0].set_xscale("log", subs=[])
+    ticks = [x for x in (1, 2, 5, 10, 20, 50) if private and x <= private[0].epsilon]
+    axes[0].set(xticks=ticks, xticklabels=ticks)
+    axes[0].set(xlabel=f"epsilon at delta {DELTA:g}, clients sampled")
     axes[0].set(ylabel="accuracy on roles held out", title="epsilon against accuracy")
     for axis, (question, ours) in zip(axes[1:], asked.items(), strict=True):
         for run in ours:
             axis.plot(range(1, len(run.accuracy) + 1), run.accuracy, label=run.title)
-        axis.set(xlabel="round", title=f"{question}: epsilon {ours[0].epsilon:.1f}")
-        axis.legend(loc="lower right", fontsize="small")
+        if ours:
+            axis.set(xlabel="round", title=f"{question}: epsilon {ours[0].epsilon:.1f}")
+            axis.legend(loc="lower right", fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
@@ -258,19 +269,20 @@ def draw(runs: list[Run], path: pathlib.Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=160)
-    parser.add_argument("--roles", type=int, help="stop reading after so many")
     parser.add_argument(
         "--noise", type=float, nargs="+", default=[0.0, 0.5, 0.7, 1.0, 2.0, 4.0]
     )
+    parser.add_argument("--questions", nargs="+", default=["epsilon", "clip", "tree"])
     parser.add_argument("--clips", type=float, nargs="+", default=[0.1, 10.0, 1.0])
     parser.add_argument(
         "--out", type=pathlib.Path, default="build/private_training.png"
     )
     options = parser.parse_args()
-    roles = read_roles(np.random.default_rng(0), options.roles)
+    roles = read_roles(np.random.default_rng(0))
     clients = len(roles.following)
     print(f"{clients} roles train, {len(roles.test[1]) // EXAMPLES} are held out")
     runs = runs_of(clients, options.rounds, options.noise, options.clips)
+    runs = [run for run in runs if run.question in options.questions]
     with (
         tqdm(total=len(runs) * options.rounds, unit="round") as progress,
         ThreadPoolExecutor(2) as pool,

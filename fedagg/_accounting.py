@@ -30,7 +30,8 @@ def epsilon(
 
     It protects a client, and all that it sends, from who sees everything that is
     released: every round's value, metrics and learnt clip. The noise itself, the sums
-    under it, and what stages without noise report or learn are to be kept from them.
+    under it, and what stages without noise report or learn are to be kept from them, as
+    what the clients' own work reports.
 
     `neighbors` says which cohorts are told apart. With `"add_or_remove"` a client takes
     part or does not, and moves a sum by one clip. With `"replace_one"` another stands

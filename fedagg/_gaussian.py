@@ -45,8 +45,9 @@ def gaussian_noise(
     standard deviations and lie on a grid, which the guarantee leaves out of account;
     `skellam_noise` does not have this.
 
-    Stages behind this that change values are refused, `mean` and rules as well. What
-    stages before it report or learn is not noised: the count of a `zeroing`, say.
+    Stages behind this that change values are refused, `mean` and rules as well. Not
+    noised is what stages before it report or learn, the count of a `zeroing`, say, nor
+    what clients' `work` reports, their loss: `server_view` lists the former.
 
     Reports `{name}/clip` `[]`, `{name}/stddev` `[]`, the noise's in an entry of the
     mean, `{name}/noised_norm` `[]`, the L2 norm of the noised mean, and

@@ -46,7 +46,8 @@ def server_view(aggregator: Aggregator | Stage, template: PyTree) -> ServerView:
     added, or what a rule combines. "plain sum": the server needs the sum only, but sees
     each client's part unless something else adds for it. "secure sum modulo 2**bits":
     the sum of integers is all that it learns. The metrics that `work` reports come on
-    top, each a plain sum of the metric times the weight and one of weights.
+    top, each a plain sum of the metric times the weight and one of weights, which no
+    stage noises.
 
     What is seen is not what is private: a sum tells of its parts, and a bound that
     clients taught without noise tells of them in later rounds too. Behind a stage that

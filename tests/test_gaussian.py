@@ -223,8 +223,8 @@ def test_no_neighbour_moves_the_sum_further_than_the_noise_is_made_for(
     assert sizes.max() <= 0.7 * (1 + 1e-6) and sizes.max() >= 0.7 * (1 - 1e-6)
     assert 1.38 <= apart.max() <= 1.4 * (1 + 1e-6)
     if learns:
-        assert set(np.asarray(notes.below)) == {0.5, -0.5}
-        assert notes.count is None
+        assert set(np.asarray(notes.note.below)) == {0.5, -0.5}
+        assert notes.note.count is None
 
 
 @pytest.mark.parametrize("learns", [False, True])

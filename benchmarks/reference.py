@@ -63,6 +63,12 @@ def error_of_steps(stack: Stack, weights: Weights, bits: int = 8) -> float:
     return stack.shape[1] * np.sum(steps**2) / 4.0 / weights.sum() ** 2
 
 
+def error_of_secure_sum(stack: Stack, weights: Weights, bound: float) -> float:
+    """The squared error to expect of a mean in steps that 1000 clients can share."""
+    step = bound / (2**31 // 1000)
+    return stack.size * step**2 / 12.0 / weights.sum() ** 2
+
+
 def error_in_parts(stack: Stack, weights: Weights, part: float) -> float:
     """The squared error of clients that err by this part of their squared norm."""
     squares = np.array([np.sum(row.astype(np.float64) ** 2) for row in stack])

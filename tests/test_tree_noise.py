@@ -85,7 +85,7 @@ def reference_deviations(rounds: int) -> list[float]:
     for t in range(1, rounds + 1):
         read = [b for b in range(t.bit_length()) if t >> b & 1]
         nodes = [levels[b][(t >> b) - 1] for b in read]
-        prefixes.append(sum(x / (x @ x) for x in nodes))
+        prefixes.append(np.sum([x / (x @ x) for x in nodes], axis=0))
         deviations.append(float(np.linalg.norm(prefixes[-1] - prefixes[-2])))
     return deviations
 

@@ -47,7 +47,8 @@ def skellam_noise(
     stays. Sums of Skellam variables are Skellam, whoever drops out. `skellam_curve`
     makes a guarantee of it for `epsilon`: of who holds what, not of who takes part,
     which the server of a secure sum knows. A client who adds no noise, or tells others
-    what it drew, is one fewer in `smallest_cohort`.
+    what it drew, is one fewer in `smallest_cohort`. So is a client whose key is known:
+    in a deployment each makes its own, where `aggregator` makes all from one.
 
     With `target_quantile` the clip begins at `clip` and follows that quantile of the
     norms, as in `adaptive_gaussian_noise`: each client sends whether it was below the

@@ -209,10 +209,9 @@ def test_sums_wrap_as_often_as_declared():
     assert 0.9 * chance < wrapped < 1.1 * chance
 
 
-@every_mechanism
-def test_a_client_that_cannot_be_clipped_counts_as_zero(name):
+def test_a_client_that_cannot_be_clipped_counts_as_zero():
     updates = make_updates(6)
-    aggregator = made(name, 0.0, 4.0, 6, bits=24, beta=0.0)
+    aggregator = made("skellam_noise", 0.0, 4.0, 6, bits=24, beta=0.0)
     broken, zero = (
         jax.tree.map(
             lambda x, a=a, b=b, c=c: x.at[1].set(a).at[2].set(b).at[3].set(c),
@@ -221,7 +220,8 @@ def test_a_client_that_cannot_be_clipped_counts_as_zero(name):
         for a, b, c in ((math.nan, math.inf, 3e38), (0.0, 0.0, 0.0))
     )
 
-    one, other = (first_round(aggregator, x, key=KEY) for x in (broken, zero))
+    aggregator = aggregator._replace(next=jax.jit(aggregator.next))
+    one, other = (first_round(aggregator, x, None, KEY) for x in (broken, zero))
 
     assert_same(one.value, other.value)
 
@@ -394,9 +394,8 @@ def test_the_wrong_modulus_is_refused_with_the_numbers(name):
         fedagg.aggregator(bounded).init(TEMPLATE)
 
 
-@every_mechanism
-def test_what_would_change_what_is_sent_is_refused(name):
-    stage = STAGES[name](1.0, 1.0, 11, bits=16)
+def test_what_would_change_what_is_sent_is_refused():
+    stage = fedagg.skellam_noise(1.0, 1.0, 11, bits=16)
 
     for behind in (
         fedagg.mean(),
@@ -404,9 +403,13 @@ def test_what_would_change_what_is_sent_is_refused(name):
         fedagg.discretization(1.0, stochastic=False),
     ):
         with pytest.raises(TypeError, match="takes leaves of a float dtype"):
-            first_round(fedagg.aggregator(stage, behind), *make_updates(), KEY)
+            first_round_compiled(
+                fedagg.aggregator(stage, behind), *make_updates(), jax.random.key(0)
+            )
     with pytest.raises(ValueError, match="weights, which no noise hides"):
-        first_round(fedagg.aggregator(fedagg.mean(), stage), *make_updates(), KEY)
+        first_round_compiled(
+            fedagg.aggregator(fedagg.mean(), stage), *make_updates(), jax.random.key(0)
+        )
     with pytest.raises(TypeError, match="takes leaves of a float dtype"):
         fedagg.aggregator(stage).init({"k": jnp.ones(2, jnp.int32)})
 

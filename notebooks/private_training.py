@@ -252,7 +252,8 @@ def draw(runs: list[Run], path: pathlib.Path) -> None:
             axes[0].axhline(run.end, color="grey", lw=0.8, ls=":", label="no noise")
             axes[0].legend(loc="lower right")
     axes[0].set_xscale("log", subs=[])
-    ticks = [x for x in (1, 2, 5, 10, 20, 50) if private and x <= private[0].epsilon]
+    largest = max([x.epsilon for x in private], default=1.0)
+    ticks = [x for x in (1, 2, 5, 10, 20, 50, 100) if x <= 1.5 * largest]
     axes[0].set(xticks=ticks, xticklabels=ticks)
     axes[0].set(xlabel=f"epsilon at delta {DELTA:g}, clients sampled")
     axes[0].set(ylabel="accuracy on roles held out", title="epsilon against accuracy")

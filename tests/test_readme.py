@@ -14,7 +14,7 @@ def test_the_snippets_run_and_print_what_is_shown(capsys):
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), names)
 
-    assert len(snippets) == 13
+    assert len(snippets) == 14
     assert capsys.readouterr().out == "".join(shown)
 
 

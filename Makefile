@@ -15,12 +15,17 @@ secagg-demo: $(VENV)/.secagg-demo
 private-training: $(VENV)/.private-training
 	$(BIN)/python notebooks/private_training.py
 
-# The laws are about what tiny rounds mean, for every stage: dozens of programs each,
-# compiled in haste. All else is compiled as users have it.
+# Most tests are about what tiny rounds mean, and nearly all of their time is spent in
+# the compiler: it is told to hurry. These are compiled as users have it: about speed,
+# memory, bits and NaN, and whole programs.
+THOROUGH := $(addprefix tests/test_,$(addsuffix .py,bounding execution folding hadamard \
+  integer_noise processes programs quantization random readme))
+HASTE := --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1
+
 test: $(VENV)/.all
-	XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1" \
-	  $(BIN)/python -m pytest -n 2 --durations=10 tests/test_laws.py
-	$(BIN)/python -m pytest -n 2 --durations=20 --ignore tests/test_laws.py
+	$(BIN)/python -m pytest -n 2 --durations=20 $(THOROUGH)
+	XLA_FLAGS="$(HASTE)" $(BIN)/python -m pytest -n 2 --durations=20 \
+	  $(addprefix --ignore=,$(THOROUGH))
 
 check: $(VENV)/.all
 	$(BIN)/ruff format --check .

@@ -29,11 +29,11 @@ def main() -> None:
     cells = []
     with Report("Throughput, float32", stem.with_suffix(".md")) as report:
         for leaves, size in itertools.product(chosen.leaves, chosen.sizes):
-            workload = _prepare(size)
+            workload = _prepare(size, tuple(chosen.aggregators))
             cell = Cell(size, leaves, 1e3 * median_seconds(workload.read))
             report.say(table.heading(cell))
             lines = []
-            for line in _lines(workload, size, leaves, end):
+            for line in _lines(workload, size, leaves, chosen.aggregators, end):
                 report.say(table.row(line))
                 lines.append(line)
             cells.append((cell, lines))
@@ -46,17 +46,19 @@ def main() -> None:
 
 
 @functools.cache
-def _prepare(size: Size) -> Workload:
+def _prepare(size: Size, names: tuple[str, ...]) -> Workload:
     entries = size.clients * size.parameters
-    return prepare(size, [name for name, case in CASES.items() if entries <= case.most])
+    return prepare(size, [name for name in names if entries <= CASES[name].most])
 
 
-def _lines(workload: Workload, size: Size, leaves: int, end: float) -> Iterator[Line]:
+def _lines(
+    workload: Workload, size: Size, leaves: int, names: list[str], end: float
+) -> Iterator[Line]:
     @functools.cache
     def tree(spoil):
         return as_tree(spoil(workload.stack), leaves)
 
-    for row in rows(size):
+    for row in (x for x in rows(size) if x.aggregator in names):
         if isinstance(row, Skipped):
             yield Line(*row)
         elif time.perf_counter() > end:
@@ -74,7 +76,10 @@ def _options() -> argparse.Namespace:
     )
     options.add_sizes(parser)
     parser.add_argument(
-        "--minutes", type=float, default=8.0, help="start no row after so long"
+        "--aggregators", nargs="+", choices=list(CASES), default=list(CASES)
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=15.0, help="start no row after so long"
     )
     chosen = parser.parse_args()
     chosen.sizes = chosen.sizes or (SIZES[1:2] if chosen.quick else SIZES)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fedagg
-from tests.rounds import assert_close, assert_same, first_round
+from tests.rounds import assert_close, assert_same, first_round_compiled
 
 DRAW = np.random.default_rng(5)
 VALUES = {
@@ -30,7 +30,7 @@ def present(tree):
 def test_distortion_is_what_top_k_leaves_out(fraction):
     stage = fedagg.with_distortion(fedagg.top_k(fraction))
 
-    output = first_round(fedagg.aggregator(stage), VALUES, WEIGHTS)
+    output = first_round_compiled(fedagg.aggregator(stage), VALUES, WEIGHTS)
 
     rows = [np.asarray(x, float).reshape(4, -1) for x in jax.tree.leaves(VALUES)]
     sizes = np.sort(np.square(np.concatenate(rows, axis=1))[[0, 1, 3]], axis=1)
@@ -46,8 +46,10 @@ def test_distortion_of_a_compressor_that_rotates_and_divides_is_of_the_value():
     plain = fedagg.aggregator(fedagg.chain(*stages))
     measured = fedagg.aggregator(fedagg.with_distortion(fedagg.chain(*stages)))
 
-    sent = first_round(plain, value, jnp.array([3.0]), jax.random.key(3)).value
-    metrics = first_round(measured, value, jnp.array([3.0]), jax.random.key(3)).metrics
+    sent = first_round_compiled(plain, value, jnp.array([3.0]), jax.random.key(3)).value
+    metrics = first_round_compiled(
+        measured, value, jnp.array([3.0]), jax.random.key(3)
+    ).metrics
 
     error = squares(jax.tree.map(lambda x, y: x[0] - np.asarray(y), value, sent))
     expected = error / squares(value)
@@ -57,9 +59,9 @@ def test_distortion_of_a_compressor_that_rotates_and_divides_is_of_the_value():
 
 def test_what_is_measured_gives_the_same_value_and_metrics():
     stage = fedagg.discretization(0.5, stochastic=False)
-    plain = first_round(fedagg.aggregator(stage), VALUES, WEIGHTS)
+    plain = first_round_compiled(fedagg.aggregator(stage), VALUES, WEIGHTS)
 
-    measured = first_round(
+    measured = first_round_compiled(
         fedagg.aggregator(fedagg.with_distortion(stage)), VALUES, WEIGHTS
     )
 
@@ -72,9 +74,11 @@ def test_a_client_with_a_nan_is_left_out_of_the_distortion():
     aggregator = fedagg.aggregator(stage)
     poisoned = VALUES | {"b": VALUES["b"].at[1, 0].set(jnp.nan)}
 
-    got = first_round(aggregator, poisoned, WEIGHTS).metrics["lost"]
-    without = first_round(aggregator, VALUES, WEIGHTS.at[1].set(0.0)).metrics["lost"]
-    nobody = first_round(aggregator, VALUES, jnp.zeros(4)).metrics["lost"]
+    got = first_round_compiled(aggregator, poisoned, WEIGHTS).metrics["lost"]
+    without = first_round_compiled(aggregator, VALUES, WEIGHTS.at[1].set(0.0)).metrics[
+        "lost"
+    ]
+    nobody = first_round_compiled(aggregator, VALUES, jnp.zeros(4)).metrics["lost"]
 
     assert_close(got, without)
     assert nobody == 0.0
@@ -88,7 +92,7 @@ def bits_by_hand(*arrays: np.ndarray) -> int:
 def test_bits_of_whole_steps_are_those_of_the_bytes(step):
     stages = fedagg.discretization(step, stochastic=False), fedagg.elias_gamma()
 
-    metrics = first_round(fedagg.aggregator(*stages), VALUES, WEIGHTS).metrics
+    metrics = first_round_compiled(fedagg.aggregator(*stages), VALUES, WEIGHTS).metrics
 
     steps = [np.rint(x / np.float32(step)).astype(np.int32) for x in VALUES.values()]
     expected = bits_by_hand(*(x[i] for x in steps for i in (0, 1, 3)))
@@ -117,11 +121,11 @@ def test_bits_of_signed_codes_are_those_of_the_bytes_and_the_step(stage):
 def test_what_is_no_integer_counts_as_it_is():
     stages = fedagg.quantization(8, threshold=7), fedagg.elias_gamma()
 
-    metrics = first_round(
+    metrics = first_round_compiled(
         fedagg.aggregator(*stages), VALUES, None, jax.random.key(3)
     ).metrics
 
-    constant = first_round(
+    constant = first_round_compiled(
         fedagg.aggregator(*stages),
         jax.tree.map(jnp.ones_like, VALUES),
         None,

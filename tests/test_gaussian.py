@@ -14,7 +14,6 @@ import fedagg
 from tests.rounds import (
     assert_close,
     assert_same,
-    first_round,
     first_round_compiled,
     make_updates,
     with_absent,
@@ -106,8 +105,8 @@ def test_leaves_and_rounds_have_noise_of_their_own():
     value = {"a": jnp.zeros((1, 40_000)), "b": jnp.zeros((1, 40_000))}
     aggregator = fixed(1.0, 1.0, 1.0)
 
-    one = first_round(aggregator, value, key=jax.random.key(0)).value
-    two = first_round(aggregator, value, key=jax.random.key(1)).value
+    one = first_round_compiled(aggregator, value, key=jax.random.key(0)).value
+    two = first_round_compiled(aggregator, value, key=jax.random.key(1)).value
 
     for x, y in ((one["a"], one["b"]), (one["a"], two["a"])):
         assert abs(np.corrcoef(x, y)[0, 1]) < 0.02
@@ -134,7 +133,9 @@ def test_the_noise_is_split_as_recorded(row):
         return
 
     aggregator = adaptive(*stage, initial_clip=1.0, count_stddev=count_stddev)
-    metrics = first_round(aggregator, {"x": jnp.zeros((1, 2))}, key=KEY).metrics
+    metrics = first_round_compiled(
+        aggregator, {"x": jnp.zeros((1, 2))}, key=KEY
+    ).metrics
 
     stddev = metrics["gaussian_noise/stddev"] * row["clients"]
     assert_close(stddev, np.float64(row["out"]["result"][0]))
@@ -238,8 +239,8 @@ def test_a_client_that_cannot_be_clipped_counts_as_zero(learns):
         updates.value,
     )
 
-    broken = first_round(aggregator, value, key=KEY)
-    without = first_round(aggregator, *gone, KEY)
+    broken = first_round_compiled(aggregator, value, key=KEY)
+    without = first_round_compiled(aggregator, *gone, KEY)
 
     assert_close(broken.value, without.value)
 
@@ -248,8 +249,8 @@ def test_clients_count_once_whatever_their_weight():
     updates = make_updates()
     aggregator = fixed(0.0, 1.0, 5.0)
 
-    weighted = first_round(aggregator, *updates, KEY)
-    plain = first_round(aggregator, updates.value, None, KEY)
+    weighted = first_round_compiled(aggregator, *updates, KEY)
+    plain = first_round_compiled(aggregator, updates.value, None, KEY)
 
     assert_same(weighted, plain)
 
@@ -258,7 +259,7 @@ def test_weights_count_up_to_the_largest():
     value = {"x": jnp.asarray([[3.0, 0.0], [0.0, 0.5]])}
     aggregator = fixed(0.0, 1.0, 10.0, largest_weight=8.0)
 
-    output = first_round(aggregator, value, jnp.asarray([100.0, 2.0]), KEY)
+    output = first_round_compiled(aggregator, value, jnp.asarray([100.0, 2.0]), KEY)
 
     assert_close(output.value, {"x": np.asarray([1.0, 0.5 / 4.0]) / 10.0})
 
@@ -267,8 +268,10 @@ def test_the_denominator_does_not_follow_the_clients():
     aggregator = fixed(0.0, 1.0, 10.0)
     value = {"x": jnp.full((4, 1), 0.5)}
 
-    some = first_round(aggregator, value, jnp.asarray([1.0, 1.0, 0.0, 0.0]), KEY)
-    all_of_them = first_round(aggregator, value, None, KEY)
+    some = first_round_compiled(
+        aggregator, value, jnp.asarray([1.0, 1.0, 0.0, 0.0]), KEY
+    )
+    all_of_them = first_round_compiled(aggregator, value, None, KEY)
 
     assert_close(some.value, {"x": np.asarray([0.1])})
     assert_close(all_of_them.value, {"x": np.asarray([0.2])})
@@ -297,7 +300,7 @@ def test_metrics_tell_no_more_of_the_clients_than_the_value_does():
     other = {"x": jnp.asarray([[0.75, 0.0], [0.75, 0.0]])}
     aggregator = fixed(1.0, 2.0, 3.0)
 
-    first, second = (first_round(aggregator, x, key=KEY) for x in (one, other))
+    first, second = (first_round_compiled(aggregator, x, key=KEY) for x in (one, other))
 
     assert_same(first, second)
 
@@ -322,7 +325,7 @@ def test_metrics_tell_no_more_of_the_clients_than_the_value_does():
 )
 def test_what_would_change_clipped_values_is_refused(stage, behind, error, match):
     with pytest.raises(error, match=match):
-        first_round(fedagg.aggregator(stage, behind), *make_updates(), KEY)
+        first_round_compiled(fedagg.aggregator(stage, behind), *make_updates(), KEY)
 
 
 @pytest.mark.parametrize("weighted", [True, False])
@@ -330,10 +333,10 @@ def test_a_mean_before_private_noise_is_refused(weighted):
     stages = fedagg.mean(weighted=weighted), fedagg.gaussian_noise(1.0, 1.0, 10.0)
 
     with pytest.raises(ValueError, match="weights, which no noise hides"):
-        first_round(fedagg.aggregator(*stages), *make_updates(), KEY)
+        first_round_compiled(fedagg.aggregator(*stages), *make_updates(), KEY)
     nested = fedagg.aggregator(stages[0], fedagg.chain(stages[1]))
     with pytest.raises(ValueError, match="weights, which no noise hides"):
-        first_round(nested, *make_updates(), KEY)
+        first_round_compiled(nested, *make_updates(), KEY)
 
 
 def test_a_rule_in_place_of_the_sum_is_refused():
@@ -341,13 +344,13 @@ def test_a_rule_in_place_of_the_sum_is_refused():
     aggregator = fedagg.aggregator(stage, rule=fedagg.median())
 
     with pytest.raises(ValueError, match="does not go with a rule"):
-        first_round(aggregator, *make_updates(), KEY)
+        first_round_compiled(aggregator, *make_updates(), KEY)
 
 
 def test_noise_needs_a_key():
     for aggregator in (fixed(1.0, 1.0, 10.0, name="own"), adaptive(0.5, 9, name="own")):
         with pytest.raises(ValueError, match="own draws noise and needs a key"):
-            first_round(aggregator, *make_updates())
+            first_round_compiled(aggregator, *make_updates())
 
 
 @pytest.mark.parametrize(
@@ -388,7 +391,9 @@ def test_a_bound_as_a_clip_is_refused():
 def test_integer_leaves_are_refused():
     for aggregator in (fixed(1.0, 1.0, 10.0), adaptive(0.5, 9.0)):
         with pytest.raises(TypeError, match="gaussian_noise takes leaves of a float"):
-            first_round(aggregator, {"k": jnp.ones((3, 2), jnp.int32)}, key=KEY)
+            first_round_compiled(
+                aggregator, {"k": jnp.ones((3, 2), jnp.int32)}, key=KEY
+            )
 
 
 def test_the_recipe_is_zeroing_and_adaptive_noise():

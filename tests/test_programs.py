@@ -87,11 +87,13 @@ def test_the_benchmark_prints_and_keeps_its_table(tmp_path):
     shown = run(
         *["-m", "benchmarks.throughput", "--out", str(tmp_path)],
         *["--sizes", "8x3000", "--leaves", "6"],
+        *["--aggregators", "robust", "robust, one NaN", "Skellam noise"],
     )
 
     rows = re.findall(r"^\| robust +\| default +\| +([\d.]+)", shown, re.M)
     assert len(rows) == 1 and float(rows[0]) > 0.0
     assert re.search(r"^\| robust, one NaN +\| default +\| +[\d.]+ ", shown, re.M)
+    assert re.search(r"^\| Skellam noise +\| default +\| +[\d.]+ ", shown, re.M)
     assert re.search(r"^\| 8 x 3,000 parameters, 6 leaves \| .*in_chunks", shown, re.M)
     assert (tmp_path / "cpu.md").read_text() in shown + "\n"
 

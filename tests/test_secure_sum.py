@@ -19,7 +19,6 @@ from tests.rounds import (
     assert_close,
     assert_same,
     every_way,
-    first_round,
     first_round_compiled,
     make_updates,
     with_absent,
@@ -47,8 +46,8 @@ def leaves_of(*trees):
 def test_a_mean_is_the_mean_to_the_step():
     updates = make_updates()
 
-    hidden = first_round(secured(1000.0), *updates)
-    plain = first_round(fedagg.aggregator(fedagg.mean()), *updates)
+    hidden = first_round_compiled(secured(1000.0), *updates)
+    plain = first_round_compiled(fedagg.aggregator(fedagg.mean()), *updates)
 
     step = 1000.0 * 20 / 2**31
     for got, expected in zip(
@@ -99,8 +98,8 @@ def test_every_way_to_sum_gives_the_same_bits(way):
 def test_entries_are_clipped_and_their_clients_counted():
     updates = {"x": jnp.array([[1.0, -7.0], [9.0, 2.0], [3.0, 3.0], [8.0, -9.0]])}
 
-    both = first_round(secured((-5.0, 6.0), NOTHING), updates)
-    one = first_round(secured(5.0, NOTHING), updates)
+    both = first_round_compiled(secured((-5.0, 6.0), NOTHING), updates)
+    one = first_round_compiled(secured(5.0, NOTHING), updates)
 
     np.testing.assert_allclose(both.value["x"], [16.0, -5.0], atol=1e-5)
     np.testing.assert_allclose(one.value["x"], [14.0, -5.0], atol=1e-5)
@@ -117,7 +116,7 @@ def test_a_pair_of_learnt_bounds_follows_either_end():
 
     updates = {"x": jnp.tile(jnp.array([[-0.1, 20.0]]), (4, 1))}
 
-    output = first_round(secured((learnt(), learnt()), NOTHING), updates)
+    output = first_round_compiled(secured((learnt(), learnt()), NOTHING), updates)
 
     # Nobody was above the one, and everybody above the other.
     (state,) = output.state
@@ -128,7 +127,7 @@ def test_a_pair_of_learnt_bounds_follows_either_end():
 def test_integers_are_summed_as_they_are():
     updates = {"x": jnp.array([[100, -3], [7, 2], [-50, 1]], jnp.int32)}
 
-    output = first_round(secured((-40, 90), NOTHING), updates)
+    output = first_round_compiled(secured((-40, 90), NOTHING), updates)
 
     np.testing.assert_array_equal(output.value["x"], [57, 0])
     assert output.value["x"].dtype == jnp.int32
@@ -139,8 +138,8 @@ def test_integers_are_summed_as_they_are():
 def test_half_precision_comes_back_in_its_dtype():
     updates = jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_updates().value)
 
-    hidden = first_round(secured(100.0, NOTHING), updates)
-    plain = first_round(fedagg.aggregator(), updates)
+    hidden = first_round_compiled(secured(100.0, NOTHING), updates)
+    plain = first_round_compiled(fedagg.aggregator(), updates)
 
     for got, expected in zip(
         *map(jax.tree.leaves, (hidden.value, plain.value)), strict=True
@@ -157,8 +156,8 @@ def test_a_client_that_is_not_finite_is_left_out_and_counted(bad):
     held = with_rows(updates.value["w"], 3, bad)
     weight = with_rows(updates.weight, 3, 0.0)
 
-    dirty = first_round(secured(), updates.value | {"w": held}, updates.weight)
-    without = first_round(secured(), updates.value, weight)
+    dirty = first_round_compiled(secured(), updates.value | {"w": held}, updates.weight)
+    without = first_round_compiled(secured(), updates.value, weight)
 
     assert_same(dirty.value, without.value)
     assert dirty.metrics["mean/weight"] == without.metrics["mean/weight"]
@@ -171,8 +170,8 @@ def test_a_client_of_a_larger_weight_than_declared_is_left_out_and_counted():
     heavy = with_rows(updates.weight, 3, 20.5)
     absent = with_rows(updates.weight, 3, 0.0)
 
-    got = first_round(secured(), updates.value, heavy)
-    without = first_round(secured(), updates.value, absent)
+    got = first_round_compiled(secured(), updates.value, heavy)
+    without = first_round_compiled(secured(), updates.value, absent)
 
     assert_same(got.value, without.value)
     assert got.metrics["secure_sum/left_out_count"] == 1
@@ -184,8 +183,10 @@ def test_more_clients_than_declared_show_as_nan_and_teach_nothing():
     stage = fedagg.chain(fedagg.clipping(bound), fedagg.mean())
     aggregator = secured(bound, stage, largest_cohort=10)
 
-    eleven = first_round(aggregator, *updates)
-    ten = first_round(aggregator, updates.value, with_rows(updates.weight, 2, 0.0))
+    eleven = first_round_compiled(aggregator, *updates)
+    ten = first_round_compiled(
+        aggregator, updates.value, with_rows(updates.weight, 2, 0.0)
+    )
 
     assert all(np.all(np.isnan(x)) for x in jax.tree.leaves(eleven.value))
     assert_same(eleven.state, aggregator.init(TEMPLATE))
@@ -200,7 +201,7 @@ def test_the_largest_sums_that_are_declared_do_not_wrap():
             5.0, NOTHING, bits=bits, largest_cohort=cohort, largest_weight=1.0
         )
 
-        value = first_round(aggregator, updates).value["x"]
+        value = first_round_compiled(aggregator, updates).value["x"]
 
         np.testing.assert_allclose(value, [5.0 * cohort, -5.0 * cohort], rtol=1e-6)
 
@@ -256,8 +257,8 @@ def test_a_stage_that_rotates_or_rounds_or_picks_commutes_with_the_sum():
         # A note of discretization is the largest size, in steps.
         hidden = secured(bound, stage, largest_weight=2.0**24)
 
-        got = first_round(hidden, *updates)
-        plain = first_round(fedagg.aggregator(stage), *updates)
+        got = first_round_compiled(hidden, *updates)
+        plain = first_round_compiled(fedagg.aggregator(stage), *updates)
 
         for x, y in leaves_of(got.value, plain.value):
             np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-4)
@@ -289,7 +290,7 @@ def test_a_compressor_behind_a_secure_sum_is_refused():
     )
 
     with pytest.raises(TypeError, match="qsgd takes leaves of a float dtype"):
-        first_round(aggregator, make_updates().value, None, jax.random.key(0))
+        first_round_compiled(aggregator, make_updates().value, None, jax.random.key(0))
 
 
 def test_a_rule_is_refused():
@@ -297,7 +298,7 @@ def test_a_rule_is_refused():
     aggregator = fedagg.aggregator(hidden, rule=fedagg.median())
 
     with pytest.raises(ValueError, match="of which a secure sum shows none"):
-        first_round(aggregator, make_updates().value)
+        first_round_compiled(aggregator, make_updates().value)
 
 
 def test_integers_that_could_wrap_are_refused_with_the_numbers():
@@ -344,7 +345,7 @@ def test_modular_sums_wrap_around():
     updates = jnp.array([[100, -120, 5], [100, -120, 6], [0, 0, -30]], jnp.int32)
     stage = fedagg.secure_modular_sum(NOTHING, bits=8, largest_cohort=3)
 
-    value = first_round(fedagg.aggregator(stage), updates).value
+    value = first_round_compiled(fedagg.aggregator(stage), updates).value
 
     np.testing.assert_array_equal(value, [200 - 256, -240 + 256, -19])
 
@@ -368,8 +369,8 @@ def test_the_recipe_is_the_robust_one_to_the_step():
     updates = make_updates()
     updates = updates._replace(value=with_absent(updates, 1e6, [2]).value)
 
-    hidden = first_round(fedagg.secure_aggregator(), *updates)
-    robust = first_round(fedagg.robust_aggregator(), *updates)
+    hidden = first_round_compiled(fedagg.secure_aggregator(), *updates)
+    robust = first_round_compiled(fedagg.robust_aggregator(), *updates)
 
     step = 100.0 * 1000 / 2**31
     weight = float(robust.metrics["mean/weight"])

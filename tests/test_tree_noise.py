@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fedagg
-from tests.rounds import assert_close, first_round, make_updates
+from tests.rounds import assert_close, first_round_compiled, make_updates
 from tests.test_gaussian import CASES, stacked
 
 STDS = {row["use_efficient"]: row for row in CASES["dp_tree_noise_std"]["rows"]}
@@ -246,7 +246,7 @@ def test_noise_needs_a_key(stage):
     aggregator = fedagg.aggregator(STAGES[stage](name="own"))
 
     with pytest.raises(ValueError, match="own draws noise and needs a key"):
-        first_round(aggregator, *make_updates())
+        first_round_compiled(aggregator, *make_updates())
 
 
 @pytest.mark.parametrize("stage", ["tree_noise", "adaptive_tree_noise"])
@@ -257,7 +257,9 @@ def test_a_mean_is_refused_before_and_behind(stage):
         ((fedagg.mean(), made), ValueError),
     ):
         with pytest.raises(error):
-            first_round(fedagg.aggregator(*stages), *make_updates(), jax.random.key(0))
+            first_round_compiled(
+                fedagg.aggregator(*stages), *make_updates(), jax.random.key(0)
+            )
 
 
 @pytest.mark.parametrize("restart_every", [0, -1, 1.5])

@@ -19,7 +19,7 @@ private-training: $(VENV)/.private-training
 # the compiler: it is told to hurry. These are compiled as users have it: about speed,
 # memory, bits and NaN, and whole programs.
 THOROUGH := $(addprefix tests/test_,$(addsuffix .py,bounding execution folding hadamard \
-  integer_noise processes programs quantization random readme))
+  integer_noise processes programs random))
 HASTE := --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1
 
 test: $(VENV)/.all

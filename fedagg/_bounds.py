@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedagg import _checks
 from fedagg._types import Bound
 
 # A geometric estimate stays in this range, from where it can always come back: neither
@@ -131,10 +132,7 @@ def quantile_bound(
     def update(estimate: jax.Array, note: QuantileNote, key: jax.Array | None):
         below = note.below
         if below_estimate_stddev > 0.0:
-            if key is None:
-                raise ValueError(
-                    "quantile_bound draws noise and needs a key, got key=None."
-                )
+            key = _checks.check_key(key, "quantile_bound", "noise")
             below += below_estimate_stddev * jax.random.normal(key, (), jnp.float32)
         if note.count is None:
             count = jnp.float32(expected_num_clients)

@@ -1,5 +1,6 @@
 """What can be wrong with a tree, found while tracing."""
 
+import jax
 import jax.numpy as jnp
 
 from fedagg import _tree
@@ -72,3 +73,10 @@ def count_clients(stacked: PyTree) -> int:
             "round without clients give rows of weight zero."
         )
     return n
+
+
+def check_key(key: jax.Array | None, name: str, draws: str) -> jax.Array:
+    """The key, or a ValueError that names who lacks it, and what for."""
+    if key is None:
+        raise ValueError(f"{name} draws {draws} and needs a key, got key=None.")
+    return key

@@ -5,11 +5,8 @@ import math
 import numpy as np
 
 from fedagg._accounting import RenyiCurve
-from fedagg._distributed_noise import clip_of, distributed_noise
-from fedagg._grid import grid, setting
+from fedagg._distributed_noise import distributed_noise, noised_curve
 from fedagg._integer_laws import discrete_gaussian
-from fedagg._rotation import rotated_length
-from fedagg._template import Template
 from fedagg._types import PyTree, Stage
 
 
@@ -66,26 +63,20 @@ def discrete_gaussian_noise(
     Reference: Kairouz, Liu and Steinke, "The Distributed Discrete Gaussian Mechanism
         for Federated Learning with Secure Aggregation", 2021, section 4.
     """
-    made = setting(
+    return distributed_noise(
+        discrete_gaussian,
         noise_multiplier,
+        clip,
         clients_per_round,
         bits=bits,
         smallest_cohort=smallest_cohort,
         largest_cohort=largest_cohort,
+        target_quantile=target_quantile,
+        learning_rate=learning_rate,
+        count_stddev=count_stddev,
+        kind=rotation,
         beta=beta,
         wrap_probability=wrap_probability,
-        learns=target_quantile is not None,
-        count_stddev=count_stddev,
-    )
-    bound = clip_of(
-        clip, clients_per_round, target_quantile, learning_rate, count_stddev
-    )
-    return distributed_noise(
-        discrete_gaussian,
-        made,
-        bound,
-        clients_per_round,
-        kind=rotation,
         seed=seed,
         name=name,
     )
@@ -128,32 +119,21 @@ def discrete_gaussian_curve(
     Reference: Kairouz, Liu and Steinke, "The Distributed Discrete Gaussian Mechanism
         for Federated Learning with Secure Aggregation", 2021, proposition 14.
     """
-    made = setting(
+    return noised_curve(
+        discrete_gaussian_divergence,
+        template,
         noise_multiplier,
         clients_per_round,
         bits=bits,
         smallest_cohort=smallest_cohort,
         largest_cohort=largest_cohort,
+        target_quantile=target_quantile,
+        count_stddev=count_stddev,
+        kind=rotation,
         beta=beta,
         wrap_probability=wrap_probability,
-        learns=target_quantile is not None,
-        count_stddev=count_stddev,
+        name="discrete_gaussian_curve",
     )
-    size = rotated_length(rotation, Template.of(template).size)
-    on = grid(made, size, "discrete_gaussian_curve")
-    clients = made.smallest
-
-    def curve(order: int, distance: float) -> float:
-        l2, l1 = distance * on.bound, distance * on.bound_of_sizes
-        values = discrete_gaussian_divergence(order, l2, l1, size, on.stddev, clients)
-        if not on.count_steps:
-            return values
-        moved = distance * on.count_steps
-        return values + discrete_gaussian_divergence(
-            order, moved, moved, 1, on.count_stddev, clients
-        )
-
-    return curve
 
 
 def discrete_gaussian_divergence(

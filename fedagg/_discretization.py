@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedagg import _checks, _tree
-from fedagg._random import check_key, map_seeded, round_randomly
+from fedagg._random import map_seeded, round_randomly
 from fedagg._types import Output, PyTree, Stage, Update
 
 # Half of what int32 holds: a float32 sum of many sizes comes out low by its rounding.
@@ -63,7 +63,7 @@ def discretization(
     def client(shared: PyTree, update: Update, key: jax.Array | None):
         del shared
         _checks.check_floating(update.value, name)
-        key = check_key(key, name) if stochastic else None
+        key = _checks.check_key(key, name, "random numbers") if stochastic else None
         steps = _tree.divide(_tree.widen(update.value), step)
         largest = _tree.norm(steps, jnp.inf)
         fits = largest < _MOST  # which NaN fails

@@ -1,21 +1,23 @@
 """Noise that clients add themselves, as integers, so that no sum is without it."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedagg import _tree
+from fedagg import _checks, _tree
+from fedagg._accounting import RenyiCurve
 from fedagg._bounds import QuantileNote, as_bound, quantile_bound
 from fedagg._chain import is_present
 from fedagg._conditional_rounding import round_within
-from fedagg._grid import Grid, Setting, grid
+from fedagg._grid import Grid, grid, setting
 from fedagg._integer_noise import Law, draw, table_of
-from fedagg._private import check_key, check_positive, metrics_of
+from fedagg._private import check_positive, metrics_of
 from fedagg._residues import Wrapping
 from fedagg._rotation import rotated_length, rotation
-from fedagg._template import PublicRound
-from fedagg._types import Bound, Output, PyTree, Stage, Update
+from fedagg._template import PublicRound, Template
+from fedagg._types import Output, PyTree, Stage, Update
 
 
 class DistributedState(NamedTuple):
@@ -34,21 +36,33 @@ class Integers(NamedTuple):
 
 def distributed_noise(
     law: Law,
-    made: Setting,
-    clip: Bound | float,
+    noise_multiplier: float,
+    clip: float,
     clients_per_round: float,
     *,
+    target_quantile: float | None,
+    learning_rate: float,
     kind: str,
     seed: int,
     name: str,
+    **sizes: Any,
 ) -> Stage:
     """The stage that clips, rotates, rounds, noises and wraps, with noise of a law.
 
     The deviation of a client's noise is constant in steps of the grid. What moves with
-    the clip is the length of a step, so that tables of the law are made once.
+    the clip is the length of a step, so that tables of the law are made once. What
+    `setting` takes besides is passed on to it.
     """
+    made = setting(
+        noise_multiplier, clients_per_round, target_quantile=target_quantile, **sizes
+    )
+    check_positive(clip=clip)
     turned = rotation(kind, seed=seed, name=name)
     bound = as_bound(clip)
+    if target_quantile is not None:  # whose noise is in the count already
+        bound = quantile_bound(
+            clip, target_quantile, learning_rate, expected_num_clients=clients_per_round
+        )
 
     def init(template: PyTree) -> DistributedState:
         state = DistributedState(turned.init(template), bound.init())
@@ -60,7 +74,9 @@ def distributed_noise(
         return DistributedState(rotation_of, bound.broadcast(state.clip))
 
     def client(shared: DistributedState, update: Update, key: jax.Array | None):
-        rounding, values, count = jax.random.split(check_key(key, name), 3)
+        rounding, values, count = jax.random.split(
+            _checks.check_key(key, name, "noise"), 3
+        )
         vector = turned.client(shared.rotation, update, None)[0].value
         on = _grid_of(vector.size)
         limit, norm = bound.value(shared.clip), _tree.norm(vector)
@@ -113,27 +129,38 @@ def _noise(law: Law, stddev: float, key: jax.Array, size: int) -> jax.Array:
     return draw(table_of(law, stddev), key, size)
 
 
-def clip_of(
-    clip: float,
+def noised_curve(
+    divergence: Callable[[int, float, float, int, float, int], float],
+    template: PyTree,
+    noise_multiplier: float,
     clients_per_round: float,
-    target_quantile: float | None,
-    learning_rate: float,
-    count_stddev: float | None,
-) -> Bound | float:
-    """A clip that stays, or follows a quantile, whose noise is in the count already.
+    *,
+    kind: str,
+    name: str,
+    **sizes: Any,
+) -> RenyiCurve:
+    """The divergences of a stage of `distributed_noise`, from those of its law.
 
-    Raises:
-        ValueError: if an argument is out of range, or has no use.
-        TypeError: if the clip is a `Bound`.
+    Args:
+        divergence: of the order, the L2 and the L1 norm of what is moved, its size, the
+            deviation of one client's noise, and how many clients add it.
+        template: one client's value.
+        noise_multiplier: as given to the stage.
+        clients_per_round: likewise.
+        kind: of the rotation.
+        name: of the curve, for errors.
+        sizes: what `setting` takes besides.
     """
-    check_positive(clip=clip, clients_per_round=clients_per_round)
-    if target_quantile is None:
-        if count_stddev is not None:
-            raise ValueError(
-                "count_stddev goes with a target_quantile, for which clients are "
-                f"counted; got {count_stddev=} alone."
-            )
-        return clip
-    return quantile_bound(
-        clip, target_quantile, learning_rate, expected_num_clients=clients_per_round
-    )
+    made = setting(noise_multiplier, clients_per_round, **sizes)
+    size = rotated_length(kind, Template.of(template).size)
+    on, clients = grid(made, size, name), made.smallest
+
+    def curve(order: int, distance: float) -> float:
+        l2, l1 = distance * on.bound, distance * on.bound_of_sizes
+        values = divergence(order, l2, l1, size, on.stddev, clients)
+        if not on.count_steps:
+            return values
+        moved = distance * on.count_steps
+        return values + divergence(order, moved, moved, 1, on.count_stddev, clients)
+
+    return curve

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from fedagg import _checks
 from fedagg._chain import chain
 from fedagg._hadamard import hadamard
 from fedagg._packing import pack, unpack
-from fedagg._random import check_key, random_bits
+from fedagg._random import random_bits
 from fedagg._rotation import rotation
 from fedagg._types import Output, PyTree, Stage, Update
 
@@ -111,7 +112,9 @@ def _coding(bits: int, scale_of: Callable, name: str) -> Stage:
     def client(shared: PyTree, update: Update, key: jax.Array | None):
         del shared
         vector = update.value
-        words = jax.random.bits(check_key(key, name), (2,), jnp.uint32)
+        words = jax.random.bits(
+            _checks.check_key(key, name, "random numbers"), (2,), jnp.uint32
+        )
         rotated = hadamard(_signs(words, vector.size) * vector)
         rotated = jax.lax.optimization_barrier(rotated)
         size_of_entry = jnp.sqrt(jnp.vdot(rotated, rotated) / vector.size)

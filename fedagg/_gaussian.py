@@ -12,6 +12,7 @@ from fedagg._private import (
     check_multiplier,
     check_positive,
     clipped,
+    draws_for,
     metrics_of,
     noised,
     split_noise,
@@ -82,7 +83,7 @@ def gaussian_noise(
 
     def server(state: PyTree, total: PyTree, note: PyTree, key: jax.Array | None):
         del note
-        value = noised(total, stddev, key, name)
+        value = noised(total, stddev, draws_for(total, key, name))
         value = _tree.divide(value, jnp.float32(clients_per_round))
         metrics = metrics_of(name, clip, stddev / clients_per_round, value)
         return Output(state, value, metrics)
@@ -159,7 +160,8 @@ def adaptive_gaussian_noise(
     def server(state: PyTree, total: PyTree, note: NoisedNote, key: jax.Array | None):
         value_key, count_key = split_key(key, 2)
         clip = bound.value(bound.broadcast(state))
-        value = noised(total, clip * multiplier, value_key, name)
+        draws = draws_for(total, value_key, name)
+        value = noised(total, clip * multiplier, draws)
         value = _tree.divide(value, jnp.float32(clients_per_round))
         stddev = clip * (multiplier / clients_per_round)
         return Output(

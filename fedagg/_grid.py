@@ -54,15 +54,21 @@ def setting(
     largest_cohort: int | None,
     beta: float,
     wrap_probability: float,
-    learns: bool,
+    target_quantile: float | None,
     count_stddev: float | None,
 ) -> Setting:
     """Checks the arguments that stages and curves share.
 
     Raises:
-        ValueError: if one is out of range.
+        ValueError: if one is out of range, or has no use.
     """
     check_positive(clients_per_round=clients_per_round)
+    learns = target_quantile is not None
+    if count_stddev is not None and not learns:
+        raise ValueError(
+            "count_stddev goes with a target_quantile, for which clients are "
+            f"counted; got {count_stddev=} alone."
+        )
     multiplier, stddev = split_noise(
         noise_multiplier,
         clients_per_round,

@@ -3,8 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from fedagg import _tree
-from fedagg._private import check_multiplier, check_positive, clip_value, noised
+from fedagg._private import (
+    check_multiplier,
+    check_positive,
+    clip_value,
+    draws_for,
+    noised,
+)
 from fedagg._types import Output, PyTree, Stage, Update
 
 
@@ -46,7 +51,7 @@ def local_gaussian_noise(
     def client(shared: PyTree, update: Update, key: jax.Array | None):
         del shared
         value, _ = clip_value(update.value, jnp.float32(clip), name)
-        value = noised(_tree.widen(value), stddev, key, name)
+        value = noised(value, stddev, draws_for(value, key, name))
         return update._replace(value=value), ()
 
     def server(state: PyTree, total: PyTree, note: PyTree, key: jax.Array | None):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fedagg import _checks, _tree
 from fedagg._keys import with_keys, without_keys
-from fedagg._private import check_key, check_positive, clipped, metrics_of
+from fedagg._private import check_positive, clipped, metrics_of
 from fedagg._template import Template
 from fedagg._types import Output, PyTree, Stage, Update
 
@@ -88,7 +88,7 @@ def matrix_factorization_noise(
         del note
         state.template.check(total)
         like = jax.eval_shape(lambda: fresh(state.template))
-        whole = with_keys(state.arrays, like, check_key(key, name))
+        whole = with_keys(state.arrays, like, _checks.check_key(key, name, "noise"))
         total = jax.tree.map(lambda x: x.astype(jnp.float32) / clip, total)
         noised, whole = privatizer.update(total, whole)
         value = _tree.scale(jnp.float32(clip / clients_per_round), noised)

@@ -27,15 +27,11 @@ class Measures(NamedTuple):
         return jnp.where(has_nan, jnp.nan, size)
 
 
-def measure(vectors: list[jax.Array]) -> Measures:
-    """Measures of all entries of float32 vectors, at least one entry."""
-    return fedagg_measure(vectors)
-
-
 @jax.jit
 def fedagg_measure(vectors: list[jax.Array]) -> Measures:
-    """As `measure`. `_rows` knows it by this name, and takes it of all clients at once.
+    """Measures of all entries of float32 vectors, at least one entry.
 
+    `_rows` knows it by this name in a program, and takes it of all clients at once.
     `jit` is what keeps the name; nothing else is compiled by it under another `jit`.
     """
     large = [x for x in vectors if x.size > _SMALL]
@@ -93,7 +89,7 @@ def _(primals: tuple, tangents: tuple):
 
 def smallest_and_largest(vectors: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
     """The extremes of all entries; both NaN if one is not finite."""
-    found = measure(vectors)
+    found = fedagg_measure(vectors)
     zero = 0.0 * found.smallest + 0.0 * found.largest
     return found.smallest + zero, found.largest + zero
 

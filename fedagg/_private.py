@@ -64,17 +64,18 @@ def clip_value(value: PyTree, limit: jax.Array, name: str) -> tuple[PyTree, jax.
     return _tree.keep(norm < jnp.inf, _tree.scale(factor, value)), norm
 
 
-def noised(
-    total: PyTree, stddev: jax.Array | float, key: jax.Array | None, name: str
-) -> PyTree:
-    """The total with noise N(0, stddev ** 2) on each entry, in float32 or wider.
+def noised(total: PyTree, stddev: jax.Array | float, draws: PyTree) -> PyTree:
+    """The total and draws times a deviation, in float32 or wider."""
+    return _tree.add(_tree.widen(total), _tree.scale(jnp.float32(stddev), draws))
+
+
+def draws_for(total: PyTree, key: jax.Array | None, name: str) -> PyTree:
+    """Standard normal draws like the total.
 
     Raises:
         ValueError: if there is no key.
     """
-    draws = normal(check_key(key, name), total)
-    noise = _tree.scale(jnp.float32(stddev), draws)
-    return _tree.add(_tree.widen(total), noise)
+    return normal(_checks.check_key(key, name, "noise"), total)
 
 
 def metrics_of(
@@ -98,13 +99,6 @@ def metrics_of(
     ratio = jnp.where(norm > 0.0, norm / expected, 0.0)
     signal = jnp.sqrt(jnp.maximum(jnp.square(ratio) - 1.0, 0.0))
     return metrics | {f"{name}/stddev": stddev, f"{name}/signal_to_noise": signal}
-
-
-def check_key(key: jax.Array | None, name: str) -> jax.Array:
-    """The key, or a ValueError that names the stage which lacks it."""
-    if key is None:
-        raise ValueError(f"{name} draws noise and needs a key, got key=None.")
-    return key
 
 
 def check_multiplier(noise_multiplier: float) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from fedagg import _checks, _tree
 from fedagg._measures import smallest_and_largest
 from fedagg._packing import pack, unpack
-from fedagg._random import check_key, map_seeded, random_bits
+from fedagg._random import map_seeded, random_bits
 from fedagg._types import Output, PyTree, Stage, Update
 
 # Entries closer than this count as equal: one over a step would overflow.
@@ -156,7 +156,7 @@ def _of_each_tensor(encode: Callable, name: str, draws: bool = True) -> Stage:
     def client(shared: PyTree, update: Update, key: jax.Array | None):
         del shared
         _checks.check_floating(update.value, name)
-        key = check_key(key, name) if draws else None
+        key = _checks.check_key(key, name, "random numbers") if draws else None
         value = map_seeded(encode, key, update.value)
         return update._replace(value=value), ()
 

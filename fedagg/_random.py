@@ -54,10 +54,3 @@ def round_randomly(x: jax.Array, words: jax.Array) -> jax.Array:
     below = jnp.floor(x)
     draw = (random_bits(words, x.size) >> 16).astype(jnp.int32).astype(jnp.float32)
     return below + (draw + 0.5 < 2.0**16 * (x - below)).astype(x.dtype)
-
-
-def check_key(key: jax.Array | None, name: str) -> jax.Array:
-    """The key, or a ValueError that names the stage which lacks it."""
-    if key is None:
-        raise ValueError(f"{name} draws random numbers and needs a key, got key=None.")
-    return key

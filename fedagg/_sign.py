@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fedagg import _checks, _tree
 from fedagg._packing import pack, unpack
-from fedagg._random import check_key, map_seeded, random_bits
+from fedagg._random import map_seeded, random_bits
 from fedagg._types import Output, PyTree, Stage, Update
 
 
@@ -62,7 +62,9 @@ def sign(*, name: str = "sign") -> Stage:
     def client(shared: PyTree, update: Update, key: jax.Array | None):
         del shared
         _checks.check_floating(update.value, name)
-        value = map_seeded(encode, check_key(key, name), update.value)
+        value = map_seeded(
+            encode, _checks.check_key(key, name, "random numbers"), update.value
+        )
         return update._replace(value=value), ()
 
     def server(state: PyTree, total: PyTree, note: PyTree, key: jax.Array | None):

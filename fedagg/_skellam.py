@@ -3,11 +3,8 @@
 import math
 
 from fedagg._accounting import RenyiCurve
-from fedagg._distributed_noise import clip_of, distributed_noise
-from fedagg._grid import grid, setting
+from fedagg._distributed_noise import distributed_noise, noised_curve
 from fedagg._integer_laws import skellam
-from fedagg._rotation import rotated_length
-from fedagg._template import Template
 from fedagg._types import PyTree, Stage
 
 
@@ -104,22 +101,22 @@ def skellam_noise(
     Reference: Agarwal, Kairouz and Liu, "The Skellam Mechanism for Differentially
         Private Federated Learning", 2021, sections 3 and 4.
     """
-    made = setting(
+    return distributed_noise(
+        skellam,
         noise_multiplier,
+        clip,
         clients_per_round,
         bits=bits,
         smallest_cohort=smallest_cohort,
         largest_cohort=largest_cohort,
+        target_quantile=target_quantile,
+        learning_rate=learning_rate,
+        count_stddev=count_stddev,
+        kind=rotation,
         beta=beta,
         wrap_probability=wrap_probability,
-        learns=target_quantile is not None,
-        count_stddev=count_stddev,
-    )
-    bound = clip_of(
-        clip, clients_per_round, target_quantile, learning_rate, count_stddev
-    )
-    return distributed_noise(
-        skellam, made, bound, clients_per_round, kind=rotation, seed=seed, name=name
+        seed=seed,
+        name=name,
     )
 
 
@@ -164,34 +161,21 @@ def skellam_curve(
     Reference: Agarwal, Kairouz and Liu, "The Skellam Mechanism for Differentially
         Private Federated Learning", 2021, theorem 3.5.
     """
-    made = setting(
+    return noised_curve(
+        _divergence,
+        template,
         noise_multiplier,
         clients_per_round,
         bits=bits,
         smallest_cohort=smallest_cohort,
         largest_cohort=largest_cohort,
+        target_quantile=target_quantile,
+        count_stddev=count_stddev,
+        kind=rotation,
         beta=beta,
         wrap_probability=wrap_probability,
-        learns=target_quantile is not None,
-        count_stddev=count_stddev,
+        name="skellam_curve",
     )
-    size = rotated_length(rotation, Template.of(template).size)
-    on = grid(made, size, "skellam_curve")
-
-    def curve(order: int, distance: float) -> float:
-        values = skellam_divergence(
-            order,
-            distance * on.bound,
-            distance * on.bound_of_sizes,
-            made.smallest * on.stddev**2,
-        )
-        if not on.count_steps:
-            return values
-        moved = distance * on.count_steps
-        variance = made.smallest * on.count_stddev**2
-        return values + skellam_divergence(order, moved, moved, variance)
-
-    return curve
 
 
 def skellam_divergence(order: int, l2: float, l1: float, variance: float) -> float:
@@ -204,3 +188,10 @@ def skellam_divergence(order: int, l2: float, l1: float, variance: float) -> flo
     gaussian = order * l2**2 / (2.0 * variance)
     near = ((2.0 * order - 1.0) * l2**2 + 6.0 * l1) / (4.0 * variance**2)
     return gaussian + min(near, 3.0 * l1 / (2.0 * variance))
+
+
+def _divergence(
+    order: int, l2: float, l1: float, size: int, stddev: float, clients: int
+) -> float:
+    del size
+    return skellam_divergence(order, l2, l1, clients * stddev**2)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from fedagg._measures import measure
+from fedagg._measures import fedagg_measure
 from fedagg._types import PyTree
 
 
@@ -53,7 +53,7 @@ def norm(tree: PyTree, order: float = 2.0) -> jax.Array:
         size = jnp.sum(jnp.stack([jnp.sum(jnp.abs(x)) for x in leaves]))
         # Else XLA may work it out again for each entry that depends on it.
         return jax.lax.optimization_barrier(size)
-    measures = measure(leaves)
+    measures = fedagg_measure(leaves)
     return jnp.sqrt(measures.squares) if order == 2.0 else measures.size()
 
 
@@ -171,12 +171,17 @@ def copy(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x, tree)
 
 
+def is_key(x: jax.Array) -> bool:
+    """Whether this is a typed key."""
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 def renew_keys(tree: PyTree, key: jax.Array | None) -> PyTree:
     """Replaces every typed key by one of its own made from `key`, if there is one."""
     leaves, structure = jax.tree.flatten(tree)
     if key is not None:
         for i, x in enumerate(leaves):
-            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            if is_key(x):
                 leaves[i] = jax.random.fold_in(key, i)
     return jax.tree.unflatten(structure, leaves)
 

@@ -6,16 +6,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedagg import _tree
+from fedagg import _checks, _tree
 from fedagg._bounds import quantile_bound
 from fedagg._noise_tree import NoiseTree, grown, planted, restarted
 from fedagg._private import (
     NoisedNote,
-    check_key,
     check_multiplier,
     check_positive,
     clipped,
     metrics_of,
+    noised,
     split_noise,
 )
 from fedagg._types import Output, PyTree, Stage, Update
@@ -91,9 +91,9 @@ def tree_noise(
         del note
         scale = jnp.float32(clip * noise_multiplier)
         state, noise, size = grown(
-            state, check_key(key, name), restart_every, efficient
+            state, _checks.check_key(key, name, "noise"), restart_every, efficient
         )
-        value = _tree.add(_tree.widen(total), _tree.scale(scale, noise))
+        value = noised(total, scale, noise)
         value = _tree.divide(value, jnp.float32(clients_per_round))
         metrics = metrics_of(name, clip, scale * size / clients_per_round, value)
         return Output(restarted(state, state.leaves >= restart_every), value, metrics)
@@ -185,11 +185,11 @@ def adaptive_tree_noise(
         note: NoisedNote,
         key: jax.Array | None,
     ):
-        value_key, count_key = jax.random.split(check_key(key, name))
+        value_key, count_key = jax.random.split(_checks.check_key(key, name, "noise"))
         values, noise, size = grown(state.values, value_key, restart_every, True)
         count, below, _ = grown(state.count, count_key, restart_every, True)
         scale = state.clip * jnp.float32(multiplier)
-        value = _tree.add(_tree.widen(total), _tree.scale(scale, noise))
+        value = noised(total, scale, noise)
         value = _tree.divide(value, jnp.float32(clients_per_round))
         metrics = metrics_of(name, state.clip, scale * size / clients_per_round, value)
         below = note.note.below + jnp.float32(count_stddev) * below

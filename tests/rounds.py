@@ -1,5 +1,7 @@
 """What tests of rounds share: clients, ways to sum, comparisons."""
 
+import json
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,12 @@ TEMPLATE = {
     "b": jax.ShapeDtypeStruct((), jnp.float32),
     "w": jax.ShapeDtypeStruct((3, 2), jnp.float32),
 }
+
+
+def recorded_cases(file_name: str) -> dict[str, Any]:
+    """Cases in `tests/data`, by their names."""
+    text = (pathlib.Path(__file__).parent / "data" / file_name).read_text()
+    return {case["name"]: case for case in json.loads(text)}
 
 
 def mesh_of(devices: int = 8) -> jax.sharding.Mesh:

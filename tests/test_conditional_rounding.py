@@ -1,8 +1,6 @@
 """Rounding within a bound, and the grid: against TFF's numbers, and by search."""
 
-import json
 import math
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +11,9 @@ from fedagg._conditional_rounding import bound_of, round_within, squares
 from fedagg._grid import Setting, grid, setting
 from fedagg._integer_noise import LARGEST_STDDEV
 from fedagg._rotation import rotated_length
+from tests.rounds import recorded_cases
 
-CASES = {
-    case["name"]: case
-    for case in json.loads(
-        (pathlib.Path(__file__).parent / "data" / "tff_privacy.json").read_text()
-    )
-}
+CASES = recorded_cases("tff_privacy.json")
 BETA = math.exp(-0.5)
 MARGIN = math.sqrt(1.0 + 2.0**-12)  # for sums of squares in float32
 
@@ -104,7 +98,7 @@ def test_the_grid_is_the_recorded_one_as_far_as_it_goes(row):
         largest_cohort=None,
         beta=row.get("beta", 0.0),
         wrap_probability=1e-4,
-        learns=row.get("auto_l2_clip", False),
+        target_quantile=0.5 if row.get("auto_l2_clip", False) else None,
         count_stddev=None,
     )
 

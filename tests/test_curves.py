@@ -137,7 +137,7 @@ def test_a_curve_is_made_of_what_clients_send(name):
         n,
         beta=math.exp(-0.5),
         wrap_probability=1e-4,
-        learns=True,
+        target_quantile=0.5,
         count_stddev=2.0,
         **options,
     )

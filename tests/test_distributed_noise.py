@@ -1,9 +1,7 @@
 """Noise at the clients: its scale, its bounds, its clip, and what is refused."""
 
 import inspect
-import json
 import math
-import pathlib
 from typing import Any
 
 import jax
@@ -20,15 +18,11 @@ from tests.rounds import (
     first_round,
     first_round_compiled,
     make_updates,
+    recorded_cases,
     with_absent,
 )
 
-CASES = {
-    case["name"]: case
-    for case in json.loads(
-        (pathlib.Path(__file__).parent / "data" / "tff_privacy.json").read_text()
-    )
-}
+CASES = recorded_cases("tff_privacy.json")
 STAGES = {
     "skellam_noise": fedagg.skellam_noise,
     "discrete_gaussian_noise": fedagg.discrete_gaussian_noise,
@@ -160,7 +154,7 @@ def test_no_client_sends_more_than_the_curve_accounts_for(rotation, learns, beta
             largest_cohort=None,
             beta=beta,
             wrap_probability=1e-4,
-            learns=learns,
+            target_quantile=0.5 if learns else None,
             count_stddev=None,
         ),
         4,

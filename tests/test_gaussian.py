@@ -1,8 +1,6 @@
 """Gaussian noise at the server: its scale, its clip, and what is refused."""
 
-import json
 import math
-import pathlib
 from typing import Any
 
 import jax
@@ -16,15 +14,11 @@ from tests.rounds import (
     assert_same,
     first_round_compiled,
     make_updates,
+    recorded_cases,
     with_absent,
 )
 
-CASES = {
-    case["name"]: case
-    for case in json.loads(
-        (pathlib.Path(__file__).parent / "data" / "tff_privacy.json").read_text()
-    )
-}
+CASES = recorded_cases("tff_privacy.json")
 SPLITS = CASES["adaptive_clip_noise_params"]["rows"]
 KEY = jax.random.key(5)
 WIDE = {"a": jnp.zeros((1, 150_000)), "b": jnp.zeros((1, 50_000))}

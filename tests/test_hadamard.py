@@ -1,6 +1,3 @@
-import json
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,13 +5,9 @@ import pytest
 from scipy.linalg import hadamard as matrix
 
 from fedagg._hadamard import hadamard
+from tests.rounds import recorded_cases
 
-DATA = pathlib.Path(__file__).parent / "data" / "tff_rotation.json"
-ROWS = next(
-    case["rows"]
-    for case in json.loads(DATA.read_text())
-    if case["name"] == "hadamard_transform"
-)
+ROWS = recorded_cases("tff_rotation.json")["hadamard_transform"]["rows"]
 RNG = np.random.default_rng(0)
 
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedagg._random import check_key, map_seeded, random_bits, round_randomly
+from fedagg._checks import check_key
+from fedagg._random import map_seeded, random_bits, round_randomly
 
 # (words [k, 2], size) -> bits [k, size]
 Hash = Callable[[np.ndarray, int], np.ndarray]
@@ -322,6 +323,6 @@ def test_what_is_not_a_number_stays_so():
 def test_a_missing_key_is_refused_by_name():
     key = jax.random.key(0)
 
-    assert check_key(key, "quantization") is key
+    assert check_key(key, "quantization", "random numbers") is key
     with pytest.raises(ValueError, match="quantization draws random numbers"):
-        check_key(None, "quantization")
+        check_key(None, "quantization", "random numbers")

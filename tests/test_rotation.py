@@ -1,6 +1,3 @@
-import json
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,14 +5,9 @@ import pytest
 
 import fedagg
 from fedagg._rotation import _KINDS
-from tests.rounds import assert_close
+from tests.rounds import assert_close, recorded_cases
 
-CASES = {
-    case["name"]: case
-    for case in json.loads(
-        (pathlib.Path(__file__).parent / "data" / "tff_rotation.json").read_text()
-    )
-}
+CASES = recorded_cases("tff_rotation.json")
 RNG = np.random.default_rng(1)
 kinds = pytest.mark.parametrize("kind", ["hadamard", "dft"])
 

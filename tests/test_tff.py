@@ -1,9 +1,7 @@
 """Rounds recorded from TensorFlow Federated, replayed with the state carried."""
 
 import functools
-import json
 import math
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -12,14 +10,9 @@ import numpy as np
 import pytest
 
 import fedagg
-from tests.rounds import WAYS, assert_close, every_way
+from tests.rounds import WAYS, assert_close, every_way, recorded_cases
 
-CASES = {
-    case["name"]: case
-    for case in json.loads(
-        (pathlib.Path(__file__).parent / "data" / "tff.json").read_text()
-    )
-}
+CASES = recorded_cases("tff.json")
 QUANTILES = [name for name in CASES if name.startswith("quantile_")]
 DRAWN = [name for name in CASES if name.endswith("_stats")]
 ROUNDS = [name for name in CASES if name not in [*QUANTILES, *DRAWN]]

@@ -1,7 +1,5 @@
 """Secure sums recorded from TensorFlow Federated, replayed with the state carried."""
 
-import json
-import pathlib
 from typing import Any
 
 import jax
@@ -10,14 +8,9 @@ import numpy as np
 import pytest
 
 import fedagg
-from tests.rounds import assert_close
+from tests.rounds import assert_close, recorded_cases
 
-CASES = {
-    case["name"]: case
-    for case in json.loads(
-        (pathlib.Path(__file__).parent / "data" / "tff_secure.json").read_text()
-    )
-}
+CASES = recorded_cases("tff_secure.json")
 COHORT = 12
 
 

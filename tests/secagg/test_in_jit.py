@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 import fedagg
 from fedagg import secagg
@@ -61,22 +62,15 @@ def test_the_simulated_protocol_gives_the_round_in_jit(drawn):
         message(stage.broadcast(state), jax.tree.map(lambda x, i=i: x[i], updates))
         for i in range(CLIENTS)
     ]
-    leaves, structure = jax.tree.flatten(messages[0])
-    vectors = [
-        np.concatenate([np.ravel(x) for x in jax.tree.leaves(y)]) for y in messages
-    ]
+    again = ravel_pytree(messages[0])[1]
+    vectors = [np.asarray(ravel_pytree(x)[0]) for x in messages]
     plan = dataclasses.replace(plan, length=len(vectors[0]), degree=degree, quorum=2)
     try:
         total, survivors = secagg.simulate(plan, vectors, drop=drop)
     except secagg.TooFewClientsError:
         assert drop
         return
-    ends = np.cumsum([x.size for x in leaves])[:-1]
-    parts = [
-        jnp.asarray(x.reshape(y.shape))
-        for x, y in zip(np.split(total, ends), leaves, strict=True)
-    ]
-    value, note = jax.tree.unflatten(structure, parts)
+    value, note = again(jnp.asarray(total))
     real = opened(state, value, note)
 
     alive = np.isin(np.arange(CLIENTS), survivors)

@@ -15,16 +15,18 @@ secagg-demo: $(VENV)/.secagg-demo
 private-training: $(VENV)/.private-training
 	$(BIN)/python notebooks/private_training.py
 
-# Most tests are about what tiny rounds mean, and nearly all of their time is spent in
-# the compiler: it is told to hurry. These are compiled as users have it: about speed,
-# memory, bits and NaN, and whole programs.
+# These are compiled as users have it: about speed, memory, bits and NaN, and whole
+# programs. For the others, about what tiny rounds mean, the compiler is told to hurry.
 THOROUGH := $(addprefix tests/test_,$(addsuffix .py,bounding execution folding hadamard \
   integer_noise processes programs random))
-HASTE := --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1
+
+# What one test compiled, others load, and so do later runs.
+test: export JAX_COMPILATION_CACHE_DIR := $(abspath $(VENV))/jax-cache
+test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 
 test: $(VENV)/.all
 	$(BIN)/python -m pytest -n 2 --durations=20 $(THOROUGH)
-	XLA_FLAGS="$(HASTE)" $(BIN)/python -m pytest -n 2 --durations=20 \
+	FEDAGG_TESTS=hurried $(BIN)/python -m pytest -n 2 --durations=20 \
 	  $(addprefix --ignore=,$(THOROUGH))
 
 check: $(VENV)/.all

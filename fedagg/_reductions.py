@@ -44,4 +44,6 @@ def measure_clients(leaves: list[jax.Array], n: int) -> Measures:
     """Measures of one of `n` clients, to be put under `vmap` over all."""
     vectors = [x.ravel().astype(jnp.float32) for x in leaves]
     packs = pack([x.size for x in vectors], n)
-    return measure_rows([concatenate([vectors[i] for i in pack]) for pack in packs])
+    columns = [concatenate([vectors[i] for i in pack]) for pack in packs]
+    # Else XLA puts together what is known of leaves anew wherever it is used.
+    return jax.lax.optimization_barrier(measure_rows(columns))

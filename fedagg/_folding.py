@@ -30,24 +30,24 @@ def sum_folded(program: Program, clients: PyTree) -> PyTree:
     n = len(leaves[0])
     rows: dict[int, Row] = {}  # by the position of the output
 
-    def numbers_of(*leaves: jax.Array) -> tuple[dict, dict]:
-        """What is summed as it is; factor and selection of each distinct scaling."""
+    def numbers_of(*leaves: jax.Array) -> tuple[dict, dict, jax.Array | None]:
+        """What is summed as it is; each distinct scaling; whether rows are finite."""
         plain = {}
-        for i, x in enumerate(Client(leaves, n, writes=False).evaluate(program)):
+        client = Client(leaves, n, writes=False)
+        for i, x in enumerate(client.evaluate(program)):
             if isinstance(x, Row):
                 rows[i] = x
             else:
                 plain[i] = x
         firsts = {x.scaling(): i for i, x in reversed(rows.items())}
-        return plain, {
-            i: (rows[i].factor(), rows[i].is_kept()) for i in firsts.values()
-        }
+        scalings = {i: (rows[i].factor(), rows[i].is_kept()) for i in firsts.values()}
+        return plain, scalings, _are_finite(client, {x.leaf for x in rows.values()})
 
-    plain, scalings = jax.vmap(numbers_of)(*leaves)
+    plain, scalings, finite = jax.vmap(numbers_of)(*leaves)
     sums = _tree.sum_over_clients(plain)
     for first, (factors, kept) in scalings.items():
         alike = [i for i, x in rows.items() if x.scaling() == rows[first].scaling()]
-        totals = _dot(factors, kept, [leaves[rows[i].leaf] for i in alike])
+        totals = _dot(factors, kept, finite, [leaves[rows[i].leaf] for i in alike])
         sums.update(zip(alike, totals, strict=True))
     return _tree.unflatten(
         program.structure,
@@ -85,15 +85,32 @@ def measured_ahead(
     return contribution, (leaves, jax.vmap(measures)(*leaves))
 
 
+def _are_finite(client: Client, leaves: set[int]) -> jax.Array | None:
+    """Whether all of these leaves are finite, `[]`, if their measures tell."""
+    if not leaves or not leaves <= set().union(*client.measured):
+        return None
+    squares = [measures.squares for measures in client.measured.values()]
+    return jnp.all(jnp.isfinite(jnp.stack(squares)))
+
+
 def _dot(
-    factors: jax.Array, kept: jax.Array, leaves: list[jax.Array]
+    factors: jax.Array,
+    kept: jax.Array,
+    finite: jax.Array | None,
+    leaves: list[jax.Array],
 ) -> list[jax.Array]:
-    """Sums factor times leaf over the clients that are kept."""
+    """Sums factor times leaf over the clients that are kept.
+
+    Zero times a client that is not kept is NaN where it holds one: then clients are
+    added one by one. Without `finite` of each client, it is the sum that shows it.
+    """
     matrices = [x.reshape(len(x), -1) for x in leaves]
     packs = pack([x.shape[1] for x in matrices], len(kept))
     columns = [concatenate([matrices[i] for i in pack]) for pack in packs]
     numbers = jnp.where(kept, factors, 0.0)
-    totals = [_matmul(numbers, x) for x in columns]
+
+    def at_once() -> list[jax.Array]:
+        return [_matmul(numbers, x) for x in columns]
 
     def one_by_one() -> list[jax.Array]:
         def add(client: jax.Array, totals: list[jax.Array]) -> list[jax.Array]:
@@ -102,12 +119,16 @@ def _dot(
             rows = [factor * x[client].astype(jnp.float32) for x in columns]
             return _tree.add(totals, _tree.keep(is_kept, rows))
 
-        return jax.lax.fori_loop(0, len(kept), add, _tree.zeros(totals))
+        zeros = _tree.zeros(jax.eval_shape(at_once))
+        return jax.lax.fori_loop(0, len(kept), add, zeros)
 
-    # Zero times a client that is not kept is NaN where the client holds one.
-    squares = jnp.stack([jnp.vdot(x, x) for x in totals])
-    is_sound = jnp.isfinite(jnp.sum(squares)) | jnp.all(kept)
-    totals = jax.lax.cond(is_sound, lambda: totals, one_by_one)
+    if finite is None:
+        totals = at_once()
+        squares = jnp.stack([jnp.vdot(x, x) for x in totals])
+        is_sound = jnp.isfinite(jnp.sum(squares)) | jnp.all(kept)
+        totals = jax.lax.cond(is_sound, lambda: totals, one_by_one)
+    else:
+        totals = jax.lax.cond(jnp.all(kept | finite), at_once, one_by_one)
     sums = {}
     for positions, total in zip(packs, totals, strict=True):
         sizes = [matrices[i].shape[1] for i in positions]

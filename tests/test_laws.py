@@ -402,6 +402,17 @@ def test_integers_and_draws_sum_to_the_same_bits_in_every_way(way, stages):
 
 
 @everything_but_kin
+def test_a_round_lowers_for_accelerators(name):
+    aggregator, updates = compiled(name), make_updates()
+    arguments = aggregator.init(TEMPLATE), updates.value, updates.weight, KEY
+
+    traced = jax.jit(aggregator.next).trace(*arguments)
+    lowered = traced.lower(lowering_platforms=("cuda", "tpu")).as_text()
+
+    assert "callback" not in lowered  # nothing that runs on the host
+
+
+@everything_but_kin
 def test_rounds_scan(name):
     aggregator = build(name)
     rounds = stack([make_updates(seed=s) for s in range(3)])

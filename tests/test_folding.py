@@ -12,13 +12,12 @@ import fedagg
 from fedagg._folding import sum_folded
 from fedagg._rows import NotFoldable, Program
 
-RNG = np.random.default_rng(2)
-
 
 def make_updates(n=7, **shapes):
     shapes = shapes or {"b": (3,), "s": (), "w": (4, 5)}
+    draw = np.random.default_rng(2)
     return {
-        name: jnp.asarray(RNG.normal(size=(n, *shape)), jnp.float32)
+        name: jnp.asarray(draw.normal(size=(n, *shape)), jnp.float32)
         for name, shape in shapes.items()
     }
 

@@ -8,13 +8,12 @@ from fedagg._hadamard import hadamard
 from tests.rounds import recorded_cases
 
 ROWS = recorded_cases("tff_rotation.json")["hadamard_transform"]["rows"]
-RNG = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("log_size", range(13))
 def test_it_is_the_product_with_sylvesters_matrix(log_size):
     d = 2**log_size
-    x = RNG.normal(size=d)
+    x = np.random.default_rng(0).normal(size=d)
 
     got = jax.jit(hadamard)(jnp.asarray(x, jnp.float32))
 
@@ -30,7 +29,7 @@ def test_it_equals_the_recorded_transform(row):
 
 
 def test_it_is_its_own_inverse_and_keeps_the_norm_of_a_long_vector():
-    x = jnp.asarray(RNG.normal(size=2**17), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=2**17), jnp.float32)
 
     y = jax.jit(hadamard)(x)
 
@@ -39,7 +38,7 @@ def test_it_is_its_own_inverse_and_keeps_the_norm_of_a_long_vector():
 
 
 def test_it_works_under_vmap_and_grad():
-    x = jnp.asarray(RNG.normal(size=(3, 64)), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 64)), jnp.float32)
 
     together = jax.vmap(hadamard)(x)
     gradient = jax.grad(lambda v: jnp.vdot(hadamard(v), x[1]))(x[0])

@@ -10,14 +10,14 @@ from flax import nnx
 
 import fedagg
 
-RNG = np.random.default_rng(1)
 LOSS = optax.softmax_cross_entropy_with_integer_labels
 
 
 def make_clients(sizes=(6, 3)):
+    draw = np.random.default_rng(1)
     return fedagg.pad_clients(
         [
-            (RNG.normal(3.0, 2.0, (m, 4)).astype(np.float32), RNG.integers(0, 2, m))
+            (draw.normal(3.0, 2.0, (m, 4)).astype(np.float32), draw.integers(0, 2, m))
             for m in sizes
         ]
     )

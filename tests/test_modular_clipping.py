@@ -10,14 +10,12 @@ import pytest
 import fedagg
 from tests.rounds import first_round
 
-DRAW = np.random.default_rng(2)
-
 
 @pytest.mark.parametrize(
     "lower, upper", [(-8, 8), (0, 16), (5, 9), (-100, -90), (-(2**30), 2**30 - 1)]
 )
 def test_the_sum_is_the_sum_wrapped_once(lower, upper):
-    rows = DRAW.integers(-(2**31), 2**31, (5, 40), dtype=np.int64)
+    rows = np.random.default_rng(2).integers(-(2**31), 2**31, (5, 40), dtype=np.int64)
     aggregator = fedagg.aggregator(fedagg.modular_clipping(lower, upper))
 
     value = first_round(aggregator, jnp.asarray(rows.astype(np.int32))).value
@@ -39,7 +37,9 @@ def test_what_is_within_stays():
 
 @pytest.mark.parametrize("stddev", [3.0, 20.0])
 def test_the_estimated_deviation_is_that_before_wrapping(stddev):
-    x = np.rint(DRAW.normal(scale=stddev, size=(1, 100_000))).astype(np.int32)
+    x = np.rint(
+        np.random.default_rng(2).normal(scale=stddev, size=(1, 100_000))
+    ).astype(np.int32)
     stage = fedagg.modular_clipping(-32, 32, estimate_stddev=True)
 
     metrics = first_round(fedagg.aggregator(stage), jnp.asarray(x)).metrics
@@ -61,7 +61,7 @@ def test_ends_out_of_range_are_refused(ends):
 
 
 def test_a_compiled_round_is_the_same():
-    x = jnp.asarray(DRAW.integers(-50, 50, (6, 9)), jnp.int32)
+    x = jnp.asarray(np.random.default_rng(2).integers(-50, 50, (6, 9)), jnp.int32)
     aggregator = fedagg.aggregator(fedagg.modular_clipping(-8, 8))
 
     compiled = jax.jit(aggregator.next)(aggregator.init(x[0]), x).value

@@ -8,14 +8,14 @@ from fedagg._rotation import _KINDS
 from tests.rounds import assert_close, recorded_cases
 
 CASES = recorded_cases("tff_rotation.json")
-RNG = np.random.default_rng(1)
 kinds = pytest.mark.parametrize("kind", ["hadamard", "dft"])
 
 
 def make_rows(n=4):
+    draw = np.random.default_rng(1)
     return {
-        "b": jnp.asarray(RNG.normal(size=n), jnp.float32),
-        "w": jnp.asarray(RNG.normal(size=(n, 7, 5)), jnp.float32),
+        "b": jnp.asarray(draw.normal(size=n), jnp.float32),
+        "w": jnp.asarray(draw.normal(size=(n, 7, 5)), jnp.float32),
     }
 
 
@@ -91,7 +91,7 @@ def test_a_spike_is_spread_over_all_entries(kind):
 
 @kinds
 def test_each_round_turns_anew_and_each_seed_otherwise(kind):
-    rows = jnp.asarray(RNG.normal(size=(1, 512)), jnp.float32)
+    rows = jnp.asarray(np.random.default_rng(1).normal(size=(1, 512)), jnp.float32)
     stage = fedagg.rotation(kind)
     aggregator = fedagg.aggregator(stage)
     first = aggregator.init(rows[0])

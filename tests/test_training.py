@@ -9,12 +9,12 @@ import pytest
 
 import fedagg
 
-RNG = np.random.default_rng(0)
-TRUE = RNG.normal(size=(3, 2))
+TRUE = np.random.default_rng(0).normal(size=(3, 2))
 
 
 def make_datasets(sizes=(5, 0, 9, 1, 4)):
-    inputs = [RNG.normal(size=(m, 3)).astype(np.float32) for m in sizes]
+    draw = np.random.default_rng(1)
+    inputs = [draw.normal(size=(m, 3)).astype(np.float32) for m in sizes]
     return [(x, (x @ TRUE + 1.0).astype(np.float32)) for x in inputs]
 
 
@@ -320,7 +320,7 @@ def test_padding_clients_says_what_is_wrong(datasets, message):
 
 
 def test_memory_does_not_grow_with_the_number_of_clients():
-    pool = jnp.asarray(RNG.normal(size=(500, 3)), jnp.float32)
+    pool = jnp.asarray(np.random.default_rng(2).normal(size=(500, 3)), jnp.float32)
 
     def work(variables, index, key):
         # A client is an index; its examples are looked up when its turn comes.

@@ -84,7 +84,8 @@ def words(key: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
     One block of Threefry has both. `jax.random.bits` takes a block for each word.
     """
     if jax.random.key_impl(key) != "threefry2x32":
-        return tuple(jax.random.bits(key, (2, size), jnp.uint32))
+        first, second = jax.random.bits(key, (2, size), jnp.uint32)
+        return first, second
     counts = jnp.arange(2 * size, dtype=jnp.uint32)
     bits = threefry_2x32(jax.random.key_data(key), counts)
     return bits[:size], bits[size:]

@@ -20,10 +20,6 @@ private-training: $(VENV)/.private-training
 THOROUGH := $(addprefix tests/test_,$(addsuffix .py,bounding execution folding hadamard \
   integer_noise processes programs random))
 
-# What one test compiled, others load, and so do later runs.
-test: export JAX_COMPILATION_CACHE_DIR := $(abspath $(VENV))/jax-cache
-test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
-
 test: $(VENV)/.all
 	$(BIN)/python -m pytest -n 2 --durations=20 $(THOROUGH)
 	FEDAGG_TESTS=hurried $(BIN)/python -m pytest -n 2 --durations=20 \

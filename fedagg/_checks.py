@@ -1,4 +1,4 @@
-"""What can be wrong with a tree, found while tracing."""
+"""What can be wrong with trees and keys, found while tracing."""
 
 import jax
 import jax.numpy as jnp

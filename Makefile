@@ -15,15 +15,11 @@ secagg-demo: $(VENV)/.secagg-demo
 private-training: $(VENV)/.private-training
 	$(BIN)/python notebooks/private_training.py
 
-# These are compiled as users have it: about speed, memory, bits and NaN, and whole
-# programs. For the others, about what tiny rounds mean, the compiler is told to hurry.
-THOROUGH := $(addprefix tests/test_,$(addsuffix .py,bounding execution folding hadamard \
-  integer_noise processes programs random))
-
+# Thorough tests are compiled as users have it: about speed, memory, bits and NaN, and
+# whole programs. For the others the compiler is told to hurry.
 test: $(VENV)/.all
-	$(BIN)/python -m pytest -n 2 --durations=20 $(THOROUGH)
-	FEDAGG_TESTS=hurried $(BIN)/python -m pytest -n 2 --durations=20 \
-	  $(addprefix --ignore=,$(THOROUGH))
+	$(BIN)/python -m pytest -n 2 --durations=20 -m thorough
+	FEDAGG_TESTS=hurried $(BIN)/python -m pytest -n 2 --durations=20 -m "not thorough"
 
 check: $(VENV)/.all
 	$(BIN)/ruff format --check .

@@ -14,11 +14,11 @@ from benchmarks import reference
 from benchmarks.alternatives import ALTERNATIVES
 from benchmarks.inputs import Size
 from fedagg import Aggregator, Output, Stage
-from fedagg._integer_laws import skellam
-from fedagg._integer_noise import LARGEST_STDDEV, draw, table_of
-from fedagg._normal import normal
-from fedagg._rotation import rotated_length
-from fedagg._template import Template
+from fedagg._client_noise.integer_laws import skellam
+from fedagg._client_noise.integer_noise import LARGEST_STDDEV, draw, table_of
+from fedagg._compression.rotation import rotated_length
+from fedagg._privacy.normal import normal
+from fedagg._trees.template import Template
 
 PyTree = Any
 SumOver = Callable[..., PyTree]

@@ -4,34 +4,36 @@ An aggregator is a pair of pure functions, `init` and `next`, made of stages: wh
 client computes, a sum over clients, and what the server makes of the sum.
 """
 
-from fedagg._accounting import epsilon, noise_multiplier_for
-from fedagg._aggregator import aggregator
-from fedagg._bounding import clipping, zeroing
-from fedagg._bounds import quantile_bound
-from fedagg._chain import chain
-from fedagg._cost import elias_gamma, with_distortion
-from fedagg._discrete_gaussian import (
+from fedagg._bounding.bounding import clipping, zeroing
+from fedagg._bounding.bounds import quantile_bound
+from fedagg._client_noise.discrete_gaussian import (
     discrete_gaussian_curve,
     discrete_gaussian_noise,
 )
-from fedagg._discretization import discretization
-from fedagg._eden import drive, eden
-from fedagg._elias_gamma import (
+from fedagg._client_noise.local_noise import local_gaussian_noise
+from fedagg._client_noise.skellam import skellam_curve, skellam_noise
+from fedagg._compression.discretization import discretization
+from fedagg._compression.eden import drive, eden
+from fedagg._compression.elias_gamma import (
     elias_gamma_bits,
     elias_gamma_decode,
     elias_gamma_encode,
 )
-from fedagg._execution import across, at_once, in_chunks
-from fedagg._feedback import with_error_feedback
-from fedagg._gaussian import adaptive_gaussian_noise, gaussian_noise
-from fedagg._local_noise import local_gaussian_noise
-from fedagg._local_training import linen_loss, local_training, nnx_loss
-from fedagg._matrix_factorization import matrix_factorization_noise
-from fedagg._mean import mean
+from fedagg._compression.elias_gamma_size import elias_gamma
+from fedagg._compression.quantization import qsgd, quantization, terngrad
+from fedagg._compression.rotation import rotation
+from fedagg._compression.sign import sign
+from fedagg._compression.sparsification import random_k, top_k
+from fedagg._execution.ways import across, at_once, in_chunks
 from fedagg._median import median
-from fedagg._message import message_bits
-from fedagg._modular_clipping import modular_clipping
-from fedagg._quantization import qsgd, quantization, terngrad
+from fedagg._privacy.accounting import epsilon, noise_multiplier_for
+from fedagg._privacy.gaussian import adaptive_gaussian_noise, gaussian_noise
+from fedagg._privacy.matrix_factorization import matrix_factorization_noise
+from fedagg._privacy.tree_noise import (
+    adaptive_tree_noise,
+    tree_noise,
+    tree_noise_multiplier,
+)
 from fedagg._recipes import (
     compression_aggregator,
     distributed_dp_aggregator,
@@ -39,19 +41,19 @@ from fedagg._recipes import (
     robust_aggregator,
     secure_aggregator,
 )
-from fedagg._rotation import rotation
-from fedagg._secure_sum import secure_modular_sum, secure_sum
-from fedagg._sign import sign
-from fedagg._skellam import skellam_curve, skellam_noise
-from fedagg._sparsification import random_k, top_k
-from fedagg._training import federated_averaging, pad_clients
-from fedagg._tree_noise import (
-    adaptive_tree_noise,
-    tree_noise,
-    tree_noise_multiplier,
-)
+from fedagg._rounds.aggregator import aggregator
+from fedagg._rounds.chain import chain
+from fedagg._rounds.distortion import with_distortion
+from fedagg._rounds.feedback import with_error_feedback
+from fedagg._rounds.mean import mean
+from fedagg._rounds.message import message_bits
+from fedagg._rounds.view import server_view
+from fedagg._secure.modular_clipping import modular_clipping
+from fedagg._secure.secure_sum import secure_modular_sum, secure_sum
+from fedagg._training.data import pad_clients
+from fedagg._training.federated_averaging import federated_averaging
+from fedagg._training.local_training import linen_loss, local_training, nnx_loss
 from fedagg._types import Aggregator, Bound, Output, Rule, Stage, Update
-from fedagg._view import server_view
 
 __all__ = [
     "Aggregator",

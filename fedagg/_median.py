@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from fedagg import _checks, _tree
-from fedagg._chain import is_present
+from fedagg._trees import checks, pytree
+from fedagg._trees.weights import is_present
 from fedagg._types import Output, PyTree, Rule, Update
 
 
@@ -25,7 +25,7 @@ def median() -> Rule:
 
     def combine(state: PyTree, updates: Update, key: jax.Array | None) -> Output:
         del key
-        _checks.check_floating(updates.value, "median")
+        checks.check_floating(updates.value, "median")
         present = is_present(updates.weight)
         value = jax.tree.map(lambda x: _median(x, present), updates.value)
         return Output(state, value, {})
@@ -35,7 +35,7 @@ def median() -> Rule:
 
 def _median(x: jax.Array, present: jax.Array) -> jax.Array:
     """The median of the finite entries of `x` `[n, ...]` in rows that are present."""
-    x = _tree.wide(x)
+    x = pytree.wide(x)
     given = present.reshape(-1, *[1] * (x.ndim - 1)) & jnp.isfinite(x)
     count = jnp.sum(given, axis=0, dtype=jnp.int32, keepdims=True)
     ordered = jnp.sort(jnp.where(given, x, jnp.inf), axis=0)  # what is not given last

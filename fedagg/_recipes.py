@@ -2,18 +2,18 @@
 
 import math
 
-from fedagg._aggregator import aggregator
-from fedagg._bounding import clipping as clipping_stage
-from fedagg._bounding import zeroing as zeroing_stage
-from fedagg._bounds import quantile_bound
-from fedagg._chain import chain
-from fedagg._discrete_gaussian import discrete_gaussian_noise
-from fedagg._execution import SumOver
-from fedagg._gaussian import adaptive_gaussian_noise
-from fedagg._mean import mean
-from fedagg._quantization import quantization
-from fedagg._secure_sum import secure_modular_sum, secure_sum
-from fedagg._skellam import skellam_noise
+from fedagg._bounding.bounding import clipping as clipping_stage
+from fedagg._bounding.bounding import zeroing as zeroing_stage
+from fedagg._bounding.bounds import quantile_bound
+from fedagg._client_noise.discrete_gaussian import discrete_gaussian_noise
+from fedagg._client_noise.skellam import skellam_noise
+from fedagg._compression.quantization import quantization
+from fedagg._execution.ways import SumOver
+from fedagg._privacy.gaussian import adaptive_gaussian_noise
+from fedagg._rounds.aggregator import aggregator
+from fedagg._rounds.chain import chain
+from fedagg._rounds.mean import mean
+from fedagg._secure.secure_sum import secure_modular_sum, secure_sum
 from fedagg._types import Aggregator, Stage
 
 

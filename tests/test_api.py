@@ -15,50 +15,19 @@ import fedagg.secagg
 
 PACKAGE = pathlib.Path(fedagg.__file__).parent
 
-# A module imports from layers further up only. A new module goes into its layer here.
-LAYERS = [
-    {
-        *("_types", "_accounting", "_elias_gamma"),
-        *("_hadamard", "_measures", "_packing"),
-    },
-    {"_integer_laws", "_integer_noise"},
-    {"_tree"},
-    {"_checks", "_keys", "_loops", "_random", "_reductions", "_residues"},
-    {"_conditional_rounding", "_normal", "_notation"},
-    {"_noise_tree"},
-    {"_template"},
-    {"_rows"},
-    {"_folding"},
-    {"_bounds", "_chain", "_execution", "_message"},
-    {"_aggregator", "_private"},
-    {"_grid", "_secure_values", "_view"},
-    {
-        *("_bounding", "_mean", "_median"),
-        *("_cost", "_discretization", "_quantization", "_rotation"),
-        *("_modular_clipping", "_secure_sum", "_sign", "_sparsification"),
-        *("_gaussian", "_local_noise", "_matrix_factorization", "_tree_noise"),
-    },
-    {"_distributed_noise", "_eden", "_feedback"},
-    {"_discrete_gaussian", "_skellam"},
-    {"_recipes"},
-    {"_training"},
-    {"_local_training"},
-    {"__init__"},
-    {"secagg._degree", "secagg._errors", "secagg._graph", "secagg._shamir"},
-    {"secagg._crypto", "secagg._plan"},
-    {"secagg._identity", "secagg._masking"},
-    {"secagg._envelopes", "secagg._messages", "secagg._statements"},
-    {"secagg._recovery"},
-    {"secagg._client", "secagg._server"},
-    {"secagg._simulation"},
-    {"secagg.__init__"},
+# What a module is part of, in the order in which they may import: from their own part
+# and from those before it. A new folder goes where it belongs.
+PARTS = [
+    *("_types", "_trees", "_messages", "_execution", "_bounding", "_rounds", "_median"),
+    *("_privacy", "_compression", "_secure", "_client_noise", "_training", "_recipes"),
+    *("__init__", "secagg"),
 ]
-LAYER_OF = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 
 # What these make has a source in the literature; the core has none.
 CORE = {
-    *("_aggregator", "_chain", "_execution", "_message"),
-    *("_local_training", "_training", "_view"),
+    *("_rounds.aggregator", "_rounds.chain", "_rounds.message", "_rounds.view"),
+    *("_execution.ways", "_training.data", "_training.local_training"),
+    "_training.federated_averaging",
 }
 
 
@@ -81,10 +50,21 @@ def parsed(module: str) -> ast.Module:
     return ast.parse(MODULES[module].read_text())
 
 
-def layer_of(module: str) -> int:
-    if module not in LAYER_OF:
-        pytest.fail(f"fedagg.{module} is in no layer: add it to LAYERS in {__file__}.")
-    return LAYER_OF[module]
+def part_of(module: str) -> int:
+    part = module.split(".")[0]
+    if part not in PARTS:
+        pytest.fail(f"fedagg.{module} is in no part: add {part} to PARTS, {__file__}.")
+    return PARTS.index(part)
+
+
+def reached_from(module: str) -> set[str]:
+    """All modules that a module imports, and what those import."""
+    reached, left = set(), [module]
+    while left:
+        new = set(imports_of(left.pop())) - reached
+        reached |= new
+        left += new
+    return reached
 
 
 def imports_of(module: str) -> Iterator[str]:
@@ -178,16 +158,27 @@ def test_the_package_is_re_exports_only():
 
 
 @every_module
-def test_a_module_imports_from_layers_before_its_own(module):
+def test_a_module_imports_from_its_own_part_and_those_before(module):
     for imported in imports_of(module):
-        assert layer_of(imported) < layer_of(module), f"{module} imports {imported}"
+        assert part_of(imported) <= part_of(module), f"{module} imports {imported}"
 
 
 @every_module
-def test_every_module_has_a_layer_a_docstring_and_at_most_250_lines(module):
+def test_no_imports_go_in_a_circle(module):
+    assert module not in reached_from(module) - {"secagg.__init__"}
+
+
+@pytest.mark.parametrize("module", [x for x in MODULES if x.endswith(".__init__")])
+def test_a_folder_is_opened_by_prose(module):
+    if module != "secagg.__init__":
+        assert [type(x).__name__ for x in parsed(module).body] == ["Expr"]
+
+
+@every_module
+def test_every_module_has_a_part_a_docstring_and_at_most_250_lines(module):
     text = MODULES[module].read_text()
 
-    layer_of(module)
+    part_of(module)
     assert ast.get_docstring(ast.parse(text)), f"{module} has no docstring"
     assert len(text.splitlines()) <= 250
 
@@ -197,10 +188,10 @@ def test_nothing_is_compiled_for_the_user(module):
     compiled = {x for x in names_used(module) if re.search(r"\bp?jit$|\.pmap$", x)}
 
     # There it gives a function a name that is seen in what is traced.
-    assert compiled == ({"jax.jit"} if module == "_measures" else set())
+    assert compiled == ({"jax.jit"} if module == "_trees.measures" else set())
 
 
-@pytest.mark.parametrize("module", [x for x in MODULES if x != "_tree"])
+@pytest.mark.parametrize("module", [x for x in MODULES if x != "_trees.pytree"])
 def test_leaves_are_looped_over_in_one_module_only(module):
     loop = r"jax.*\.(tree_)?(un)?(flatten|leaves)(_with_(path|keys))?(_up_to)?$"
 

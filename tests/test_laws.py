@@ -18,7 +18,7 @@ import orbax.checkpoint
 import pytest
 
 import fedagg
-from tests.rounds import (
+from tests.helpers import (
     TEMPLATE,
     WAYS,
     N,

@@ -11,7 +11,7 @@ import pytest
 
 import fedagg
 from tests import reference
-from tests.rounds import TEMPLATE, assert_close, assert_same, make_updates, with_absent
+from tests.helpers import TEMPLATE, assert_close, assert_same, make_updates, with_absent
 
 median = fedagg.aggregator(rule=fedagg.median())
 

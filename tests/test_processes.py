@@ -10,7 +10,10 @@ import time
 import numpy as np
 import pytest
 
-from tests.rounds import assert_close, assert_same
+from tests.helpers import assert_close, assert_same
+
+pytestmark = pytest.mark.thorough
+
 
 ROOT = pathlib.Path(__file__).parents[1]
 SECONDS = 120.0  # ten times what it takes, since a test machine may be busy

@@ -5,6 +5,11 @@ import re
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.thorough
+
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 

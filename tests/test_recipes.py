@@ -9,7 +9,7 @@ import pytest
 
 import fedagg
 from tests import reference
-from tests.rounds import (
+from tests.helpers import (
     TEMPLATE,
     WAYS,
     assert_close,

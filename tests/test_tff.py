@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fedagg
-from tests.rounds import WAYS, assert_close, every_way, recorded_cases
+from tests.helpers import WAYS, assert_close, every_way, recorded_cases
 
 CASES = recorded_cases("tff.json")
 QUANTILES = [name for name in CASES if name.startswith("quantile_")]

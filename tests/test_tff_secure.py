@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fedagg
-from tests.rounds import assert_close, recorded_cases
+from tests.helpers import assert_close, recorded_cases
 
 CASES = recorded_cases("tff_secure.json")
 COHORT = 12

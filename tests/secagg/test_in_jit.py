@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 import fedagg
 from fedagg import secagg
-from tests.rounds import assert_same, make_updates
+from tests.helpers import assert_same, make_updates
 
 CLIENTS = 7
 BITS = 26

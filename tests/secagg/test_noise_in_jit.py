@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 import fedagg
 from fedagg import secagg
-from tests.rounds import assert_close, make_updates
+from tests.helpers import assert_close, make_updates
 
 CLIENTS, BITS, CLIENT_STAGES = 7, 18, 2**32 - 2
 NOISES = {

@@ -1,0 +1,166 @@
+"""Bounds on a client's statistic: fixed, or learnt as a quantile over clients."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedagg._trees import checks
+from fedagg._types import Bound
+
+# A geometric estimate stays in this range, from where it can always come back: neither
+# zero nor infinity would ever move again.
+_SMALLEST, _LARGEST = 1e-30, 1e30
+
+
+class QuantileNote(NamedTuple):
+    """What a client reports. Summed over the present clients."""
+
+    below: jax.Array  # [] one half if at most the estimate, else minus one half
+    count: jax.Array | None  # [] one, or None where the number of clients is not asked
+
+
+def as_bound(bound: Bound | float) -> Bound:
+    """A number as a bound that never moves; a `Bound` as it is.
+
+    Raises:
+        TypeError: if it is neither.
+        ValueError: if it is a number and not positive.
+    """
+    if isinstance(bound, Bound):
+        return bound
+    try:
+        limit = float(bound)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"bound must be a positive number or a Bound, got {bound=}."
+        ) from None
+    if not limit > 0.0:
+        raise ValueError(f"bound must be positive, got {bound=}.")
+    return Bound(
+        init=lambda: (),
+        broadcast=lambda state: state,
+        value=lambda shared: jnp.float32(limit),
+        note=lambda shared, x: (),
+        update=lambda state, note, key: state,
+    )
+
+
+def quantile_bound(
+    initial_estimate: float,
+    target_quantile: float,
+    learning_rate: float,
+    *,
+    multiplier: float = 1.0,
+    increment: float = 0.0,
+    below_estimate_stddev: float = 0.0,
+    expected_num_clients: float | None = None,
+    geometric_update: bool = True,
+) -> Bound:
+    """Learns a quantile of a client statistic, one bit per client and round.
+
+    Each client reports whether its statistic is at most the estimate `C`; NaN is not.
+    With `p` the fraction that is, the estimate moves to `C * exp(-rate * (p - q))`, or
+    to `C - rate * (p - q)` without `geometric_update`. The bound in use is
+    `multiplier * C + increment`, and not below zero; clients compare with `C` itself.
+
+    A round without clients leaves the estimate as it is. (TensorFlow Federated's
+    becomes NaN and stays so.) A geometric estimate stays within 1e-30 and 1e30.
+
+    With `expected_num_clients` the fraction's denominator is that public number, as
+    differential privacy asks for, and clients are not counted; a round without clients
+    then reads as `p = 1/2`. Without `below_estimate_stddev` the estimate is a function
+    of the clients' data with no noise in it, hence no private quantity.
+
+    Args:
+        initial_estimate: the first `C`. Positive.
+        target_quantile: `q`, the fraction of clients to have at most `C`, in [0, 1].
+        learning_rate: the rate above. Positive.
+        multiplier: factor between `C` and the bound in use. Positive.
+        increment: added to it. Not negative.
+        below_estimate_stddev: standard deviation of Gaussian noise on the sum of the
+            bits, each plus or minus one half. Needs `expected_num_clients`, and a key
+            in `next`.
+        expected_num_clients: a public denominator in place of the number of clients.
+        geometric_update: whether steps are factors, as norms want, or differences.
+
+    Raises:
+        ValueError: if an argument is out of range; in `next`, if there is noise to draw
+            and no key.
+
+    Reference: Andrew et al., "Differentially Private Learning with Adaptive Clipping",
+        2021, section 2.
+    """
+    _check(
+        initial_estimate > 0.0, "initial_estimate must be positive", initial_estimate
+    )
+    _check(
+        0.0 <= target_quantile <= 1.0,
+        "target_quantile must be in [0, 1]",
+        target_quantile,
+    )
+    _check(learning_rate > 0.0, "learning_rate must be positive", learning_rate)
+    _check(multiplier > 0.0, "multiplier must be positive", multiplier)
+    _check(increment >= 0.0, "increment must not be negative", increment)
+    _check(
+        below_estimate_stddev >= 0.0,
+        "below_estimate_stddev must not be negative",
+        below_estimate_stddev,
+    )
+    _check(
+        expected_num_clients is None or expected_num_clients > 0,
+        "expected_num_clients must be positive",
+        expected_num_clients,
+    )
+    if below_estimate_stddev > 0.0 and expected_num_clients is None:
+        raise ValueError(
+            "below_estimate_stddev needs expected_num_clients: noise hides a client "
+            "only if the denominator does not depend on the clients either."
+        )
+
+    def value(estimate: jax.Array) -> jax.Array:
+        return jnp.maximum(multiplier * estimate + increment, 0.0)
+
+    def note(estimate: jax.Array, x: jax.Array) -> QuantileNote:
+        # Centred, a client moves the sum by one half at most, and 0/0 cannot arise.
+        below = jnp.where(x <= estimate, jnp.float32(0.5), jnp.float32(-0.5))
+        return QuantileNote(
+            below, jnp.float32(1.0) if expected_num_clients is None else None
+        )
+
+    def update(estimate: jax.Array, note: QuantileNote, key: jax.Array | None):
+        below = note.below
+        if below_estimate_stddev > 0.0:
+            key = checks.check_key(key, "quantile_bound", "noise")
+            below += below_estimate_stddev * jax.random.normal(key, (), jnp.float32)
+        if note.count is None:
+            count = jnp.float32(expected_num_clients)
+        else:
+            count = jnp.maximum(
+                note.count, 1.0
+            )  # without clients: nothing moves, below
+        fraction = jnp.clip(below / count + 0.5, 0.0, 1.0)
+        step = learning_rate * (fraction - target_quantile)
+        if geometric_update:
+            moved = jnp.clip(estimate * jnp.exp(-step), _SMALLEST, _LARGEST)
+        else:
+            moved = estimate - step
+        return (
+            moved
+            if note.count is None
+            else jnp.where(note.count > 0.0, moved, estimate)
+        )
+
+    return Bound(
+        init=lambda: jnp.float32(initial_estimate),
+        broadcast=lambda state: state,
+        value=value,
+        note=note,
+        update=update,
+    )
+
+
+def _check(holds: bool, expected: str, got: float | None) -> None:
+    if not holds or (got is not None and math.isinf(got)):
+        raise ValueError(f"{expected}, got {got}.")

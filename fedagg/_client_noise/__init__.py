@@ -1,0 +1,1 @@
+"""Noise that clients add themselves: local and distributed mechanisms."""

@@ -1,0 +1,156 @@
+"""How integers stand for clipped vectors: their step, their noise and their modulus."""
+
+import math
+import operator
+from statistics import NormalDist
+from typing import NamedTuple
+
+from fedagg._client_noise.conditional_rounding import bound_of
+from fedagg._client_noise.integer_noise import LARGEST_STDDEV
+from fedagg._privacy.private import check_positive, split_noise
+
+# Steps of a clip, at most: integers stay below 2**24, which float32 holds.
+_MOST_STEPS = 2.0**22
+
+
+class Setting(NamedTuple):
+    """What a distributed mechanism is made from, whatever the size of its vectors."""
+
+    multiplier: float  # of the noise on values, in clips
+    count_stddev: float | None  # of that on the count of clients below a learnt clip
+    bits: int
+    smallest: int  # cohort that a result is made of
+    largest: int  # likewise
+    beta: float
+    wrap: float  # the chance that an entry wraps around
+
+
+class Grid(NamedTuple):
+    """Integers of a vector with so many entries. Sizes are in steps of the grid."""
+
+    size: int
+    steps: float  # of the clip
+    bound: float  # what the L2 norm of a client's integers is within
+    stddev: float  # of the noise that one client adds to an entry
+    count_steps: int  # that a client moves the count of those below the clip by
+    count_stddev: float  # of the noise that one client adds to it
+
+    @property
+    def bound_of_sizes(self) -> float:
+        """What the L1 norm of a client's integers is within, each of them its square.
+
+        Reference: Agarwal, Kairouz and Liu, "The Skellam Mechanism for Differentially
+            Private Federated Learning", 2021, section 4.
+        """
+        return self.bound * min(math.sqrt(self.size), self.bound)
+
+
+def setting(
+    noise_multiplier: float,
+    clients_per_round: float,
+    *,
+    bits: int,
+    smallest_cohort: int | None,
+    largest_cohort: int | None,
+    beta: float,
+    wrap_probability: float,
+    target_quantile: float | None,
+    count_stddev: float | None,
+) -> Setting:
+    """Checks the arguments that stages and curves share.
+
+    Raises:
+        ValueError: if one is out of range, or has no use.
+    """
+    check_positive(clients_per_round=clients_per_round)
+    learns = target_quantile is not None
+    if count_stddev is not None and not learns:
+        raise ValueError(
+            "count_stddev goes with a target_quantile, for which clients are "
+            f"counted; got {count_stddev=} alone."
+        )
+    multiplier, stddev = split_noise(
+        noise_multiplier,
+        clients_per_round,
+        count_stddev if learns else math.inf,
+    )
+    smallest = math.ceil(clients_per_round)
+    smallest = smallest if smallest_cohort is None else operator.index(smallest_cohort)
+    largest = max(smallest, math.ceil(clients_per_round))
+    largest = largest if largest_cohort is None else operator.index(largest_cohort)
+    if not 1 <= smallest <= largest:
+        raise ValueError(
+            "smallest_cohort must be positive and at most largest_cohort, got "
+            f"{smallest} and {largest}."
+        )
+    if operator.index(bits) not in range(2, 33):
+        raise ValueError(f"bits must be from 2 to 32, got {bits=}.")
+    if not 0.0 <= beta < 1.0:
+        raise ValueError(f"beta must be in [0, 1), got {beta=}.")
+    if not 0.0 < wrap_probability < 1.0:
+        raise ValueError(
+            f"wrap_probability must be in (0, 1), got {wrap_probability=}."
+        )
+    return Setting(
+        multiplier,
+        stddev if learns else None,
+        bits,
+        smallest,
+        largest,
+        beta,
+        wrap_probability,
+    )
+
+
+def grid(made: Setting, size: int, name: str) -> Grid:
+    """The finest grid on which sums of the largest cohort seldom wrap around.
+
+    A sum's entry is taken for one of a normal variable, whose deviation is that of a
+    rotated vector of `largest` clips, the noise and a half a step of rounding for each
+    client. The range holds `k` deviations on either side, where `k` makes the chance
+    to be outside of them `wrap`. The step is no finer than noise of 1800 steps a client
+    needs: less would gain nothing.
+
+    Raises:
+        ValueError: if bits are too few, with the numbers.
+
+    Reference: Kairouz, Liu and Steinke, 2021, section 4; Agarwal, Kairouz and Liu,
+        2021, section 4; TensorFlow Federated 0.87, `DistributedDpSumFactory`.
+    """
+    k = -NormalDist().inv_cdf(made.wrap / 2.0)
+    share = made.multiplier / math.sqrt(made.smallest)
+    room = 4.0**made.bits - made.largest * k**2
+    spread = made.largest**2 / size + made.largest * share**2
+    steps = math.sqrt(max(0.0, room) / spread) / (2.0 * k)
+    steps = min(steps, _MOST_STEPS)
+    if share > 0.0:
+        steps = min(steps, LARGEST_STDDEV / share)
+    stddev = share * steps
+    if steps < 1.0 or 0.0 < stddev < 1.0:
+        raise ValueError(
+            f"{name}: {made.bits} bits are too few for sums of {made.largest} clients "
+            f"in {size} entries: a clip would have {steps:.3g} steps, and a client's "
+            f"noise a deviation of {stddev:.3g}. Both need one. Take more bits."
+        )
+    bound = bound_of(steps, made.beta, size)
+    return Grid(size, steps, bound, stddev, *_count(made, k, name))
+
+
+def _count(made: Setting, k: float, name: str) -> tuple[int, float]:
+    """The steps that a client moves the count by, and its noise on it."""
+    if made.count_stddev is None:
+        return 0, 0.0
+    # A client moves the count by half of what its deviation is given in.
+    share = 2.0 * made.count_stddev / math.sqrt(made.smallest)
+    reach = made.largest + k * share * math.sqrt(made.largest)
+    steps = (2.0 ** (made.bits - 1) - 1.0) / reach
+    if share > 0.0:
+        steps = min(steps, LARGEST_STDDEV / share)
+    steps = math.floor(min(steps, 1024.0))
+    if steps < 1 or 0.0 < steps * share < 1.0:
+        raise ValueError(
+            f"{name}: {made.bits} bits are too few to learn a clip from "
+            f"{made.largest} clients with noise of {made.count_stddev:g} on their "
+            f"count, which reaches {reach:.0f} steps. Take more bits."
+        )
+    return steps, steps * share

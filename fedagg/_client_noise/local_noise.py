@@ -1,0 +1,61 @@
+"""Gaussian noise at each client, for those who do not trust the server."""
+
+import jax
+import jax.numpy as jnp
+
+from fedagg._privacy.private import (
+    check_multiplier,
+    check_positive,
+    clip_value,
+    draws_for,
+    noised,
+)
+from fedagg._types import Output, PyTree, Stage, Update
+
+
+def local_gaussian_noise(
+    noise_multiplier: float, clip: float, *, name: str = "local_gaussian_noise"
+) -> Stage:
+    """Noises each client's value before it is sent.
+
+    The value is scaled down to an L2 norm of at most `clip`, and gets noise
+    `N(0, (clip * noise_multiplier) ** 2)` on each entry: with `noise_multiplier_for`
+    and `neighbors="replace_one"`, which is what local privacy asks for, the message by
+    itself is private, whoever sees it. What stands behind is post-processing, `mean`
+    and compressors included.
+
+    Not noised are the client's weight, and that it took part. A value with a NaN or an
+    infinite norm counts as zero, and is noised. In a mean of `n` clients the noise of
+    an entry has a deviation of `clip * noise_multiplier / sqrt(n)`, which is `sqrt(n)`
+    times that of `gaussian_noise` with the same multiplier.
+
+    Reports `{name}/stddev` `[]`, the noise's in an entry of a client's value.
+
+    Args:
+        noise_multiplier: standard deviation of the noise, in units of `clip`.
+        clip: the largest norm, over all leaves of a value together. Positive.
+        name: what the metric is filed under.
+
+    Raises:
+        ValueError: if an argument is out of range; in `client`, without a key.
+        TypeError: if `clip` is a `Bound`; in `client`, for a leaf that is not of a
+            float dtype.
+
+    Reference: Duchi, Jordan and Wainwright, "Local Privacy and Statistical Minimax
+        Rates", 2013, section 2.
+    """
+    check_multiplier(noise_multiplier)
+    check_positive(clip=clip)
+    stddev = clip * noise_multiplier
+
+    def client(shared: PyTree, update: Update, key: jax.Array | None):
+        del shared
+        value, _ = clip_value(update.value, jnp.float32(clip), name)
+        value = noised(value, stddev, draws_for(value, key, name))
+        return update._replace(value=value), ()
+
+    def server(state: PyTree, total: PyTree, note: PyTree, key: jax.Array | None):
+        del note, key
+        return Output(state, total, {f"{name}/stddev": jnp.float32(stddev)})
+
+    return Stage(lambda template: (), lambda state: (), client, server)

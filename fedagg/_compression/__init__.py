@@ -1,0 +1,1 @@
+"""Compressors: quantizers, sketches, rotations, sparsification, entropy coding."""

@@ -1,0 +1,206 @@
+"""Each tensor as whole numbers of a few bits: equal steps, QSGD, TernGrad."""
+
+import dataclasses
+import functools
+import math
+import operator
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fedagg._compression.random import map_seeded, random_bits
+from fedagg._messages.packing import pack, unpack
+from fedagg._trees import checks, pytree
+from fedagg._trees.measures import smallest_and_largest
+from fedagg._types import Output, PyTree, Stage, Update
+
+# Entries closer than this count as equal: one over a step would overflow.
+_LEAST = 1e-30
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["packed", "step", "low"],
+    meta_fields=["bits", "zero", "shape", "stage"],
+)
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """A tensor as codes: `low + (code - zero) * step`, as it goes on the wire."""
+
+    packed: tuple[jax.Array, ...]  # codes of `bits` bits
+    step: jax.Array  # []
+    low: jax.Array | None  # [], or nothing where it is zero
+    bits: int
+    zero: int
+    shape: tuple[int, ...]
+    stage: str  # what made it
+
+    def decode(self) -> jax.Array:
+        """The tensor as float32; NaN throughout if an entry was not finite."""
+        steps, _ = self.integers()
+        value = steps.astype(jnp.float32) * self.step
+        return (value if self.low is None else value + self.low).reshape(self.shape)
+
+    def integers(self) -> tuple[jax.Array, PyTree]:
+        """The steps of each entry, int32, and what else is on the wire."""
+        codes = unpack(self.packed, self.bits, math.prod(self.shape))
+        return codes - self.zero, (self.step, self.low)
+
+
+def quantization(
+    bits: int = 8,
+    threshold: int = 20000,
+    *,
+    stochastic: bool = True,
+    name: str = "quantization",
+) -> Stage:
+    """Sends each large tensor of a client as codes of a few bits.
+
+    The entries of a tensor are rounded to one of `2**bits` values, equally spaced from
+    its smallest entry to its largest, which are sent along. Rounding is random and
+    unbiased: an entry's mean is the entry, its error below one step. A tensor whose
+    entries are equal is exact, and so are those of `threshold` entries or fewer, which
+    are sent as they are. Steps below 1e-30 count as zero. A tensor with a NaN or an
+    infinity in it, or of a range that float32 cannot hold, becomes NaN throughout: put
+    `zeroing` before this.
+
+    Ranges differ from client to client, so that codes cannot be added: the server
+    decodes each message first. Put this behind `mean`, which cannot weigh codes.
+
+    Args:
+        bits: from 1 to 16.
+        threshold: the largest number of entries that is left alone.
+        stochastic: if False, rounds to the nearest value instead, halves to the even
+            code; biased, and in need of no key.
+        name: what errors call this stage.
+
+    Raises:
+        ValueError: if `bits` or `threshold` is out of range; in `client`, if it has no
+            key to draw with.
+        TypeError: in `client`, for a leaf that is not of a float dtype.
+
+    Reference: Suresh et al., "Distributed Mean Estimation with Limited Communication",
+        2017, section 2.2; TensorFlow Federated,
+        `tff.aggregators.EncodedSumFactory.quantize_above_threshold`.
+    """
+    bits = _whole("bits", bits, 1, 16)
+    threshold = _whole("threshold", threshold, 0)
+
+    def encode(x: jax.Array, words: jax.Array | None) -> jax.Array | Quantized:
+        if x.size <= threshold:
+            return x
+        x = pytree.wide(x)
+        low, high = smallest_and_largest([x.ravel()])
+        step = (high - low) / (2**bits - 1)
+        return _in_steps(x, 2**bits - 1, words, low, step, name)
+
+    return _of_each_tensor(encode, name, draws=stochastic)
+
+
+def qsgd(levels: int, *, name: str = "qsgd") -> Stage:
+    """Sends each tensor as its L2 norm and whole multiples of `norm / levels`.
+
+    Rounding is random and unbiased; zeros stay zeros. A code is of as many bits as
+    `2 * levels` needs: the paper's Elias code is shorter, and `elias_gamma` counts it.
+    A tensor with a NaN or an infinity in it, or of a norm above 1.8e19, whose square
+    float32 cannot hold, becomes NaN throughout.
+
+    Args:
+        levels: multiples of the step on either side of zero, from 1 to 32767. With
+            more, messages grow and errors shrink.
+        name: what errors call this stage.
+
+    Raises:
+        ValueError: if `levels` is out of range; in `client`, without a key.
+        TypeError: in `client`, for a leaf that is not of a float dtype.
+
+    Reference: Alistarh et al., "QSGD: Communication-Efficient SGD via Gradient
+        Quantization and Encoding", 2017, section 3.1.
+    """
+    levels = _whole("levels", levels, 1, 2**15 - 1)
+
+    def encode(x: jax.Array, words: jax.Array | None) -> Quantized:
+        return _in_steps(x, levels, words, None, pytree.norm(x) / levels, name)
+
+    return _of_each_tensor(encode, name)
+
+
+def terngrad(*, name: str = "terngrad") -> Stage:
+    """Sends each tensor as its largest size and one of -1, 0, 1 for each entry.
+
+    Rounding is random and unbiased; zeros stay zeros. The paper's clipping at 2.5
+    standard deviations, which is biased, is left out. A code takes two bits. A tensor
+    with a NaN or an infinity in it becomes NaN throughout.
+
+    Args:
+        name: what errors call this stage.
+
+    Raises:
+        ValueError: in `client`, without a key to draw with.
+        TypeError: in `client`, for a leaf that is not of a float dtype.
+
+    Reference: Wen et al., "TernGrad: Ternary Gradients to Reduce Communication in
+        Distributed Deep Learning", 2017, section 3.1.
+    """
+
+    def encode(x: jax.Array, words: jax.Array | None) -> Quantized:
+        return _in_steps(x, 1, words, None, pytree.norm(x, jnp.inf), name)
+
+    return _of_each_tensor(encode, name)
+
+
+def _of_each_tensor(encode: Callable, name: str, draws: bool = True) -> Stage:
+    """The stage whose client encodes each leaf with random words of its own."""
+
+    def client(shared: PyTree, update: Update, key: jax.Array | None):
+        del shared
+        checks.check_floating(update.value, name)
+        key = checks.check_key(key, name, "random numbers") if draws else None
+        value = map_seeded(encode, key, update.value)
+        return update._replace(value=value), ()
+
+    def server(state: PyTree, total: PyTree, note: PyTree, key: jax.Array | None):
+        del note, key
+        return Output(state, total, {})
+
+    return Stage(lambda template: (), lambda state: (), client, server)
+
+
+def _in_steps(
+    x: jax.Array,
+    levels: int,
+    words: jax.Array | None,
+    low: jax.Array | None,
+    step: jax.Array,
+    name: str,
+) -> Quantized:
+    """Rounds to whole steps, from `low` on or `levels` to either side of zero."""
+    zero = 0 if low is not None else levels
+    bits = (levels + zero).bit_length()
+    fraction = min(16, 31 - bits)  # bits behind the point, for fixed-point numbers
+    step = jnp.where(step > _LEAST, step, 0.0 * step)  # a NaN stays
+    is_one = step == 0.0
+    per_step = jnp.where(is_one, 0.0, 2**fraction / jnp.where(is_one, 1.0, step))
+    away = x.astype(jnp.float32).ravel()
+    away = (away if low is None else away - low) * per_step
+    away = jnp.clip(away, -zero * 2.0**fraction, levels * 2.0**fraction)
+    if words is None:
+        codes = jnp.round(away / 2**fraction).astype(jnp.int32)
+    else:
+        up = (random_bits(words, x.size) >> (32 - fraction)).astype(jnp.int32)
+        codes = (away.astype(jnp.int32) + up) >> fraction
+    packed = pack(codes + zero, bits)
+    return Quantized(packed, step, low, bits, zero, x.shape, name)
+
+
+def _whole(name: str, x: int, least: int, most: int | None = None) -> int:
+    """Checks a whole number of the public functions above."""
+    try:
+        number = operator.index(x)
+    except TypeError:
+        number = least - 1
+    if number < least or (most is not None and number > most):
+        upto = "or more" if most is None else f"to {most}"
+        raise ValueError(f"{name} must be a whole number, {least} {upto}, got {x!r}.")
+    return number

@@ -1,0 +1,1 @@
+"""Differential privacy by noise at the server, and what it is worth."""

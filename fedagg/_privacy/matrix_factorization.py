@@ -1,0 +1,98 @@
+"""Noise of any correlation over rounds, by an optax-style privatizer."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedagg._privacy.private import check_positive, clipped, metrics_of
+from fedagg._trees import checks, pytree
+from fedagg._trees.keys import with_keys, without_keys
+from fedagg._trees.template import Template
+from fedagg._types import Output, PyTree, Stage, Update
+
+
+class PrivatizerState(NamedTuple):
+    """A privatizer's state without its keys, which each round brings."""
+
+    template: Template
+    arrays: PyTree
+
+
+def matrix_factorization_noise(
+    privatizer: Any,
+    clip: float,
+    clients_per_round: float,
+    *,
+    name: str = "matrix_factorization_noise",
+) -> Stage:
+    """A mean whose noise is correlated over rounds as a privatizer makes it.
+
+    A privatizer is a pair `(init, update)` as in optax, whose `update(sum, state)`
+    returns the sum with noise and its next state; such as `jax-privacy` has for banded
+    and for BLT matrices, which take `dtype=jnp.float32`. It is given the sum in units
+    of `clip`, in float32, to which one client adds a norm of at most one in a round: so
+    its standard deviation is the noise multiplier, times the sensitivity of its matrix
+    to all the rounds that one client is in. The server releases the noised sum times
+    `clip / clients_per_round`.
+
+    What its noise is worth follows from the matrix and from who takes part when:
+    `epsilon` of that noise multiplier, for one round, if the sensitivity is the
+    matrix's.
+
+    Where the privatizer's state has typed keys, they are made anew from each round's
+    key, and not kept: it must draw fresh noise from them, and remember old noise as
+    arrays. One that keeps a key to itself, as `jax-privacy`'s of a dense matrix does,
+    draws from that alone, the same in every run: such a key must be new and secret.
+
+    Noise stays at the server; its state must be kept as secret as the sums. Clients
+    count once, whatever their weight; NaN, absent clients, the denominator, and what
+    may not stand behind are as in `gaussian_noise`.
+
+    Reports `{name}/clip` `[]` and `{name}/noised_norm` `[]`, the norm of the noised
+    mean. How large the noise is in a round, the privatizer alone knows.
+
+    Args:
+        privatizer: the pair above, made for a clip of one.
+        clip: the largest norm, over all leaves of a value together. Positive.
+        clients_per_round: the denominator, a number that is known beforehand.
+        name: what the metrics are filed under.
+
+    Raises:
+        ValueError: if a number is out of range; in `server`, without a key.
+        TypeError: if `clip` is a `Bound`; in `init` and `client`, for a leaf that is
+            not of a float dtype.
+
+    Reference: Choquette-Choo et al., "(Amplified) Banded Matrix Factorization", 2023,
+        algorithm 1; Dvijotham et al., "Efficient and Near-Optimal Noise Generation for
+        Streaming Differential Privacy", 2024.
+    """
+    check_positive(clip=clip, clients_per_round=clients_per_round)
+
+    def fresh(template: Template) -> PyTree:
+        zeros = template.unravel(jnp.zeros(template.size, jnp.float32))
+        return privatizer.init(zeros)
+
+    def init(template: PyTree) -> PrivatizerState:
+        checks.check_floating(template, name)
+        made = Template.of(template)
+        return PrivatizerState(made, without_keys(fresh(made)))
+
+    def client(shared: PyTree, update: Update, key: jax.Array | None):
+        del shared, key
+        return clipped(update, jnp.float32(clip), None, name)[0], ()
+
+    def server(
+        state: PrivatizerState, total: PyTree, note: PyTree, key: jax.Array | None
+    ):
+        del note
+        state.template.check(total)
+        like = jax.eval_shape(lambda: fresh(state.template))
+        whole = with_keys(state.arrays, like, checks.check_key(key, name, "noise"))
+        total = jax.tree.map(lambda x: x.astype(jnp.float32) / clip, total)
+        noised, whole = privatizer.update(total, whole)
+        value = pytree.scale(jnp.float32(clip / clients_per_round), noised)
+        state = state._replace(arrays=without_keys(whole))
+        return Output(state, value, metrics_of(name, clip, None, value))
+
+    return Stage(init, lambda state: (), client, server)

@@ -1,0 +1,133 @@
+"""What private stages share: a clip that nothing behind it undoes, and the noise."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedagg._messages.clipped import Clipped
+from fedagg._privacy.normal import normal
+from fedagg._trees import checks, pytree
+from fedagg._trees.template import Template
+from fedagg._trees.weights import is_present
+from fedagg._types import Bound, PyTree, Update
+
+
+def clipped(
+    update: Update, limit: jax.Array, largest_weight: float | None, name: str
+) -> tuple[Update, jax.Array]:
+    """The update with an L2 norm of at most `limit`, and the norm `[]` it had.
+
+    A value whose norm is NaN or infinite becomes zero. A value within the limit stays
+    as it is to the bit. Where there is a largest weight, the value is multiplied by the
+    client's share of it; a client's weight is one behind this.
+    """
+    value, norm = clip_value(update.value, limit, name)
+    if largest_weight is not None:
+        share = jnp.minimum(update.weight, largest_weight) / jnp.float32(largest_weight)
+        value = pytree.scale(share, value)
+    weight = jnp.where(is_present(update.weight), jnp.float32(1.0), 0.0)
+    return Update(Clipped(value), weight), norm
+
+
+def clip_value(value: PyTree, limit: jax.Array, name: str) -> tuple[PyTree, jax.Array]:
+    """The value scaled to a norm of at most `limit`, and the norm `[]` it had."""
+    checks.check_floating(value, name)
+    norm = pytree.norm(value)
+    # Nothing scales an infinite norm down, so that the client counts as zero.
+    factor = jnp.where(norm > limit, limit / norm, 1.0)
+    return pytree.keep(norm < jnp.inf, pytree.scale(factor, value)), norm
+
+
+def noised(total: PyTree, stddev: jax.Array | float, draws: PyTree) -> PyTree:
+    """The total and draws times a deviation, in float32 or wider."""
+    return pytree.add(pytree.widen(total), pytree.scale(jnp.float32(stddev), draws))
+
+
+def draws_for(total: PyTree, key: jax.Array | None, name: str) -> PyTree:
+    """Standard normal draws like the total.
+
+    Raises:
+        ValueError: if there is no key.
+    """
+    return normal(checks.check_key(key, name, "noise"), total)
+
+
+def metrics_of(
+    name: str,
+    clip: jax.Array | float,
+    stddev: jax.Array | float | None,
+    value: PyTree,
+) -> dict[str, jax.Array]:
+    """The metrics of a private stage: functions of what it releases, and of no more.
+
+    The signal's size is estimated as that of the noised value less what noise of this
+    deviation adds to it on average, and reported in units of the latter.
+    """
+    norm = pytree.norm(value)
+    metrics = {f"{name}/clip": jnp.float32(clip), f"{name}/noised_norm": norm}
+    if stddev is None:
+        return metrics
+    stddev = jnp.float32(stddev)
+    expected = stddev * math.sqrt(max(1, Template.of(value).size))
+    # Without noise the ratio is infinite, or zero where there is no signal either.
+    ratio = jnp.where(norm > 0.0, norm / expected, 0.0)
+    signal = jnp.sqrt(jnp.maximum(jnp.square(ratio) - 1.0, 0.0))
+    return metrics | {f"{name}/stddev": stddev, f"{name}/signal_to_noise": signal}
+
+
+def check_multiplier(noise_multiplier: float) -> None:
+    """Raises a ValueError for what is no size of noise."""
+    if not 0.0 <= noise_multiplier < math.inf:
+        raise ValueError(
+            "noise_multiplier must be finite and not negative, got "
+            f"{noise_multiplier=}."
+        )
+
+
+def check_positive(**numbers: Any) -> None:
+    """Raises an error that names the first argument that is no positive number."""
+    for argument, number in numbers.items():
+        if isinstance(number, Bound):
+            raise TypeError(
+                f"{argument} must be a number: a Bound learns from the clients, and "
+                "takes its part of the noise. See adaptive_gaussian_noise."
+            )
+        if not 0.0 < number < math.inf:
+            raise ValueError(
+                f"{argument} must be positive and finite, got {argument}={number}."
+            )
+
+
+def check_largest_weight(largest_weight: float | None) -> None:
+    if largest_weight is not None:
+        check_positive(largest_weight=largest_weight)
+
+
+def split_noise(
+    noise_multiplier: float, clients_per_round: float, count_stddev: float | None
+) -> tuple[float, float]:
+    """The multiplier left for values, and the deviation of the noise on the count.
+
+    A client moves the count of those below, each plus or minus one half, by one half.
+
+    Raises:
+        ValueError: if the count's noise alone is below the total.
+
+    Reference: Andrew et al., "Differentially Private Learning with Adaptive Clipping",
+        2021, theorem 1.
+    """
+    check_multiplier(noise_multiplier)
+    if count_stddev is None:
+        count_stddev = 0.05 * clients_per_round if noise_multiplier > 0.0 else 0.0
+    if noise_multiplier == 0.0:
+        return 0.0, count_stddev
+    if not 2.0 * count_stddev > noise_multiplier:
+        raise ValueError(
+            "count_stddev must be more than half of noise_multiplier, got "
+            f"{count_stddev=} and {noise_multiplier=}; it is a twentieth of "
+            "clients_per_round where not given."
+        )
+    left = noise_multiplier**-2 - (2.0 * count_stddev) ** -2
+    return left**-0.5, count_stddev

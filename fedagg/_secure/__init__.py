@@ -1,0 +1,1 @@
+"""Secure sums in jit: values and notes as integers that wrap around."""

@@ -1,0 +1,211 @@
+"""Sums of which the server learns nothing but the sum, as integers that wrap around."""
+
+import operator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedagg._messages.residues import Residues
+from fedagg._rounds.chain import merge_metrics
+from fedagg._secure.fixed_point import Notation
+from fedagg._secure.values import Ends, Values, within, wrapping
+from fedagg._trees import pytree
+from fedagg._trees.keys import split_key
+from fedagg._trees.weights import is_present
+from fedagg._types import Output, PyTree, Stage, Update
+
+
+class SecureState(NamedTuple):
+    """State of `secure_sum`."""
+
+    stage: PyTree
+    values: PyTree  # of the bounds
+
+
+class SecureNote(NamedTuple):
+    """What a client adds to its message, all of it residues. Summed over clients."""
+
+    stage: PyTree
+    values: PyTree  # what the bounds learn from, and who was clipped
+    left_out: PyTree  # [] one if nothing else of the client is added
+    present: PyTree  # [] one
+
+
+def secure_sum(
+    stage: Stage,
+    bound: Ends,
+    *,
+    largest_cohort: int,
+    largest_weight: float = 1.0,
+    bits: int = 32,
+    name: str = "secure_sum",
+) -> Stage:
+    """Makes the whole message of a stage integers modulo `2**bits`, to be added only.
+
+    It stands for the protocol in `fedagg.secagg`, and behaves as that does to the bit:
+    what leaves a client is integers that wrap around when added, its notes (weights,
+    counts, what bounds learn from) as well as its value. `server_view` lists it.
+
+    Entries are clipped to `bound` and rounded to whole steps, which are as fine as sums
+    of `largest_cohort` clients allow without wrapping: the larger end of the bound is
+    `2**(bits - 1) / largest_cohort` steps. Integers stay as they are. Notes are in
+    units of `2**-24`, coarser where bits are few or weights large, and multiples of the
+    unit are exact. A client with an entry that is not finite, or with a note above
+    `largest_weight`, as `mean` makes of a larger weight, is left out and counted. If
+    more clients are present than `largest_cohort`, floats are NaN and integers zero
+    throughout, and the state stays.
+
+    Reports, each `[]`, `{name}/lower_threshold` and `{name}/upper_threshold`, this
+    round's bounds; `{name}/lower_clipped_count` and `{name}/upper_clipped_count`, the
+    numbers of clients with an entry beyond them; `{name}/left_out_count`.
+
+    Args:
+        stage: what comes before the sum, as a `chain` with its `mean`. Its messages can
+            be added as they are; those that must be decoded first cannot.
+        bound: the largest size of an entry, a number or a `Bound` that learns from each
+            client's largest; or a pair for the smallest and the largest entry, of two
+            numbers, or of two `Bound`s, the first for the negative of the smallest.
+        largest_cohort: the most clients that may be present in a round.
+        largest_weight: the largest size of a note, of clients' weights above all. At
+            least one.
+        bits: the modulus is `2**bits`, from 2 to 32.
+        name: what the metrics are filed under.
+
+    Raises:
+        ValueError: if an argument is out of range; if a sum could wrap around, with the
+            numbers; in `init` and `client`, for messages that must be decoded.
+        TypeError: in `init` and `client`, for integers with a learnt bound.
+
+    Reference: Bonawitz et al., "Federated Learning with Autotuned Communication-
+        Efficient Secure Aggregation", 2019, section 3; TensorFlow Federated,
+        `tff.aggregators.SecureSumFactory`.
+    """
+    notation = _notation(bits, largest_cohort, largest_weight)
+    notation.check(name)
+    values = within(bound, notation.bits, notation.cohort, name)
+    return _hidden(stage, values, notation, name)
+
+
+def secure_modular_sum(
+    stage: Stage,
+    *,
+    bits: int,
+    largest_cohort: int,
+    largest_weight: float = 1.0,
+    name: str = "secure_modular_sum",
+) -> Stage:
+    """Sums integers modulo `2**bits`, as they wrap around, with notes as `secure_sum`.
+
+    The sum comes back from `-2**(bits - 1)` to `2**(bits - 1) - 1`. It is that of the
+    integers where that is in this range, as it is with a known chance where noise is
+    among them. A client with a note above `largest_weight` is left out and counted. If
+    more clients are present than `largest_cohort`, the value is zero and the state
+    stays.
+
+    Reports `{name}/left_out_count` `[]`, the number of clients left out.
+
+    Args:
+        stage: what comes before the sum, and makes integers, as `discretization` does.
+        bits: the modulus is `2**bits`, from 2 to 32.
+        largest_cohort: the most clients that may be present in a round.
+        largest_weight: the largest size of a note. At least one.
+        name: what the metric is filed under.
+
+    Raises:
+        ValueError: if an argument is out of range; in `init` and `client`, for messages
+            that must be decoded, and if a sum of notes could wrap around.
+        TypeError: in `init` and `client`, for a value that is not of integers.
+
+    Reference: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving
+        Machine Learning", 2017, section 4; TensorFlow Federated,
+        `tff.aggregators.SecureModularSumFactory`.
+    """
+    notation = _notation(bits, largest_cohort, largest_weight)
+    return _hidden(stage, wrapping(notation.bits, name), notation, name)
+
+
+def _notation(bits: int, cohort: int, largest: float) -> Notation:
+    """How notes are written; checks the arguments."""
+    if operator.index(bits) not in range(2, 33):
+        raise ValueError(f"bits must be from 2 to 32, got {bits=}.")
+    if not 1 <= operator.index(cohort) < 2**bits:
+        raise ValueError(
+            f"largest_cohort must be positive and below 2**bits, got {cohort}, {bits=}."
+        )
+    if not 1.0 <= largest < float("inf"):
+        raise ValueError(f"largest_weight must be at least one, got {largest}.")
+    return Notation.of(operator.index(bits), operator.index(cohort), largest)
+
+
+def _hidden(stage: Stage, values: Values, notation: Notation, name: str) -> Stage:
+    """The stage whose messages are residues throughout."""
+
+    def init(template: PyTree) -> SecureState:
+        state = SecureState(stage.init(template), values.init())
+        update = Update(pytree.zeros(template), jnp.float32(0.0))
+        # For its errors, before there is a round.
+        jax.eval_shape(client, broadcast(state), update, jax.random.key(0))
+        return state
+
+    def broadcast(state: SecureState) -> SecureState:
+        return SecureState(stage.broadcast(state.stage), values.broadcast(state.values))
+
+    def client(shared: SecureState, update: Update, key: jax.Array | None):
+        sent, note = stage.client(shared.stage, update, key)
+        _check_addable(sent.value, name)
+        value, note_of_value, is_finite = values.write(shared.values, sent.value)
+        here = is_present(sent.weight)
+        notes = SecureNote(note, pytree.keep(here, note_of_value), (), ())
+        notes, in_range = notation.write_all(notes, name)
+        fits = in_range & (is_finite | ~here)
+        value, notes = pytree.keep(fits, (value, notes))
+        one = Residues.of(jnp.uint32(1), notation.bits, jnp.dtype(jnp.uint32))
+        notes = notes._replace(left_out=pytree.keep(~fits, one), present=one)
+        return Update(value, sent.weight), notes
+
+    def server(
+        state: SecureState, total: PyTree, note: SecureNote, key: jax.Array | None
+    ):
+        is_sound = note.present.from_zero() <= notation.cohort
+        value = _or_nothing(is_sound, values.read(state.values, total))
+        notes = notation.read_all((note.stage, note.values))
+        of_stage, of_values = pytree.keep(is_sound, notes)
+        stage_key, values_key = split_key(key, 2)
+        output = stage.server(state.stage, value, of_stage, stage_key)
+        after = SecureState(
+            output.state, values.update(state.values, of_values, values_key)
+        )
+        metrics = {
+            **values.metrics(state.values, of_values),
+            f"{name}/left_out_count": note.left_out.from_zero().astype(jnp.float32),
+        }
+        return Output(
+            pytree.where(is_sound, after, state),
+            output.value,
+            merge_metrics(output.metrics, metrics),
+        )
+
+    return Stage(init, broadcast, client, server)
+
+
+def _or_nothing(is_sound: jax.Array, value: PyTree) -> PyTree:
+    """The value, or NaN, and zero for integers, where it is not sound."""
+
+    def leaf(x: jax.Array) -> jax.Array:
+        other = jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0
+        return jnp.where(is_sound, x, jnp.asarray(other, x.dtype))
+
+    return jax.tree.map(leaf, value)
+
+
+def _check_addable(value: PyTree, name: str) -> None:
+    """Raises a ValueError for a message that must be decoded before it is added."""
+    for path, x in pytree.codes_with_names(value):
+        stage = getattr(x, "stage", type(x).__name__)
+        raise ValueError(
+            f"{name}: messages of {stage} cannot be added: {path or 'the value'} is a "
+            f"{type(x).__name__}, which the server has to decode for each client, and "
+            "a secure sum shows it none. discretization, rotation and random_k commute "
+            "with the sum."
+        )

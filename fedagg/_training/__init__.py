@@ -1,0 +1,1 @@
+"""Training: the work of a client, and federated averaging."""

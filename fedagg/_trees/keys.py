@@ -1,0 +1,26 @@
+"""Keys: split, taken out of a state, which no checkpoint holds, and put back."""
+
+import jax
+
+from fedagg._trees import pytree
+from fedagg._types import PyTree
+
+
+def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
+    """`count` keys from one, or none from none."""
+    if key is None or count == 0:
+        return [None] * count
+    return list(jax.random.split(key, count))
+
+
+def without_keys(tree: PyTree) -> PyTree:
+    """None in place of every typed key."""
+    return jax.tree.map(lambda x: None if pytree.is_key(x) else x, tree)
+
+
+def with_keys(tree: PyTree, like: PyTree, key: jax.Array) -> PyTree:
+    """The inverse of `without_keys` for a tree like that, with keys made from `key`."""
+    leaves, structure = pytree.flatten(like)
+    rest = iter(pytree.flatten(tree)[0])
+    whole = [x if pytree.is_key(x) else next(rest) for x in leaves]
+    return pytree.renew_keys(pytree.unflatten(structure, whole), key)

@@ -1,0 +1,231 @@
+"""Arithmetic on pytrees: the one module with a loop over leaves."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from fedagg._trees.measures import fedagg_measure
+from fedagg._types import PyTree
+
+
+def leaves_with_names(tree: PyTree) -> list[tuple[str, Any]]:
+    """The leaves of a tree, each with its path as a reader would write it."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path) or "the only leaf", x) for path, x in leaves]
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """Casts to 32 bits of the same kind of number, unless it is as wide or wider."""
+    x = jnp.asarray(x)
+    if x.dtype.itemsize >= 4:
+        return x
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x.astype(jnp.float32)
+    unsigned = jnp.issubdtype(x.dtype, jnp.unsignedinteger)
+    return x.astype(jnp.uint32 if unsigned else jnp.int32)
+
+
+def widen(tree: PyTree) -> PyTree:
+    """Casts every leaf to what sums are made in."""
+    return jax.tree.map(wide, tree)
+
+
+def cast_like(tree: PyTree, template: PyTree) -> PyTree:
+    """Casts every leaf to the dtype of the template's."""
+    return jax.tree.map(lambda x, t: jnp.asarray(x).astype(t.dtype), tree, template)
+
+
+def norm(tree: PyTree, order: float = 2.0) -> jax.Array:
+    """The norm `[]` over all leaves together, as float32.
+
+    NaN if there is a NaN in the tree. An L2 norm beyond the square root of the largest
+    float (1.8e19 in float32) is infinity.
+    """
+    leaves = [wide(x).astype(jnp.float32) for x in jax.tree.leaves(tree)]
+    leaves = [x.ravel() for x in leaves if x.size]
+    if not leaves:
+        return jnp.float32(0.0)
+    if order == 1.0:
+        size = jnp.sum(jnp.stack([jnp.sum(jnp.abs(x)) for x in leaves]))
+        # Else XLA may work it out again for each entry that depends on it.
+        return jax.lax.optimization_barrier(size)
+    measures = fedagg_measure(leaves)
+    return jnp.sqrt(measures.squares) if order == 2.0 else measures.size()
+
+
+def squared_norm(tree: PyTree) -> jax.Array:
+    """The square of the L2 norm `[]`, differentiable at zero."""
+    squares = [jnp.sum(jnp.square(wide(x))) for x in jax.tree.leaves(tree)]
+    return sum(squares, jnp.float32(0.0))
+
+
+def scale(factor: jax.Array, tree: PyTree) -> PyTree:
+    """Multiplies every leaf by a scalar, in float32 or wider."""
+    return jax.tree.map(lambda x: wide(x) * factor.astype(wide(x).dtype), tree)
+
+
+def divide(tree: PyTree, divisor: jax.Array) -> PyTree:
+    """Divides every leaf by a scalar, in the leaf's dtype."""
+    return jax.tree.map(lambda x: x / divisor.astype(x.dtype), tree)
+
+
+def negative(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.negative, tree)
+
+
+def add(a: PyTree, b: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def subtract(a: PyTree, b: PyTree) -> PyTree:
+    return jax.tree.map(jnp.subtract, a, b)
+
+
+def where(condition: jax.Array, a: PyTree, b: PyTree) -> PyTree:
+    """Leaf by leaf `a` where the scalar condition holds, else `b`."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def keep(condition: jax.Array, tree: PyTree) -> PyTree:
+    """The tree where the scalar condition holds, else zeros, whatever the tree holds.
+
+    A product with zero would keep a NaN.
+    """
+    return jax.tree.map(lambda x: jnp.where(condition, x, jnp.zeros_like(x)), tree)
+
+
+def zeros(template: PyTree) -> PyTree:
+    """Zeros of the shapes and dtypes of a tree of arrays or `ShapeDtypeStruct`."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), template)
+
+
+def sum_over_clients(stacked: PyTree) -> PyTree:
+    """Sums every leaf over its leading axis, in the leaf's own dtype."""
+
+    def product(x: jax.Array) -> jax.Array:
+        ones = jnp.ones(len(x), x.dtype)
+        total = jnp.matmul(ones, x.reshape(len(x), -1), precision="highest")
+        return total.reshape(x.shape[1:])
+
+    def plain(x: jax.Array) -> jax.Array:
+        return jnp.sum(x, axis=0, dtype=x.dtype)
+
+    def total(x: jax.Array) -> jax.Array:
+        if x.ndim == 1 or x.dtype not in (jnp.float32, jnp.int32, jnp.uint32):
+            return plain(x)
+        # On a CPU a sum over a few long rows is slow, by five times for floats and by
+        # twenty for integers, and a product with ones is not.
+        return jax.lax.platform_dependent(x, cpu=product, default=plain)
+
+    return jax.tree.map(total, stacked)
+
+
+def abstract_row(stacked: PyTree) -> PyTree:
+    """The shapes and dtypes of one client's part."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked)
+
+
+def abstract(tree: PyTree) -> PyTree:
+    """The shapes and dtypes of a tree of arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def count_bytes(tree: PyTree) -> int:
+    """Bytes of all leaves together."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def rows(stacked: PyTree, start: jax.Array, size: int) -> PyTree:
+    """`size` clients' part, from a traced start."""
+    return jax.tree.map(
+        lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=0), stacked
+    )
+
+
+def as_partial(fn: Callable[..., Any]) -> Partial:
+    """The function as a pytree of the arrays that are bound to it, if any."""
+    return fn if isinstance(fn, Partial) else Partial(fn)
+
+
+def take(stacked: PyTree, positions: jax.Array) -> PyTree:
+    """The rows at the given positions, or the one at a position."""
+    return jax.tree.map(lambda x: x[positions], stacked)
+
+
+def repeat(tree: PyTree, count: int) -> PyTree:
+    """The same row so many times."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), tree)
+
+
+def add_rows(stacked: PyTree, positions: jax.Array, rows: PyTree) -> PyTree:
+    """Adds rows at the given positions, except to positions that do not exist."""
+    return jax.tree.map(lambda x, row: x.at[positions].add(row), stacked, rows)
+
+
+def copy(tree: PyTree) -> PyTree:
+    """The same leaves in new containers."""
+    return jax.tree.map(lambda x: x, tree)
+
+
+def is_key(x: jax.Array) -> bool:
+    """Whether this is a typed key."""
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def renew_keys(tree: PyTree, key: jax.Array | None) -> PyTree:
+    """Replaces every typed key by one of its own made from `key`, if there is one."""
+    leaves, structure = jax.tree.flatten(tree)
+    if key is not None:
+        for i, x in enumerate(leaves):
+            if is_key(x):
+                leaves[i] = jax.random.fold_in(key, i)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def pad_rows(stacked: PyTree, count: int) -> PyTree:
+    """Repeats the last row `count` times, which typed keys can do too."""
+    return jax.tree.map(lambda x: jnp.concatenate([x, *[x[-1:]] * count]), stacked)
+
+
+def is_code(x: Any) -> bool:
+    """Whether this is a node that must be decoded before it can be added."""
+    return hasattr(x, "decode")
+
+
+def decode(message: PyTree) -> PyTree:
+    """Replaces every node that has a `decode()` by what it decodes to."""
+    return jax.tree.map(
+        lambda x: x.decode() if is_code(x) else x, message, is_leaf=is_code
+    )
+
+
+def parts(message: PyTree, is_part: Callable[[Any], bool] = is_code) -> list:
+    """The arrays of a message, and as one each its nodes that are parts."""
+    return jax.tree.leaves(message, is_leaf=is_part)
+
+
+def parts_with_names(
+    message: PyTree, is_part: Callable[[Any], bool] = is_code
+) -> list[tuple[str, Any]]:
+    """The same, each with its path, which is empty for a part that is all there is."""
+    nodes = jax.tree.leaves_with_path(message, is_leaf=is_part)
+    return [(jax.tree_util.keystr(path), x) for path, x in nodes]
+
+
+def codes_with_names(tree: PyTree) -> list[tuple[str, Any]]:
+    """The nodes that must be decoded, as `leaves_with_names` gives leaves."""
+    return [(path, x) for path, x in parts_with_names(tree) if is_code(x)]
+
+
+def flatten(tree: PyTree) -> tuple[list, Any]:
+    """The leaves of a tree, and its structure."""
+    return jax.tree.flatten(tree)
+
+
+def unflatten(structure: Any, leaves: list) -> PyTree:
+    """The inverse of `flatten`."""
+    return jax.tree.unflatten(structure, leaves)

@@ -1,0 +1,49 @@
+"""Leaves of all clients, the small ones of them as one."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+
+from fedagg._trees.measures import Measures, measure_rows
+
+# Leaves of up to so many bytes, all clients together, are handled as one: an operation
+# of its own costs more than a copy.
+_SMALL = 2**18
+
+
+def pack(sizes: list[int], n: int) -> list[list[int]]:
+    """Positions of leaves of `n` clients, those of the small ones together."""
+    small = [i for i, size in enumerate(sizes) if 4 * n * size <= _SMALL]
+    large = [[i] for i in range(len(sizes)) if i not in small]
+    return [*large, small] if small else large
+
+
+def concatenate(arrays: list[jax.Array]) -> jax.Array:
+    """Along the last axis, in float32; one array alone is not copied."""
+    if len(arrays) == 1:
+        return arrays[0]
+    return jnp.concatenate([x.astype(jnp.float32) for x in arrays], axis=-1)
+
+
+def cut(vector: jax.Array, sizes: list[int]) -> list[jax.Array]:
+    """Cuts a vector into parts of these sizes: the inverse of `concatenate`."""
+    if len(sizes) <= 1:
+        return [vector] * len(sizes)
+    # With offsets that the compiler cannot see, slices of one size are one kernel.
+    starts = jax.lax.optimization_barrier(
+        [jnp.int32(x) for x in itertools.accumulate([0, *sizes[:-1]])]
+    )
+    return [
+        jax.lax.dynamic_slice(vector, (start,), (size,))
+        for start, size in zip(starts, sizes, strict=True)
+    ]
+
+
+def measure_clients(leaves: list[jax.Array], n: int) -> Measures:
+    """Measures of one of `n` clients, to be put under `vmap` over all."""
+    vectors = [x.ravel().astype(jnp.float32) for x in leaves]
+    packs = pack([x.size for x in vectors], n)
+    columns = [concatenate([vectors[i] for i in pack]) for pack in packs]
+    # Else XLA puts together what is known of leaves anew wherever it is used.
+    return jax.lax.optimization_barrier(measure_rows(columns))

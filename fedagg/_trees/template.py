@@ -1,0 +1,107 @@
+"""The structure of a client's value, for what takes all its entries as one vector."""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+
+from fedagg._trees import checks, pytree
+from fedagg._trees.reductions import cut
+from fedagg._types import PyTree
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Template:
+    """The structure and shapes of the value that `init` was given.
+
+    In a state it is a pytree node without leaves: it takes no memory, is the same from
+    round to round, and a checkpoint leaves it out.
+    """
+
+    structure: Any  # a PyTreeDef
+    shapes: tuple[tuple[int, ...], ...]  # of the leaves, in order
+
+    @classmethod
+    def of(cls, tree: PyTree) -> "Template":
+        """The template of a tree of arrays or of `jax.ShapeDtypeStruct`."""
+        leaves, structure = pytree.flatten(tree)
+        return cls(structure, tuple(tuple(x.shape) for x in leaves))
+
+    @property
+    def size(self) -> int:
+        """The number of entries of all leaves together."""
+        return sum(map(math.prod, self.shapes))
+
+    def ravel(self, value: PyTree, name: str = "updates") -> jax.Array:
+        """All entries as a float32 vector `[size]`, leaf after leaf.
+
+        Raises:
+            ValueError: if structure or shapes are not those of the template.
+            TypeError: for a leaf that is not of a float dtype.
+        """
+        self.check(value, name)
+        checks.check_floating(value, name)
+        leaves, _ = pytree.flatten(value)
+        vectors = [jnp.asarray(x).astype(jnp.float32).reshape(-1) for x in leaves]
+        if len(vectors) == 1:
+            return vectors[0]
+        return jnp.concatenate([*vectors, jnp.zeros((0,), jnp.float32)])
+
+    def unravel(self, vector: jax.Array) -> PyTree:
+        """The tree whose `ravel` is this vector, with leaves of the vector's dtype."""
+        parts = cut(vector, [math.prod(shape) for shape in self.shapes])
+        leaves = [x.reshape(shape) for x, shape in zip(parts, self.shapes, strict=True)]
+        return pytree.unflatten(self.structure, leaves)
+
+    def check(self, value: PyTree, name: str = "updates") -> None:
+        """Raises a ValueError that names the first path at which the value differs."""
+        shapes = [jax.ShapeDtypeStruct(x, jnp.float32) for x in self.shapes]
+        expected = _described(pytree.unflatten(self.structure, shapes))
+        for ours, theirs in itertools.zip_longest(expected, _described(value)):
+            if ours != theirs:
+                raise ValueError(
+                    f"{name}: expected {ours or 'no further leaf'}, as in the template "
+                    f"given to init; got {theirs or 'no further leaf'}."
+                )
+        _, structure = pytree.flatten(value)
+        if structure != self.structure:
+            raise ValueError(
+                f"{name}: expected {self.structure}, as in the template given to init; "
+                f"got {structure}."
+            )
+
+
+class PublicRound(NamedTuple):
+    """State of stages whose clients and server draw alike, anew in each round."""
+
+    template: Template
+    round: jax.Array  # [] uint32, how many rounds anyone took part in
+
+    @classmethod
+    def first(cls, template: PyTree) -> "PublicRound":
+        return cls(Template.of(template), jnp.uint32(0))
+
+    def key(self, seed: int) -> jax.Array:
+        """What this round's draws are made from."""
+        return jax.random.fold_in(jax.random.key(seed), self.round)
+
+    def after(self, present: jax.Array) -> "PublicRound":
+        """The state of the next round, this one again if nobody was present."""
+        return self._replace(round=self.round + (present > 0.0).astype(jnp.uint32))
+
+
+# Flax saves what it does not know as it is, and can save arrays only.
+flax.serialization.register_serialization_state(
+    Template, lambda template: {}, lambda template, saved: template
+)
+
+
+def _described(tree: PyTree) -> list[str]:
+    """A line for each leaf."""
+    leaves = pytree.leaves_with_names(tree)
+    return [f"{path} of shape {list(x.shape)}" for path, x in leaves]

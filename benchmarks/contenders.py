@@ -200,7 +200,7 @@ CASES = {
         error=functools.partial(reference.error_of_noise, deviation=1.0, clients=True),
     ),
     "median": Case(
-        lambda way: fedagg.aggregator(rule=fedagg.median()),
+        lambda way: fedagg.combining(fedagg.median()),
         reference.median,
         ways=("default",),  # a rule takes no way to sum
         most=1e7,

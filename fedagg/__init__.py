@@ -26,6 +26,7 @@ from fedagg._compression.sign import sign
 from fedagg._compression.sparsification import random_k, top_k
 from fedagg._execution.ways import across, at_once, in_chunks
 from fedagg._median import median
+from fedagg._payload import Payload
 from fedagg._privacy.accounting import epsilon, noise_multiplier_for
 from fedagg._privacy.gaussian import adaptive_gaussian_noise, gaussian_noise
 from fedagg._privacy.matrix_factorization import matrix_factorization_noise
@@ -43,24 +44,27 @@ from fedagg._recipes import (
 )
 from fedagg._rounds.aggregator import aggregator
 from fedagg._rounds.chain import chain
+from fedagg._rounds.combining import combining
 from fedagg._rounds.distortion import with_distortion
 from fedagg._rounds.feedback import with_error_feedback
 from fedagg._rounds.mean import mean
-from fedagg._rounds.message import message_bits
-from fedagg._rounds.view import server_view
+from fedagg._rounds.view import message_bits, server_view
 from fedagg._secure.modular_clipping import modular_clipping
 from fedagg._secure.secure_sum import secure_modular_sum, secure_sum
 from fedagg._training.data import pad_clients
 from fedagg._training.federated_averaging import federated_averaging
 from fedagg._training.local_training import linen_loss, local_training, nnx_loss
-from fedagg._types import Aggregator, Bound, Output, Rule, Stage, Update
+from fedagg._types import Aggregator, Bound, Output, Rule, Stage, Steps, Traits, Update
 
 __all__ = [
     "Aggregator",
     "Bound",
     "Output",
+    "Payload",
     "Rule",
     "Stage",
+    "Steps",
+    "Traits",
     "Update",
     "across",
     "adaptive_gaussian_noise",
@@ -69,6 +73,7 @@ __all__ = [
     "at_once",
     "chain",
     "clipping",
+    "combining",
     "compression_aggregator",
     "discrete_gaussian_curve",
     "discrete_gaussian_noise",

@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
 from fedagg._trees.weights import is_present
 from fedagg._types import Output, PyTree, Rule, Update
 
 
+@prints_as_its_call
 def median() -> Rule:
     """The median over clients of each coordinate apart.
 

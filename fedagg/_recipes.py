@@ -14,9 +14,11 @@ from fedagg._rounds.aggregator import aggregator
 from fedagg._rounds.chain import chain
 from fedagg._rounds.mean import mean
 from fedagg._secure.secure_sum import secure_modular_sum, secure_sum
+from fedagg._sentence import prints_as_its_call
 from fedagg._types import Aggregator, Stage
 
 
+@prints_as_its_call
 def robust_aggregator(
     *,
     zeroing: bool = True,
@@ -49,6 +51,7 @@ def robust_aggregator(
     return aggregator(*stages, sum_over=sum_over)
 
 
+@prints_as_its_call
 def compression_aggregator(
     *,
     zeroing: bool = True,
@@ -79,6 +82,7 @@ def compression_aggregator(
     return aggregator(*stages, sum_over=sum_over)
 
 
+@prints_as_its_call
 def dp_aggregator(
     noise_multiplier: float,
     clients_per_round: float,
@@ -118,6 +122,7 @@ def dp_aggregator(
     return aggregator(*stages, noise, sum_over=sum_over)
 
 
+@prints_as_its_call
 def secure_aggregator(
     *,
     zeroing: bool = True,
@@ -167,6 +172,7 @@ def secure_aggregator(
     return aggregator(hidden, sum_over=sum_over)
 
 
+@prints_as_its_call
 def distributed_dp_aggregator(
     noise_multiplier: float,
     clients_per_round: int,

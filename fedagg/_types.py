@@ -1,7 +1,9 @@
-"""The six types that everything in fedagg is made of."""
+"""The types that everything in fedagg is made of."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -28,6 +30,39 @@ class Output(NamedTuple):
     metrics: dict[str, jax.Array]  # flat, "name/quantity", the same keys every round
 
 
+class Traits(NamedTuple):
+    """What is known of a stage before anything is traced.
+
+    `chain`, `aggregator`, `combining` and `secure_sum` refuse by these, when they are
+    called, what would give a wrong number or no guarantee. What a stage of your own
+    does not declare is taken for the worst where that matters: after a stage that is
+    private, or one that codes, a stage must declare that it only reads.
+
+    Attributes:
+        name: what errors call the stage.
+        only_reads: it leaves every update and every sum as it is.
+        codes: the server must decode its values, client by client, before it adds them.
+        is_secret: the server learns the sum of its values, and of no client the value.
+        is_private: noise hides what one client adds to the sum of its values.
+        is_bound: it bounds a client's value, by a norm, say.
+        weighs: it multiplies a client's value by the client's weight.
+        divides: it divides the sum by the clients' own weights, or by their number.
+        refused: `(note) -> []`, whether the stage set aside a client with this note.
+        sentence: how the stage prints: the call that made it.
+    """
+
+    name: str = ""
+    only_reads: bool = False
+    codes: bool = False
+    is_secret: bool = False
+    is_private: bool = False
+    is_bound: bool = False
+    weighs: bool = False
+    divides: bool = False
+    refused: Callable[[PyTree], jax.Array] | None = None
+    sentence: str = ""
+
+
 class Stage(NamedTuple):
     """One step of an update's way to the sum, and of the sum's way back.
 
@@ -38,12 +73,42 @@ class Stage(NamedTuple):
             a small pytree of arrays that is summed over the clients too.
         server: `(state, total, note, key) -> Output`. The total and the note are sums
             over the present clients.
+        traits: what is known of it beforehand.
     """
 
     init: Callable[[PyTree], PyTree]
     broadcast: Callable[[PyTree], PyTree]
     client: Callable[[PyTree, Update, jax.Array | None], tuple[Update, PyTree]]
     server: Callable[[PyTree, PyTree, PyTree, jax.Array | None], Output]
+    traits: Traits = Traits()
+
+    @classmethod
+    def stateless(
+        cls,
+        client: Callable[[Update, jax.Array | None], tuple[Update, PyTree]],
+        server: Callable[[PyTree, PyTree, Any], tuple[PyTree, dict]] | None = None,
+        traits: Traits = Traits(),  # noqa: B008 - a constant
+    ) -> Stage:
+        """A stage that remembers nothing, and tells clients nothing.
+
+        Args:
+            client: `(update, key) -> (update, note)`.
+            server: `(total, note, key) -> (value, metrics)`. None returns the total.
+            traits: what is known of it beforehand.
+        """
+
+        def of_client(shared: PyTree, update: Update, key: jax.Array | None):
+            del shared
+            return client(update, key)
+
+        def of_server(state: PyTree, total: PyTree, note: PyTree, key: Any) -> Output:
+            value, metrics = (total, {}) if server is None else server(total, note, key)
+            return Output(state, value, metrics)
+
+        return cls(lambda template: (), lambda state: (), of_client, of_server, traits)
+
+    def __repr__(self) -> str:
+        return self.traits.sentence or f"Stage({self.traits.name})"
 
 
 class Bound(NamedTuple):
@@ -55,6 +120,7 @@ class Bound(NamedTuple):
         value: `(shared) -> []`, the bound itself, in float32.
         note: `(shared, x) -> note`, what one client reports of its statistic `x` `[]`.
         update: `(state, note, key) -> state`, from the sum of the notes.
+        sentence: how the bound prints: the call that made it.
     """
 
     init: Callable[[], PyTree]
@@ -62,6 +128,10 @@ class Bound(NamedTuple):
     value: Callable[[PyTree], jax.Array]
     note: Callable[[PyTree, jax.Array], PyTree]
     update: Callable[[PyTree, PyTree, jax.Array | None], PyTree]
+    sentence: str = "Bound()"
+
+    def __repr__(self) -> str:
+        return self.sentence
 
 
 class Rule(NamedTuple):
@@ -71,20 +141,93 @@ class Rule(NamedTuple):
         init: `(template) -> state`.
         combine: `(state, updates, key) -> Output`, where `updates` is an `Update`
             stacked over clients.
+        sentence: how the rule prints: the call that made it.
     """
 
     init: Callable[[PyTree], PyTree]
     combine: Callable[[PyTree, Update, jax.Array | None], Output]
+    sentence: str = "Rule()"
+
+    def __repr__(self) -> str:
+        return self.sentence
 
 
-class Aggregator(NamedTuple):
-    """A round, as a pair of pure functions.
+class Steps(NamedTuple):
+    """A round taken apart: four pure functions that run on different machines.
+
+    `next` of an aggregator is one way to drive them. A server that waits for clients,
+    or adds what arrives late, is another.
+
+    Attributes:
+        broadcast: `(state) -> shared`, all that clients are told, at the server.
+        client: `(shared, row, weight, key[, memory]) -> message`, at one client. With a
+            memory, what the client kept of earlier rounds, it returns
+            `(message, memory)`.
+        add: `(total, message) -> total`, at the server, which decodes the message. The
+            total of nobody is None.
+        server: `(state, total, key) -> Output`, at the server.
+    """
+
+    broadcast: Callable[[PyTree], PyTree]
+    client: Callable[..., Any]
+    add: Callable[[PyTree, PyTree], PyTree]
+    server: Callable[[PyTree, PyTree, jax.Array | None], Output]
+
+
+class Next(Protocol):
+    """The type of `next` of an aggregator."""
+
+    def __call__(
+        self,
+        state: PyTree,
+        updates: PyTree,
+        weights: Any = None,
+        key: jax.Array | None = None,
+        *,
+        work: Callable[..., Any] | None = None,
+        memory: PyTree = None,
+    ) -> Any: ...
+
+
+class _Pair(NamedTuple):
+    init: Callable[[PyTree], PyTree]
+    next: Next
+
+
+class Aggregator(_Pair):
+    """A round, as a pair of pure functions: `init, next = aggregator`.
 
     Attributes:
         init: `(template) -> state`. The template is one client's value, as arrays or as
             `jax.ShapeDtypeStruct`.
-        next: `(state, updates, weights=None, key=None, *, work=None) -> Output`.
+        next: `(state, updates, weights=None, key=None, *, work=None, memory=None) ->
+            Output`, or `(Output, memory)` if a memory is given.
+        steps: the same round as `Steps`, one for each machine that takes part. None if
+            the pair was made by hand.
+        message: `(template) -> message`, what a client with a value like the template
+            sends, as shapes and dtypes. None if the pair was made by hand.
+        sentence: how the aggregator prints: the call that made it.
     """
 
-    init: Callable[[PyTree], PyTree]
-    next: Callable[..., Output]
+    steps: Steps | None
+    message: Callable[[PyTree], PyTree] | None
+    sentence: str
+
+    def __new__(
+        cls,
+        init: Callable[[PyTree], PyTree],
+        next: Next,
+        steps: Steps | None = None,
+        message: Callable[[PyTree], PyTree] | None = None,
+        sentence: str = "Aggregator()",
+    ) -> Aggregator:
+        self = super().__new__(cls, init, next)
+        self.steps, self.message, self.sentence = steps, message, sentence
+        return self
+
+    def _replace(self, **changes: Any) -> Aggregator:
+        """This aggregator with another `next`, jitted, say, and the same steps."""
+        return type(self)(**(self._asdict() | vars(self) | changes))
+
+    def __repr__(self) -> str:
+        return self.sentence

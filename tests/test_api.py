@@ -18,14 +18,15 @@ PACKAGE = pathlib.Path(fedagg.__file__).parent
 # What a module is part of, in the order in which they may import: from their own part
 # and from those before it. A new folder goes where it belongs.
 PARTS = [
-    *("_types", "_trees", "_messages", "_execution", "_bounding", "_rounds", "_median"),
+    *("_types", "_payload", "_sentence"),
+    *("_trees", "_messages", "_execution", "_bounding", "_rounds", "_median"),
     *("_privacy", "_compression", "_secure", "_client_noise", "_training", "_recipes"),
     *("__init__", "secagg"),
 ]
 
 # What these make has a source in the literature; the core has none.
 CORE = {
-    *("_rounds.aggregator", "_rounds.chain", "_rounds.message", "_rounds.view"),
+    *("_rounds.aggregator", "_rounds.chain", "_rounds.combining", "_rounds.view"),
     *("_execution.ways", "_training.data", "_training.local_training"),
     "_training.federated_averaging",
 }

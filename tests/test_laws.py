@@ -306,7 +306,7 @@ def build(name: str, sum_over: Any = None) -> fedagg.Aggregator:
         return RECIPES[name](sum_over=sum_over)
     if name in RULES:
         stages, rule = RULES[name]
-        return fedagg.aggregator(*stages, rule=rule)
+        return fedagg.combining(rule, *stages)
     return fedagg.aggregator(*STAGES[name], sum_over=sum_over)
 
 

@@ -13,7 +13,7 @@ import fedagg
 from tests import reference
 from tests.helpers import TEMPLATE, assert_close, assert_same, make_updates, with_absent
 
-median = fedagg.aggregator(rule=fedagg.median())
+median = fedagg.combining(fedagg.median())
 
 
 @hypothesis.given(
@@ -84,7 +84,7 @@ def test_a_minority_cannot_leave_the_range_of_the_others():
 
 def test_stages_stand_before_the_rule_and_keep_their_state():
     bound = fedagg.quantile_bound(1.0, 0.5, 0.5)
-    aggregator = fedagg.aggregator(fedagg.clipping(bound), rule=fedagg.median())
+    aggregator = fedagg.combining(fedagg.median(), fedagg.clipping(bound))
     value = jnp.asarray([[0.5, 0.0], [0.0, 3.0], [0.0, 8.0]])
 
     output = aggregator.next(aggregator.init(jnp.zeros(2)), value)
@@ -99,10 +99,8 @@ def test_stages_stand_before_the_rule_and_keep_their_state():
 
 def test_a_client_that_a_stage_makes_absent_is_absent_for_the_rule():
     value = jnp.asarray([1.0, 2.0, 3.0, 50.0])
-    keeping = fedagg.aggregator(fedagg.zeroing(10.0), rule=fedagg.median())
-    losing = fedagg.aggregator(
-        fedagg.zeroing(10.0, keep_weight=False), rule=fedagg.median()
-    )
+    keeping = fedagg.combining(fedagg.median(), fedagg.zeroing(10.0))
+    losing = fedagg.combining(fedagg.median(), fedagg.zeroing(10.0, keep_weight=False))
 
     kept = keeping.next(keeping.init(jnp.zeros(())), value)
     lost = losing.next(losing.init(jnp.zeros(())), value)
@@ -120,21 +118,14 @@ def test_half_precision_comes_back_and_does_not_overflow():
 
 
 def test_a_mean_with_a_rule_is_refused():
-    aggregator = fedagg.aggregator(fedagg.mean(), rule=fedagg.median())
-
     with pytest.raises(ValueError, match=r"mean\(\) does not go with a rule"):
-        aggregator.next(aggregator.init(TEMPLATE), *make_updates())
-
-
-def test_a_way_to_sum_with_a_rule_is_refused():
-    with pytest.raises(ValueError, match="sum_over does not go with a rule"):
-        fedagg.aggregator(rule=fedagg.median(), sum_over=fedagg.at_once())
+        fedagg.combining(fedagg.median(), fedagg.mean())
 
 
 @pytest.mark.parametrize("rule", [fedagg.median, "median", fedagg.mean()])
 def test_another_type_of_rule_is_refused(rule):
     with pytest.raises(TypeError, match="rule: expected a Rule, got"):
-        fedagg.aggregator(rule=rule)
+        fedagg.combining(rule)
 
 
 def test_a_median_refuses_integers_by_their_path():

@@ -1,14 +1,16 @@
 """Bounding what one client can do to the sum: zeroing and clipping."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedagg._bounding.bounds import as_bound
+from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
-from fedagg._types import Bound, Output, PyTree, Stage, Update
+from fedagg._types import Bound, Output, PyTree, Stage, Traits, Update
 
 
 class BoundingNote(NamedTuple):
@@ -18,6 +20,7 @@ class BoundingNote(NamedTuple):
     bound: PyTree  # what the bound learns from
 
 
+@prints_as_its_call
 def zeroing(
     bound: Bound | float,
     *,
@@ -60,11 +63,10 @@ def zeroing(
         note = BoundingNote((~kept).astype(jnp.float32), bound.note(shared, norm))
         return Update(pytree.keep(kept, update.value), weight), note
 
-    return Stage(
-        lambda template: bound.init(), bound.broadcast, client, _server(bound, name)
-    )
+    return _bounding(bound, client, name, refused=lambda note: note.count > 0.0)
 
 
+@prints_as_its_call
 def clipping(bound: Bound | float, *, name: str = "clipping") -> Stage:
     """Scales each client's value down to an L2 norm of at most `bound`.
 
@@ -100,12 +102,15 @@ def clipping(bound: Bound | float, *, name: str = "clipping") -> Stage:
         )
         return update._replace(value=value), note
 
-    return Stage(
-        lambda template: bound.init(), bound.broadcast, client, _server(bound, name)
-    )
+    return _bounding(bound, client, name)
 
 
-def _server(bound: Bound, name: str):
+def _bounding(
+    bound: Bound,
+    client: Callable,
+    name: str,
+    refused: Callable[[BoundingNote], jax.Array] | None = None,
+) -> Stage:
     """The sum as it is; the bound used and the clients above it as metrics."""
 
     def server(state: PyTree, total: PyTree, note: BoundingNote, key: jax.Array | None):
@@ -113,4 +118,5 @@ def _server(bound: Bound, name: str):
         metrics = {f"{name}/bound": limit, f"{name}/count": note.count}
         return Output(bound.update(state, note.bound, key), total, metrics)
 
-    return server
+    traits = Traits(name, is_bound=True, refused=refused)
+    return Stage(lambda template: bound.init(), bound.broadcast, client, server, traits)

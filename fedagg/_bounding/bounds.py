@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
 from fedagg._types import Bound
 
@@ -47,6 +48,7 @@ def as_bound(bound: Bound | float) -> Bound:
     )
 
 
+@prints_as_its_call
 def quantile_bound(
     initial_estimate: float,
     target_quantile: float,

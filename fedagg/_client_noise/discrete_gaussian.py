@@ -7,9 +7,11 @@ import numpy as np
 from fedagg._client_noise.distributed_noise import distributed_noise, noised_curve
 from fedagg._client_noise.integer_laws import discrete_gaussian
 from fedagg._privacy.accounting import RenyiCurve
+from fedagg._sentence import prints_as_its_call
 from fedagg._types import PyTree, Stage
 
 
+@prints_as_its_call
 def discrete_gaussian_noise(
     noise_multiplier: float,
     clip: float,

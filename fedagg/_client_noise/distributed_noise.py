@@ -11,13 +11,13 @@ from fedagg._client_noise.conditional_rounding import round_within
 from fedagg._client_noise.grid import Grid, grid, setting
 from fedagg._client_noise.integer_noise import Law, draw, table_of
 from fedagg._compression.rotation import rotated_length, rotation
-from fedagg._messages.residues import Wrapping
+from fedagg._messages.marks import NoisedModulo
 from fedagg._privacy.accounting import RenyiCurve
 from fedagg._privacy.private import check_positive, metrics_of
 from fedagg._trees import checks, pytree
 from fedagg._trees.template import PublicRound, Template
 from fedagg._trees.weights import is_present
-from fedagg._types import Output, PyTree, Stage, Update
+from fedagg._types import Output, PyTree, Stage, Traits, Update
 
 
 class DistributedState(NamedTuple):
@@ -88,14 +88,17 @@ def distributed_noise(
             below = jnp.where(norm <= limit, on.count_steps, -on.count_steps)
             below += _noise(law, on.count_stddev, count, 1)[0]
         weight = jnp.where(is_present(update.weight), jnp.float32(1.0), 0.0)
-        value = Wrapping.of(Integers(whole, below), made.bits)
+        value = NoisedModulo.of(Integers(whole, below), made.bits)
         return Update(value, weight), jnp.float32(1.0)
 
     def server(
-        state: DistributedState, total: Wrapping, note: jax.Array, key: jax.Array | None
+        state: DistributedState,
+        total: NoisedModulo,
+        note: jax.Array,
+        key: jax.Array | None,
     ):
         del key
-        vector, count = total.again()
+        vector, count = total.wrapped()
         on = _grid_of(vector.size)
         limit = bound.value(bound.broadcast(state.clip))
         is_released = (note >= made.smallest) & (note <= made.largest)
@@ -119,7 +122,7 @@ def distributed_noise(
     def _grid_of(size: int) -> Grid:
         return grid(made, size, name)
 
-    return Stage(init, broadcast, client, server)
+    return Stage(init, broadcast, client, server, Traits(name, is_private=True))
 
 
 def _noise(law: Law, stddev: float, key: jax.Array, size: int) -> jax.Array:

@@ -10,9 +10,11 @@ from fedagg._privacy.private import (
     draws_for,
     noised,
 )
-from fedagg._types import Output, PyTree, Stage, Update
+from fedagg._sentence import prints_as_its_call
+from fedagg._types import PyTree, Stage, Traits, Update
 
 
+@prints_as_its_call
 def local_gaussian_noise(
     noise_multiplier: float, clip: float, *, name: str = "local_gaussian_noise"
 ) -> Stage:
@@ -48,14 +50,13 @@ def local_gaussian_noise(
     check_positive(clip=clip)
     stddev = clip * noise_multiplier
 
-    def client(shared: PyTree, update: Update, key: jax.Array | None):
-        del shared
+    def client(update: Update, key: jax.Array | None):
         value, _ = clip_value(update.value, jnp.float32(clip), name)
         value = noised(value, stddev, draws_for(value, key, name))
         return update._replace(value=value), ()
 
-    def server(state: PyTree, total: PyTree, note: PyTree, key: jax.Array | None):
+    def server(total: PyTree, note: PyTree, key: jax.Array | None):
         del note, key
-        return Output(state, total, {f"{name}/stddev": jnp.float32(stddev)})
+        return total, {f"{name}/stddev": jnp.float32(stddev)}
 
-    return Stage(lambda template: (), lambda state: (), client, server)
+    return Stage.stateless(client, server, Traits(name, is_bound=True))

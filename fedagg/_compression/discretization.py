@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._compression.random import map_seeded, round_randomly
+from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
-from fedagg._types import Output, PyTree, Stage, Update
+from fedagg._types import PyTree, Stage, Traits, Update
 
 # Half of what int32 holds: a float32 sum of many sizes comes out low by its rounding.
 _MOST = 2.0**30
@@ -20,6 +21,7 @@ class DiscretizationNote(NamedTuple):
     largest: jax.Array  # [] its largest size in steps
 
 
+@prints_as_its_call
 def discretization(
     step_size: float, *, stochastic: bool, name: str = "discretization"
 ) -> Stage:
@@ -60,8 +62,7 @@ def discretization(
             return jnp.round(x).astype(jnp.int32)
         return round_randomly(x.ravel(), words).reshape(x.shape).astype(jnp.int32)
 
-    def client(shared: PyTree, update: Update, key: jax.Array | None):
-        del shared
+    def client(update: Update, key: jax.Array | None):
         checks.check_floating(update.value, name)
         key = checks.check_key(key, name, "random numbers") if stochastic else None
         steps = pytree.divide(pytree.widen(update.value), step)
@@ -73,12 +74,11 @@ def discretization(
         )
         return update._replace(value=value), note
 
-    def server(
-        state: PyTree, total: PyTree, note: DiscretizationNote, key: jax.Array | None
-    ):
+    def server(total: PyTree, note: DiscretizationNote, key: jax.Array | None):
         del key
         whole = jnp.where(note.largest < _MOST, 1.0, jnp.nan)
         value = jax.tree.map(lambda x: x.astype(jnp.float32) * (step * whole), total)
-        return Output(state, value, {f"{name}/count": note.count})
+        return value, {f"{name}/count": note.count}
 
-    return Stage(lambda template: (), lambda state: (), client, server)
+    traits = Traits(name, refused=lambda note: note.count > 0.0)
+    return Stage.stateless(client, server, traits)

@@ -15,33 +15,35 @@ from fedagg._compression.hadamard import hadamard
 from fedagg._compression.random import random_bits
 from fedagg._compression.rotation import rotation
 from fedagg._messages.packing import pack, unpack
+from fedagg._payload import Payload
 from fedagg._rounds.chain import chain
+from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
-from fedagg._types import Output, PyTree, Stage, Update
+from fedagg._types import Stage, Traits, Update
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["packed", "scale", "words"],
-    meta_fields=["bits", "size", "stage"],
+    meta_fields=["code_bits", "size"],
 )
 @dataclasses.dataclass(frozen=True)
-class Rotated:
+class Rotated(Payload):
     """A vector turned once more, each entry one of `2**bits` values, as on the wire."""
 
     packed: tuple[jax.Array, ...]
     scale: jax.Array  # []
     words: jax.Array  # [2] uint32, what the client's own rotation is made of
-    bits: int
+    code_bits: int
     size: int
-    stage: str  # what made it
 
     def decode(self) -> jax.Array:
         """The vector `[size]`, turned back by the client's own rotation."""
-        values = _values(unpack(self.packed, self.bits, self.size), self.bits)
+        values = _values(unpack(self.packed, self.code_bits, self.size), self.code_bits)
         return self.scale * _signs(self.words, self.size) * hadamard(values)
 
 
+@prints_as_its_call
 def eden(bits: int, *, seed: int = 0, name: str = "eden") -> Stage:
     """Sends a few bits an entry, without bias, for vectors of any shape alike.
 
@@ -80,6 +82,7 @@ def eden(bits: int, *, seed: int = 0, name: str = "eden") -> Stage:
     return chain(rotation("hadamard", seed=seed, name=name), _coding(bits, scale, name))
 
 
+@prints_as_its_call
 def drive(*, seed: int = 0, name: str = "drive") -> Stage:
     """Sends one bit an entry, with the least error for one client alone.
 
@@ -109,8 +112,7 @@ def drive(*, seed: int = 0, name: str = "drive") -> Stage:
 def _coding(bits: int, scale_of: Callable, name: str) -> Stage:
     """Turns a vector by a rotation of the client's own, and rounds it."""
 
-    def client(shared: PyTree, update: Update, key: jax.Array | None):
-        del shared
+    def client(update: Update, key: jax.Array | None):
         vector = update.value
         words = jax.random.bits(
             checks.check_key(key, name, "random numbers"), (2,), jnp.uint32
@@ -121,14 +123,10 @@ def _coding(bits: int, scale_of: Callable, name: str) -> Stage:
         codes = _codes(rotated / _or_one(size_of_entry), bits)
         codes = jax.lax.optimization_barrier(codes)
         scale = scale_of(rotated, _values(codes, bits))
-        message = Rotated(pack(codes, bits), scale, words, bits, vector.size, name)
+        message = Rotated(pack(codes, bits), scale, words, bits, vector.size)
         return update._replace(value=message), ()
 
-    def server(state: PyTree, total: jax.Array, note: PyTree, key: jax.Array | None):
-        del note, key
-        return Output(state, total, {})
-
-    return Stage(lambda template: (), lambda state: (), client, server)
+    return Stage.stateless(client, traits=Traits(name, codes=True))
 
 
 def _signs(words: jax.Array, size: int) -> jax.Array:

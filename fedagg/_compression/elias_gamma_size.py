@@ -4,13 +4,16 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._compression.elias_gamma import elias_gamma_bits
+from fedagg._messages.payload import inside, is_payload, parts_of
+from fedagg._sentence import prints_as_its_call
 from fedagg._trees import pytree
-from fedagg._types import Output, PyTree, Stage, Update
+from fedagg._types import PyTree, Stage, Traits, Update
 
 # A count goes in two parts, so that the sums of many clients fit in 32 bits each.
 _PART = 2**14
 
 
+@prints_as_its_call
 def elias_gamma(*, name: str = "elias_gamma") -> Stage:
     """Counts the bits of messages whose integers are coded by `elias_gamma_encode`.
 
@@ -34,24 +37,29 @@ def elias_gamma(*, name: str = "elias_gamma") -> Stage:
     """
 
     def bits_of(x: PyTree) -> jax.Array:
-        if hasattr(x, "integers"):
-            integers, rest = x.integers()
-            return elias_gamma_bits(integers) + jnp.uint32(8 * pytree.count_bytes(rest))
-        if not pytree.is_code(x) and jnp.issubdtype(x.dtype, jnp.integer):
-            return elias_gamma_bits(x)
-        return jnp.uint32(8 * pytree.count_bytes(x))
+        if not is_payload(x):
+            whole = jnp.issubdtype(x.dtype, jnp.integer)
+            return elias_gamma_bits(x) if whole else jnp.uint32(8 * x.nbytes)
+        if x.marks:
+            return sum((bits_of(y) for _, y in inside(x)), jnp.uint32(0))
+        coded = x.integers()
+        if coded is None:
+            return jnp.uint32(x.bits())
+        integers, rest = coded
+        return elias_gamma_bits(integers) + jnp.uint32(8 * pytree.count_bytes(rest))
 
-    def client(shared: PyTree, update: Update, key: jax.Array | None):
-        del shared, key
-        bits = sum(map(bits_of, pytree.parts(update.value)), jnp.uint32(0))
+    def client(update: Update, key: jax.Array | None):
+        del key
+        parts = parts_of(update.value)
+        bits = sum((bits_of(x) for _, x in parts), jnp.uint32(0))
         return update, (bits // _PART, bits % _PART)
 
-    def server(state: PyTree, total: PyTree, note: tuple, key: jax.Array | None):
+    def server(total: PyTree, note: tuple, key: jax.Array | None):
         del key
         high, low = note
         high = high + low // _PART
         wraps = high // (2**32 // _PART)
         metrics = {f"{name}/bits": high * _PART + low % _PART, f"{name}/wraps": wraps}
-        return Output(state, total, metrics)
+        return total, metrics
 
-    return Stage(lambda template: (), lambda state: (), client, server)
+    return Stage.stateless(client, server, Traits(name, only_reads=True))

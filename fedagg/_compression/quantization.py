@@ -11,9 +11,11 @@ import jax.numpy as jnp
 
 from fedagg._compression.random import map_seeded, random_bits
 from fedagg._messages.packing import pack, unpack
+from fedagg._payload import Payload
+from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
 from fedagg._trees.measures import smallest_and_largest
-from fedagg._types import Output, PyTree, Stage, Update
+from fedagg._types import PyTree, Stage, Traits, Update
 
 # Entries closer than this count as equal: one over a step would overflow.
 _LEAST = 1e-30
@@ -22,19 +24,18 @@ _LEAST = 1e-30
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["packed", "step", "low"],
-    meta_fields=["bits", "zero", "shape", "stage"],
+    meta_fields=["code_bits", "zero", "shape"],
 )
 @dataclasses.dataclass(frozen=True)
-class Quantized:
+class Quantized(Payload):
     """A tensor as codes: `low + (code - zero) * step`, as it goes on the wire."""
 
-    packed: tuple[jax.Array, ...]  # codes of `bits` bits
+    packed: tuple[jax.Array, ...]  # codes of `code_bits` bits
     step: jax.Array  # []
     low: jax.Array | None  # [], or nothing where it is zero
-    bits: int
+    code_bits: int
     zero: int
     shape: tuple[int, ...]
-    stage: str  # what made it
 
     def decode(self) -> jax.Array:
         """The tensor as float32; NaN throughout if an entry was not finite."""
@@ -43,11 +44,12 @@ class Quantized:
         return (value if self.low is None else value + self.low).reshape(self.shape)
 
     def integers(self) -> tuple[jax.Array, PyTree]:
-        """The steps of each entry, int32, and what else is on the wire."""
-        codes = unpack(self.packed, self.bits, math.prod(self.shape))
+        """The steps of each entry, int32, and the step and the smallest entry."""
+        codes = unpack(self.packed, self.code_bits, math.prod(self.shape))
         return codes - self.zero, (self.step, self.low)
 
 
+@prints_as_its_call
 def quantization(
     bits: int = 8,
     threshold: int = 20000,
@@ -93,11 +95,12 @@ def quantization(
         x = pytree.wide(x)
         low, high = smallest_and_largest([x.ravel()])
         step = (high - low) / (2**bits - 1)
-        return _in_steps(x, 2**bits - 1, words, low, step, name)
+        return _in_steps(x, 2**bits - 1, words, low, step)
 
     return _of_each_tensor(encode, name, draws=stochastic)
 
 
+@prints_as_its_call
 def qsgd(levels: int, *, name: str = "qsgd") -> Stage:
     """Sends each tensor as its L2 norm and whole multiples of `norm / levels`.
 
@@ -121,11 +124,12 @@ def qsgd(levels: int, *, name: str = "qsgd") -> Stage:
     levels = _whole("levels", levels, 1, 2**15 - 1)
 
     def encode(x: jax.Array, words: jax.Array | None) -> Quantized:
-        return _in_steps(x, levels, words, None, pytree.norm(x) / levels, name)
+        return _in_steps(x, levels, words, None, pytree.norm(x) / levels)
 
     return _of_each_tensor(encode, name)
 
 
+@prints_as_its_call
 def terngrad(*, name: str = "terngrad") -> Stage:
     """Sends each tensor as its largest size and one of -1, 0, 1 for each entry.
 
@@ -145,7 +149,7 @@ def terngrad(*, name: str = "terngrad") -> Stage:
     """
 
     def encode(x: jax.Array, words: jax.Array | None) -> Quantized:
-        return _in_steps(x, 1, words, None, pytree.norm(x, jnp.inf), name)
+        return _in_steps(x, 1, words, None, pytree.norm(x, jnp.inf))
 
     return _of_each_tensor(encode, name)
 
@@ -153,18 +157,13 @@ def terngrad(*, name: str = "terngrad") -> Stage:
 def _of_each_tensor(encode: Callable, name: str, draws: bool = True) -> Stage:
     """The stage whose client encodes each leaf with random words of its own."""
 
-    def client(shared: PyTree, update: Update, key: jax.Array | None):
-        del shared
+    def client(update: Update, key: jax.Array | None):
         checks.check_floating(update.value, name)
         key = checks.check_key(key, name, "random numbers") if draws else None
         value = map_seeded(encode, key, update.value)
         return update._replace(value=value), ()
 
-    def server(state: PyTree, total: PyTree, note: PyTree, key: jax.Array | None):
-        del note, key
-        return Output(state, total, {})
-
-    return Stage(lambda template: (), lambda state: (), client, server)
+    return Stage.stateless(client, traits=Traits(name, codes=True))
 
 
 def _in_steps(
@@ -173,7 +172,6 @@ def _in_steps(
     words: jax.Array | None,
     low: jax.Array | None,
     step: jax.Array,
-    name: str,
 ) -> Quantized:
     """Rounds to whole steps, from `low` on or `levels` to either side of zero."""
     zero = 0 if low is not None else levels
@@ -191,7 +189,7 @@ def _in_steps(
         up = (random_bits(words, x.size) >> (32 - fraction)).astype(jnp.int32)
         codes = (away.astype(jnp.int32) + up) >> fraction
     packed = pack(codes + zero, bits)
-    return Quantized(packed, step, low, bits, zero, x.shape, name)
+    return Quantized(packed, step, low, bits, zero, x.shape)
 
 
 def _whole(name: str, x: int, least: int, most: int | None = None) -> int:

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._compression.hadamard import hadamard
+from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
 from fedagg._trees.template import PublicRound, Template
-from fedagg._types import Output, PyTree, Stage, Update
+from fedagg._types import Output, PyTree, Stage, Traits, Update
 
 
 class _Kind(NamedTuple):
@@ -21,6 +22,7 @@ class _Kind(NamedTuple):
     back: Callable[[jax.Array, jax.Array], jax.Array]  # its inverse
 
 
+@prints_as_its_call
 def rotation(kind: str, *, seed: int = 0, name: str = "rotation") -> Stage:
     """Turns each client's value by a random rotation that all share in a round.
 
@@ -78,7 +80,7 @@ def rotation(kind: str, *, seed: int = 0, name: str = "rotation") -> Stage:
         vector = family.back(turn, total)[: template.size]
         return Output(state.after(note), template.unravel(vector), {})
 
-    return Stage(init, broadcast, client, server)
+    return Stage(init, broadcast, client, server, Traits(name))
 
 
 def rotated_length(kind: str, size: int) -> int:

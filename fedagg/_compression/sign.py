@@ -9,23 +9,24 @@ import jax.numpy as jnp
 
 from fedagg._compression.random import map_seeded, random_bits
 from fedagg._messages.packing import pack, unpack
+from fedagg._payload import Payload
+from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
-from fedagg._types import Output, PyTree, Stage, Update
+from fedagg._types import PyTree, Stage, Traits, Update
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["packed", "vote"],
-    meta_fields=["shape", "stage"],
+    meta_fields=["shape"],
 )
 @dataclasses.dataclass(frozen=True)
-class Signs:
+class Signs(Payload):
     """The signs of a tensor, as they go on the wire."""
 
     packed: tuple[jax.Array, ...]  # a bit an entry: one for positive
     vote: jax.Array  # [] one, or zero for a tensor that does not vote
     shape: tuple[int, ...]
-    stage: str  # what made it
 
     def decode(self) -> jax.Array:
         """One, minus one, or zero throughout, as float32."""
@@ -33,6 +34,7 @@ class Signs:
         return ((2 * bits - 1).astype(jnp.float32) * self.vote).reshape(self.shape)
 
 
+@prints_as_its_call
 def sign(*, name: str = "sign") -> Stage:
     """Sends the sign of each entry; the value is the sign of what most clients sent.
 
@@ -57,18 +59,17 @@ def sign(*, name: str = "sign") -> Stage:
         coin = random_bits(words, vector.size) >> 31
         bits = jnp.where(vector == 0.0, coin == 1, vector > 0.0)
         votes = pytree.norm(x, jnp.inf) > 0.0  # which NaN is not
-        return Signs(pack(bits, 1), votes.astype(jnp.float32), x.shape, name)
+        return Signs(pack(bits, 1), votes.astype(jnp.float32), x.shape)
 
-    def client(shared: PyTree, update: Update, key: jax.Array | None):
-        del shared
+    def client(update: Update, key: jax.Array | None):
         checks.check_floating(update.value, name)
         value = map_seeded(
             encode, checks.check_key(key, name, "random numbers"), update.value
         )
         return update._replace(value=value), ()
 
-    def server(state: PyTree, total: PyTree, note: PyTree, key: jax.Array | None):
+    def server(total: PyTree, note: PyTree, key: jax.Array | None):
         del note, key
-        return Output(state, jax.tree.map(jnp.sign, total), {})
+        return jax.tree.map(jnp.sign, total), {}
 
-    return Stage(lambda template: (), lambda state: (), client, server)
+    return Stage.stateless(client, server, Traits(name, codes=True))

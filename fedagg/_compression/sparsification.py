@@ -9,23 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedagg._messages.packing import pack, unpack
+from fedagg._payload import Payload
+from fedagg._sentence import prints_as_its_call
 from fedagg._trees.template import PublicRound, Template
-from fedagg._types import Output, PyTree, Stage, Update
+from fedagg._types import Output, PyTree, Stage, Traits, Update
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["values", "positions"],
-    meta_fields=["size", "stage"],
+    meta_fields=["size"],
 )
 @dataclasses.dataclass(frozen=True)
-class Sparse:
+class Sparse(Payload):
     """Some entries of a vector, and where they stand, as they go on the wire."""
 
     values: jax.Array  # [k]
     positions: tuple[jax.Array, ...]  # codes of as many bits as the last position has
     size: int
-    stage: str  # what made it
 
     def decode(self) -> jax.Array:
         """The vector `[size]`, zero elsewhere."""
@@ -33,6 +34,7 @@ class Sparse:
         return jnp.zeros((self.size,), self.values.dtype).at[positions].set(self.values)
 
 
+@prints_as_its_call
 def top_k(fraction: float, *, name: str = "top_k") -> Stage:
     """Sends the entries that are largest in size, with their positions.
 
@@ -64,16 +66,18 @@ def top_k(fraction: float, *, name: str = "top_k") -> Stage:
         _, positions = jax.lax.top_k(jnp.abs(vector), _count(fraction, vector.size))
         size = vector.size
         packed = pack(positions, _bits(size))
-        message = Sparse(vector[positions], packed, size, name)
+        message = Sparse(vector[positions], packed, size)
         return update._replace(value=message), ()
 
     def server(state: Template, total: PyTree, note: PyTree, key: jax.Array | None):
         del note, key
         return Output(state, state.unravel(total), {})
 
-    return Stage(Template.of, lambda state: state, client, server)
+    traits = Traits(name, codes=True)
+    return Stage(Template.of, lambda state: state, client, server, traits)
 
 
+@prints_as_its_call
 def random_k(fraction: float, *, seed: int = 0, name: str = "random_k") -> Stage:
     """Sends the entries at positions that all clients of a round have in common.
 
@@ -129,7 +133,7 @@ def random_k(fraction: float, *, seed: int = 0, name: str = "random_k") -> Stage
         vector = vector.at[positions_of(state)].set(total * lengths.astype(jnp.float32))
         return Output(state.after(note), state.template.unravel(vector), {})
 
-    return Stage(PublicRound.first, broadcast, client, server)
+    return Stage(PublicRound.first, broadcast, client, server, Traits(name))
 
 
 def _check(fraction: float) -> None:

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._execution.loops import in_steps
-from fedagg._execution.rows import Client, Program, Row
-from fedagg._trees import pytree
+from fedagg._execution.program import Program
+from fedagg._execution.rows import Client, Row
+from fedagg._trees import pytree, rowwise
 from fedagg._trees.measures import Measures
 from fedagg._trees.reductions import concatenate, cut, measure_clients, pack
 from fedagg._types import PyTree
@@ -44,7 +45,7 @@ def sum_folded(program: Program, clients: PyTree) -> PyTree:
         return plain, scalings, _are_finite(client, {x.leaf for x in rows.values()})
 
     plain, scalings, finite = jax.vmap(numbers_of)(*leaves)
-    sums = pytree.sum_over_clients(plain)
+    sums = rowwise.sum_over_clients(plain)
     for first, (factors, kept) in scalings.items():
         alike = [i for i, x in rows.items() if x.scaling() == rows[first].scaling()]
         totals = _dot(factors, kept, finite, [leaves[rows[i].leaf] for i in alike])
@@ -79,7 +80,7 @@ def measured_ahead(
         values = Client(client[0], n, client[1], writes=True).evaluate(program)
         return pytree.unflatten(program.structure, values)
 
-    jax.eval_shape(look, *pytree.abstract_row(leaves))
+    jax.eval_shape(look, *rowwise.abstract_row(leaves))
     if not groups:
         return None
     return contribution, (leaves, jax.vmap(measures)(*leaves))

@@ -6,7 +6,7 @@ touches a leaf it is written out, if it may be. `_folding` makes sums of it.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
-from fedagg._trees import pytree
+from fedagg._execution.program import Program
 from fedagg._trees.measures import Measures
 from fedagg._trees.reductions import measure_clients
-from fedagg._types import PyTree
 
 # What rows are made of: products and sums in float32 are exact to float32's rounding.
 _DTYPES = (jnp.float32, jnp.bfloat16)
@@ -25,21 +24,6 @@ _DTYPES = (jnp.float32, jnp.bfloat16)
 
 class NotFoldable(Exception):
     """The function does more to a leaf than to keep, scale and measure it."""
-
-
-class Program(NamedTuple):
-    """What a function computes from one client's leaves, and what it returns."""
-
-    jaxpr: ClosedJaxpr
-    outputs: list[jax.ShapeDtypeStruct]
-    structure: Any
-
-    @classmethod
-    def of(cls, fn: Callable[[PyTree], PyTree], clients: PyTree) -> "Program":
-        """That of a function of one client, for stacked ones."""
-        trace = jax.make_jaxpr(fn, return_shape=True)
-        jaxpr, outputs = trace(pytree.abstract_row(clients))
-        return cls(jaxpr, *pytree.flatten(outputs))
 
 
 class Row(NamedTuple):
@@ -104,7 +88,8 @@ class Client:
             NotFoldable: if nothing may be, and something else is needed.
         """
         arguments = [
-            Row(i) if x.dtype in _DTYPES else x for i, x in enumerate(self.leaves)
+            *program.bound,
+            *(Row(i) if x.dtype in _DTYPES else x for i, x in enumerate(self.leaves)),
         ]
         # A look at the shapes first: to evaluate a training in vain is not cheap.
         known = {(), *(x.shape for x in self.leaves if x.dtype in _DTYPES)}
@@ -113,7 +98,7 @@ class Client:
             or not known.issuperset(x.shape for x in program.outputs)
         ):
             raise NotFoldable
-        values = self._run(program.jaxpr, arguments)
+        values = self._run(program.closed, arguments)
         for i, (x, aval) in enumerate(zip(values, program.outputs, strict=True)):
             if aval.shape == () or self.writes:
                 values[i] = self._array(x, aval)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._privacy.normal import normal
-from fedagg._trees import pytree
+from fedagg._trees import pytree, rowwise
 from fedagg._types import PyTree
 
 
@@ -20,7 +20,7 @@ class NoiseTree(NamedTuple):
 def planted(template: PyTree, rounds: int) -> NoiseTree:
     """A tree without leaves, which has room for so many."""
     zeros = pytree.widen(pytree.zeros(template))
-    return NoiseTree(jnp.uint32(0), pytree.repeat(zeros, rounds.bit_length()))
+    return NoiseTree(jnp.uint32(0), rowwise.repeat(zeros, rounds.bit_length()))
 
 
 def restarted(tree: NoiseTree, due: jax.Array) -> NoiseTree:
@@ -62,10 +62,10 @@ def grown(
         lambda x: jnp.tensordot(both.astype(x.dtype), x, axes=1, precision="highest"),
         tree.nodes,
     )
-    drawn = pytree.scale(fresh, normal(key, pytree.take(tree.nodes, top)))
-    node = pytree.add(drawn, pytree.take(weighted, jnp.int32(0)))
+    drawn = pytree.scale(fresh, normal(key, rowwise.take(tree.nodes, top)))
+    node = pytree.add(drawn, rowwise.take(weighted, jnp.int32(0)))
     noise = pytree.add(
-        pytree.scale(read[top], drawn), pytree.take(weighted, jnp.int32(1))
+        pytree.scale(read[top], drawn), rowwise.take(weighted, jnp.int32(1))
     )
     deviation = jnp.sqrt((read[top] * fresh) ** 2 + jnp.sum(change**2 * variance))
     nodes = jax.tree.map(lambda x, new: x.at[top].set(new), tree.nodes, node)

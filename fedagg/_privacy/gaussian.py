@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._bounding.bounds import quantile_bound
-from fedagg._messages.clipped import NoisedNote
+from fedagg._messages.marks import Noised
 from fedagg._privacy.private import (
     check_largest_weight,
     check_multiplier,
@@ -15,11 +15,13 @@ from fedagg._privacy.private import (
     noised,
     split_noise,
 )
+from fedagg._sentence import prints_as_its_call
 from fedagg._trees import pytree
 from fedagg._trees.keys import split_key
-from fedagg._types import Output, PyTree, Stage, Update
+from fedagg._types import Output, PyTree, Stage, Traits, Update
 
 
+@prints_as_its_call
 def gaussian_noise(
     noise_multiplier: float,
     clip: float,
@@ -76,21 +78,22 @@ def gaussian_noise(
     check_largest_weight(largest_weight)
     stddev = clip * noise_multiplier
 
-    def client(shared: PyTree, update: Update, key: jax.Array | None):
-        del shared, key
+    def client(update: Update, key: jax.Array | None):
+        del key
         update, _ = clipped(update, jnp.float32(clip), largest_weight, name)
         return update, ()
 
-    def server(state: PyTree, total: PyTree, note: PyTree, key: jax.Array | None):
+    def server(total: Noised, note: PyTree, key: jax.Array | None):
         del note
-        value = noised(total, stddev, draws_for(total, key, name))
+        value = noised(total.value, stddev, draws_for(total.value, key, name))
         value = pytree.divide(value, jnp.float32(clients_per_round))
         metrics = metrics_of(name, clip, stddev / clients_per_round, value)
-        return Output(state, value, metrics)
+        return value, metrics
 
-    return Stage(lambda template: (), lambda state: (), client, server)
+    return Stage.stateless(client, server, Traits(name, is_private=True))
 
 
+@prints_as_its_call
 def adaptive_gaussian_noise(
     noise_multiplier: float,
     clients_per_round: float,
@@ -155,19 +158,25 @@ def adaptive_gaussian_noise(
     def client(shared: PyTree, update: Update, key: jax.Array | None):
         del key
         update, norm = clipped(update, bound.value(shared), largest_weight, name)
-        return update, NoisedNote(bound.note(shared, norm))
+        return update, Noised(bound.note(shared, norm))
 
-    def server(state: PyTree, total: PyTree, note: NoisedNote, key: jax.Array | None):
+    def server(state: PyTree, total: Noised, note: Noised, key: jax.Array | None):
         value_key, count_key = split_key(key, 2)
         clip = bound.value(bound.broadcast(state))
-        draws = draws_for(total, value_key, name)
-        value = noised(total, clip * multiplier, draws)
+        draws = draws_for(total.value, value_key, name)
+        value = noised(total.value, clip * multiplier, draws)
         value = pytree.divide(value, jnp.float32(clients_per_round))
         stddev = clip * (multiplier / clients_per_round)
         return Output(
-            bound.update(state, note.note, count_key),
+            bound.update(state, note.value, count_key),
             value,
             metrics_of(name, clip, stddev, value),
         )
 
-    return Stage(lambda template: bound.init(), bound.broadcast, client, server)
+    return Stage(
+        lambda template: bound.init(),
+        bound.broadcast,
+        client,
+        server,
+        Traits(name, is_private=True),
+    )

@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedagg._messages.marks import Noised
 from fedagg._privacy.private import check_positive, clipped, metrics_of
+from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
 from fedagg._trees.keys import with_keys, without_keys
 from fedagg._trees.template import Template
-from fedagg._types import Output, PyTree, Stage, Update
+from fedagg._types import Output, PyTree, Stage, Traits, Update
 
 
 class PrivatizerState(NamedTuple):
@@ -19,6 +21,7 @@ class PrivatizerState(NamedTuple):
     arrays: PyTree
 
 
+@prints_as_its_call
 def matrix_factorization_noise(
     privatizer: Any,
     clip: float,
@@ -83,16 +86,16 @@ def matrix_factorization_noise(
         return clipped(update, jnp.float32(clip), None, name)[0], ()
 
     def server(
-        state: PrivatizerState, total: PyTree, note: PyTree, key: jax.Array | None
+        state: PrivatizerState, total: Noised, note: PyTree, key: jax.Array | None
     ):
         del note
-        state.template.check(total)
+        state.template.check(total.value)
         like = jax.eval_shape(lambda: fresh(state.template))
         whole = with_keys(state.arrays, like, checks.check_key(key, name, "noise"))
-        total = jax.tree.map(lambda x: x.astype(jnp.float32) / clip, total)
-        noised, whole = privatizer.update(total, whole)
+        sums = jax.tree.map(lambda x: x.astype(jnp.float32) / clip, total.value)
+        noised, whole = privatizer.update(sums, whole)
         value = pytree.scale(jnp.float32(clip / clients_per_round), noised)
         state = state._replace(arrays=without_keys(whole))
         return Output(state, value, metrics_of(name, clip, None, value))
 
-    return Stage(init, lambda state: (), client, server)
+    return Stage(init, lambda state: (), client, server, Traits(name, is_private=True))

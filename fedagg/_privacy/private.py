@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedagg._messages.clipped import Clipped
+from fedagg._messages.marks import Noised
 from fedagg._privacy.normal import normal
 from fedagg._trees import checks, pytree
 from fedagg._trees.template import Template
@@ -28,7 +28,7 @@ def clipped(
         share = jnp.minimum(update.weight, largest_weight) / jnp.float32(largest_weight)
         value = pytree.scale(share, value)
     weight = jnp.where(is_present(update.weight), jnp.float32(1.0), 0.0)
-    return Update(Clipped(value), weight), norm
+    return Update(Noised(value), weight), norm
 
 
 def clip_value(value: PyTree, limit: jax.Array, name: str) -> tuple[PyTree, jax.Array]:

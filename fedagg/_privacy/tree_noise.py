@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._bounding.bounds import quantile_bound
-from fedagg._messages.clipped import NoisedNote
+from fedagg._messages.marks import Noised
 from fedagg._privacy.binary_tree import NoiseTree, grown, planted, restarted
 from fedagg._privacy.private import (
     check_multiplier,
@@ -17,8 +17,9 @@ from fedagg._privacy.private import (
     noised,
     split_noise,
 )
+from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
-from fedagg._types import Output, PyTree, Stage, Update
+from fedagg._types import Output, PyTree, Stage, Traits, Update
 
 
 class AdaptiveTreeState(NamedTuple):
@@ -31,6 +32,7 @@ class AdaptiveTreeState(NamedTuple):
     count: NoiseTree
 
 
+@prints_as_its_call
 def tree_noise(
     noise_multiplier: float,
     clip: float,
@@ -87,20 +89,21 @@ def tree_noise(
         del shared, key
         return clipped(update, jnp.float32(clip), None, name)[0], ()
 
-    def server(state: NoiseTree, total: PyTree, note: PyTree, key: jax.Array | None):
+    def server(state: NoiseTree, total: Noised, note: PyTree, key: jax.Array | None):
         del note
         scale = jnp.float32(clip * noise_multiplier)
         state, noise, size = grown(
             state, checks.check_key(key, name, "noise"), restart_every, efficient
         )
-        value = noised(total, scale, noise)
+        value = noised(total.value, scale, noise)
         value = pytree.divide(value, jnp.float32(clients_per_round))
         metrics = metrics_of(name, clip, scale * size / clients_per_round, value)
         return Output(restarted(state, state.leaves >= restart_every), value, metrics)
 
-    return Stage(init, lambda state: (), client, server)
+    return Stage(init, lambda state: (), client, server, Traits(name, is_private=True))
 
 
+@prints_as_its_call
 def adaptive_tree_noise(
     noise_multiplier: float,
     clients_per_round: float,
@@ -177,23 +180,23 @@ def adaptive_tree_noise(
         del key
         clip, estimate = shared
         update, norm = clipped(update, clip, None, name)
-        return update, NoisedNote(bound.note(estimate, norm))
+        return update, Noised(bound.note(estimate, norm))
 
     def server(
         state: AdaptiveTreeState,
-        total: PyTree,
-        note: NoisedNote,
+        total: Noised,
+        note: Noised,
         key: jax.Array | None,
     ):
         value_key, count_key = jax.random.split(checks.check_key(key, name, "noise"))
         values, noise, size = grown(state.values, value_key, restart_every, True)
         count, below, _ = grown(state.count, count_key, restart_every, True)
         scale = state.clip * jnp.float32(multiplier)
-        value = noised(total, scale, noise)
+        value = noised(total.value, scale, noise)
         value = pytree.divide(value, jnp.float32(clients_per_round))
         metrics = metrics_of(name, state.clip, scale * size / clients_per_round, value)
-        below = note.note.below + jnp.float32(count_stddev) * below
-        estimate = bound.update(state.estimate, note.note._replace(below=below), None)
+        below = note.value.below + jnp.float32(count_stddev) * below
+        estimate = bound.update(state.estimate, note.value._replace(below=below), None)
         due = (state.rounds + 1) % restart_every == restart_warmup
         state = AdaptiveTreeState(
             jnp.where(due, estimate, state.clip),
@@ -204,7 +207,13 @@ def adaptive_tree_noise(
         )
         return Output(state, value, metrics)
 
-    return Stage(init, lambda state: (state.clip, state.estimate), client, server)
+    return Stage(
+        init,
+        lambda state: (state.clip, state.estimate),
+        client,
+        server,
+        Traits(name, is_private=True),
+    )
 
 
 def tree_noise_multiplier(

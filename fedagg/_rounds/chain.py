@@ -1,42 +1,59 @@
-"""Stages in sequence."""
+"""Stages in sequence.
+
+`zeroing`, `clipping` and `mean` in a chain are the robust mean; `clipping` and noise on
+the sum are DP-FedAvg.
+"""
 
 import jax
 import jax.numpy as jnp
 
+from fedagg._messages.payload import coded_parts
+from fedagg._rounds.order import check_order, traits_of_chain
+from fedagg._sentence import prints_as_its_call
 from fedagg._trees import pytree
 from fedagg._trees.keys import split_key
 from fedagg._trees.weights import is_present
 from fedagg._types import Output, PyTree, Stage, Update
 
 
+@prints_as_its_call
 def chain(*stages: Stage) -> Stage:
     """Puts stages in sequence, as one stage.
 
     Left to right is a client's way to the sum, right to left the sum's way back. No
     stages at all are the identity. A stage hears only of clients that are present where
     it stands: a stage that sets a weight to zero makes the client absent for those
-    behind it, and its own note still counts. A stage's `init` is given a template of
-    what the stages before it make of a value, a vector behind a `rotation`.
+    after it, and its own note still counts. A stage's `init` is given a template of
+    what the stages before it make of a value, a vector after a `rotation`.
+
+    Some orders are refused, by what stages declare of themselves in their `Traits`:
+
+    | in a chain | after it must not come |
+    | --- | --- |
+    | a private stage, `gaussian_noise` | one that does not declare that it only reads |
+    | one that codes, `quantization` | the same |
+    | a secure sum | the same |
+    | `mean`, which weighs values | one that bounds them, `clipping` |
+
+    A private stage and one that divides by the clients' own weights, `mean`, do not go
+    together in any order: no noise hides the weights.
 
     Args:
         *stages: each an `init`, `broadcast`, `client`, `server` of its own.
 
     Raises:
-        TypeError: if something other than a stage is given.
-        ValueError: in `server`, if two stages report a metric of the same name; give
-            one of them another `name`. If one is `mean` and one adds noise for privacy.
+        TypeError: if something other than a stage is given; in `client` and `server`,
+            if a stage returns something else than it must.
+        ValueError: for stages in an order that is refused; in `server`, if two stages
+            report a metric of the same name; give one of them another `name`.
     """
-    for position, stage in enumerate(stages):
-        if not isinstance(stage, Stage):
-            raise TypeError(
-                f"stages: expected a Stage at position {position}, got {stage!r}."
-            )
+    check_order(stages)
 
     def init(template: PyTree) -> PyTree:
         states = []
         for position, stage in enumerate(stages):
             if position:
-                template = _template_behind(stages[position - 1], states[-1], template)
+                template = _template_after(stages[position - 1], states[-1], template)
             states.append(stage.init(template))
         return tuple(states)
 
@@ -49,7 +66,7 @@ def chain(*stages: Stage) -> Stage:
         keys = split_key(key, len(stages))
         for stage, s, k in zip(stages, shared, keys, strict=True):
             present = is_present(update.weight)
-            update, note = stage.client(s, update, k)
+            update, note = _sent(stage, stage.client(s, update, k))
             notes.append(pytree.keep(present, note))
         return update, tuple(notes)
 
@@ -59,25 +76,55 @@ def chain(*stages: Stage) -> Stage:
         steps = list(zip(stages, state, note, split_key(key, len(stages)), strict=True))
         for stage, s, n, k in reversed(steps):
             output = stage.server(s, total, n, k)
+            if not isinstance(output, Output):
+                raise TypeError(
+                    f"the server of {stage}: expected an Output(state, value, metrics),"
+                    f" got {type(output).__name__}."
+                )
             total = output.value
             states.append(output.state)
             metrics = merge_metrics(output.metrics, metrics)
-        if "mean/weight" in metrics and is_private(metrics):
-            raise ValueError(
-                "mean() divides by the clients' own weights, which no noise hides. "
-                "Leave it out: a private stage divides by its clients_per_round."
-            )
         return Output(tuple(reversed(states)), total, metrics)
 
-    return Stage(init, broadcast, client, server)
+    def refused(note: PyTree) -> jax.Array:
+        found = [
+            stage.traits.refused(n)
+            for stage, n in zip(stages, note, strict=True)
+            if stage.traits.refused is not None
+        ]
+        return jnp.any(jnp.stack([jnp.bool_(False), *found]))
+
+    traits = traits_of_chain(stages)
+    if any(stage.traits.refused is not None for stage in stages):
+        traits = traits._replace(refused=refused)
+    return Stage(init, broadcast, client, server, traits)
 
 
-def _template_behind(stage: Stage, state: PyTree, template: PyTree) -> PyTree:
+def _sent(stage: Stage, made: object) -> tuple[Update, PyTree]:
+    """What a stage's client made, if it is what it must be."""
+    is_pair = isinstance(made, tuple) and len(made) == 2
+    if not is_pair or not isinstance(made[0], Update):
+        raise TypeError(
+            f"the client of {stage}: expected a pair (Update(value, weight), note), "
+            f"got {type(made).__name__}. A stage with nothing to note returns ()."
+        )
+    update, note = made
+    if not (stage.traits.codes or stage.traits.only_reads):
+        for path, x in coded_parts(update.value):
+            raise TypeError(
+                f"the client of {stage} makes a {type(x).__name__} of "
+                f"{path or 'the value'}, which must be decoded before it is added: "
+                "declare it, Stage(..., traits=Traits(codes=True))."
+            )
+    return update, note
+
+
+def _template_after(stage: Stage, state: PyTree, template: PyTree) -> PyTree:
     """What the stage makes of a value like the template, as shapes and dtypes."""
 
     def value(x: PyTree, key: jax.Array) -> PyTree:
         update = Update(x, jnp.float32(1.0))
-        return stage.client(stage.broadcast(state), update, key)[0].value
+        return _sent(stage, stage.client(stage.broadcast(state), update, key))[0].value
 
     return jax.eval_shape(value, pytree.abstract(template), jax.random.key(0))
 
@@ -96,11 +143,6 @@ def merge_metrics(
             "report it another name."
         )
     return first | second
-
-
-def is_private(metrics: dict[str, jax.Array]) -> bool:
-    """Whether one of the stages that report these noised a sum for privacy."""
-    return any(name.endswith("/noised_norm") for name in metrics)
 
 
 def check_length(state: PyTree, count: int) -> None:

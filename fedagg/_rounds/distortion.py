@@ -5,6 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedagg._rounds.chain import merge_metrics
+from fedagg._rounds.steps import alone
+from fedagg._sentence import prints_as_its_call
 from fedagg._trees import pytree
 from fedagg._types import PyTree, Stage, Update
 
@@ -17,6 +20,7 @@ class DistortionNote(NamedTuple):
     squares: jax.Array  # [] of the value
 
 
+@prints_as_its_call
 def with_distortion(stage: Stage, *, name: str = "distortion") -> Stage:
     """Measures what a compressor does to the values of a round.
 
@@ -33,16 +37,21 @@ def with_distortion(stage: Stage, *, name: str = "distortion") -> Stage:
         name: what the metric is called.
 
     Raises:
+        ValueError: in `server`, if the stage has a metric of this name.
         ValueError, TypeError: what the stage raises.
 
     Reference: Vargaftik et al., "DRIVE: One-bit Distributed Mean Estimation", 2021,
         section 2.
     """
 
+    traits = stage.traits
+    if traits.refused is not None:
+        refused = traits.refused
+        traits = traits._replace(refused=lambda note: refused(note.stage))
+
     def client(state: PyTree, update: Update, key: jax.Array | None):
         message, note = stage.client(stage.broadcast(state), update, key)
-        alone = pytree.widen(pytree.decode(message.value))
-        sent = pytree.widen(stage.server(state, alone, note, None).value)
+        sent = alone(stage, state, message.value, note)
         value = pytree.widen(update.value)
         error = pytree.squared_norm(pytree.subtract(sent, value))
         squares = pytree.squared_norm(value)
@@ -56,6 +65,6 @@ def with_distortion(stage: Stage, *, name: str = "distortion") -> Stage:
         output = stage.server(state, total, note.stage, key)
         # Without anything to send there is no error.
         share = note.error / jnp.where(note.squares > 0.0, note.squares, 1.0)
-        return output._replace(metrics=output.metrics | {name: share})
+        return output._replace(metrics=merge_metrics(output.metrics, {name: share}))
 
-    return Stage(stage.init, lambda state: state, client, server)
+    return Stage(stage.init, lambda state: state, client, server, traits)

@@ -1,16 +1,22 @@
 """Error feedback: clients send what changed since their last message."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
-from fedagg._execution.ways import in_turn
-from fedagg._rounds.aggregator import Work, aggregator, keys_of_client
+from fedagg._execution.ways import SumOver
+from fedagg._messages.marks import Single
+from fedagg._messages.message import Message, added
+from fedagg._rounds.aggregator import aggregator
 from fedagg._rounds.chain import merge_metrics
-from fedagg._trees import checks, pytree
+from fedagg._rounds.steps import Work, steps_of
+from fedagg._rounds.view import message_of
+from fedagg._sentence import prints_as_its_call
+from fedagg._trees import checks, pytree, rowwise
 from fedagg._trees.weights import as_weights
-from fedagg._types import Aggregator, Output, PyTree, Stage, Update
+from fedagg._types import Aggregator, Output, PyTree, Stage
 
 
 class FeedbackState(NamedTuple):
@@ -31,7 +37,10 @@ class _Sent(NamedTuple):
     left_out: jax.Array  # []
 
 
-def with_error_feedback(stage: Stage, clients: int) -> Aggregator:
+@prints_as_its_call
+def with_error_feedback(
+    stage: Stage, clients: int, *, sum_over: SumOver | None = None
+) -> Aggregator:
     """Averages clients who send, compressed, how their value differs from their memory.
 
     A client adds what it sent to its memory, and the server to its own copy of the
@@ -41,12 +50,12 @@ def with_error_feedback(stage: Stage, clients: int) -> Aggregator:
     `terngrad`, whose error is above it, make the memory grow without end.
 
     `next(state, (updates, indices), weights=None, key=None, *, work=None)`: row `i` of
-    `updates` is of the client with number `indices[i]`, `[n]`, from 0 to `clients - 1`,
-    none twice. The value is the mean of the memories of all clients, also of those who
-    are not in this round. Weights say who is present, and nothing more. The memory,
-    `state.memory` `[clients, ...]` in float32, starts at zero; it is the caller's to
-    keep, as all of the state. In `federated_averaging`, client data are then
-    `(data, indices)`.
+    `updates` is of the client with number `indices[i]`, `[n]`, from 0 to `clients - 1`.
+    A number that comes twice counts once, with its first row. The value is the mean of
+    the memories of all clients, also of those who are not in this round. Weights say
+    who is present, and nothing more. The memory, `state.memory` `[clients, ...]` in
+    float32, starts at zero; it is the caller's to keep, as all of the state. In
+    `federated_averaging`, client data are then `(data, indices)`.
 
     A client whose message decodes to something that is not finite, or whose index is
     out of range, is left out. With nobody present the value is the mean as it was.
@@ -60,9 +69,11 @@ def with_error_feedback(stage: Stage, clients: int) -> Aggregator:
             what it keeps is public, draws nothing at the server, and does not depend on
             the sum of messages.
         clients: the number of all clients, whether in a round or not. Positive.
+        sum_over: a way to sum, as `aggregator` takes it.
 
     Raises:
-        ValueError: if `clients` is not positive; in `next`, as `aggregator` does.
+        ValueError: if `clients` is not positive; in `next`, for a state with the memory
+            of another number of clients, and as `aggregator` does.
         TypeError: in `next`, as `aggregator` does.
 
     Reference: Richtárik et al., "EF21: A New, Simpler, Theoretically Better, and
@@ -71,74 +82,116 @@ def with_error_feedback(stage: Stage, clients: int) -> Aggregator:
     """
     if clients < 1:
         raise ValueError(f"clients must be positive, got {clients=}.")
-    adding = aggregator()
+    adding = aggregator(sum_over=sum_over)
+    steps = steps_of(stage)
 
     def init(template: PyTree) -> FeedbackState:
         mean = pytree.widen(pytree.zeros(template))
-        memory = pytree.repeat(mean, clients)
+        memory = rowwise.repeat(mean, clients)
         return FeedbackState(memory, mean, stage.init(template))
+
+    def decoded(state: PyTree, shared: PyTree, change: PyTree, key: jax.Array | None):
+        """The stage's message of a change as the server sums it, and decodes it."""
+        message = steps.client(shared, change, 1.0, key)
+        total = steps.add(None, message)
+        value = stage.server(state, total.value, total.note, None).value
+        return total, pytree.widen(value)
 
     def next(
         state: FeedbackState,
         updates: tuple[PyTree, jax.Array],
-        weights: jax.Array | None = None,
+        weights: Any = None,
         key: jax.Array | None = None,
         *,
         work: Work | None = None,
     ) -> Output:
-        rows, indices = updates
+        rows, indices = _parted(updates)
+        _check_memory(state.memory, clients)
         n = checks.count_clients(updates)
-        known = (indices >= 0) & (indices < clients)
-        weights = jnp.where(known, as_weights(weights, n), 0.0)
+        is_known = (indices >= 0) & (indices < clients) & _is_first(indices)
+        weights = jnp.where(is_known, as_weights(weights, n), 0.0)
+        dtypes = []
 
-        def value_of(row: PyTree, i: jax.Array) -> tuple[PyTree, dict]:
-            return (row, {}) if work is None else work(row, keys_of_client(key, i)[0])
-
-        def decoded(change: PyTree, i: jax.Array) -> tuple[PyTree, PyTree]:
-            update = Update(change, jnp.float32(1.0))
-            shared, stage_key = stage.broadcast(state.stage), keys_of_client(key, i)[1]
-            message, note = stage.client(shared, update, stage_key)
-            return pytree.widen(pytree.decode(message.value)), note
-
-        def client(row: PyTree, memory: PyTree, i: jax.Array) -> tuple[_Sent, dict]:
-            value, metrics = value_of(row, i)
+        def client(work: Any, state: PyTree, row: PyTree, key: Any, memory: PyTree):
+            value, metrics = (row, {}) if work is None else work(row, key)
             checks.check_floating(value, "with_error_feedback")
+            dtypes.append(pytree.abstract(value))
             value = pytree.widen(value)
             change = pytree.subtract(value, memory)
-            total, note = decoded(change, i)
-            sent = stage.server(state.stage, total, note, None).value
-            missing = pytree.squared_norm(pytree.subtract(change, sent))
+            total, heard = decoded(state, stage.broadcast(state), change, key)
+            missing = pytree.squared_norm(pytree.subtract(change, heard))
             squares = pytree.squared_norm(value)
-            is_finite = jnp.isfinite(pytree.squared_norm(sent)) & jnp.isfinite(missing)
-            nothing_wrong = _Sent(sent, note, missing, squares, jnp.float32(0.0))
-            kept: _Sent = pytree.keep(is_finite, nothing_wrong)
-            left_out = (~is_finite).astype(jnp.float32)
-            return kept._replace(left_out=left_out), metrics
+            is_finite = jnp.isfinite(pytree.squared_norm(heard)) & jnp.isfinite(missing)
+            sent = _Sent(heard, total.note, missing, squares, jnp.float32(0.0))
+            sent = pytree.keep(is_finite, sent)
+            sent = sent._replace(left_out=(~is_finite).astype(jnp.float32))
+            kept = pytree.where(is_finite, pytree.add(memory, heard), memory)
+            return sent, metrics, kept
 
-        numbers = jnp.arange(n, dtype=jnp.uint32)
-        memory = pytree.take(state.memory, jnp.clip(indices, 0, clients - 1))
-        each = in_turn(client, rows, memory, numbers)
-        together = adding.next((), each, weights, work=lambda row, key: row)
-        sent: _Sent = together.value
-        # The sum of messages is not at hand, and no compressor's state hangs on it.
-        nothing = pytree.zeros(jax.eval_shape(decoded, state.mean, numbers[0])[0])
-        changes = jax.vmap(pytree.keep)(weights > 0.0, each[0].value)
-        share = pytree.scale(jnp.float32(1.0 / clients), sent.value)
-        state = FeedbackState(
-            pytree.add_rows(state.memory, indices, changes),
-            pytree.add(state.mean, share),
-            stage.server(state.stage, nothing, sent.note, None).state,
+        places = jnp.where(is_known, indices, clients)  # none has the last one
+        memory = rowwise.take(state.memory, jnp.minimum(places, clients - 1))
+        of_work = None if work is None else pytree.as_partial(work)
+        together, kept = adding.next(
+            (),
+            rows,
+            weights,
+            key,
+            work=Partial(client, of_work, state.stage),
+            memory=memory,
         )
-        like, _ = jax.eval_shape(value_of, pytree.abstract_row(rows), numbers[0])
+        sent: _Sent = together.value
+        share = pytree.scale(jnp.float32(1.0 / clients), sent.value)
+        # The sum of messages is not at hand, and no compressor's state depends on it.
+        nothing = pytree.zeros(jax.eval_shape(added, message_of(stage, state.mean)))
+        after = stage.server(state.stage, nothing.value, sent.note, None).state
+        output_state = FeedbackState(
+            rowwise.set_rows(state.memory, places, kept),
+            pytree.add(state.mean, share),
+            after,
+        )
         metrics = {
             "error_feedback/count": sent.left_out,
             # Without anything to send there is nothing missing.
             "error_feedback/distortion": sent.missing
             / jnp.where(sent.squares > 0.0, sent.squares, 1.0),
         }
-        value = pytree.cast_like(state.mean, like)
-        return Output(state, value, merge_metrics(metrics, together.metrics))
+        value = pytree.cast_like(output_state.mean, dtypes[0])
+        return Output(output_state, value, merge_metrics(metrics, together.metrics))
 
-    # For `server_view`: the server keeps the memory of each client.
-    vars(next)["sent"] = stage, False
-    return Aggregator(init, next)
+    def message(template: PyTree) -> Message:
+        """The server keeps the memory of each client, and sees each message."""
+        sent = message_of(stage, template)
+        return sent._replace(value=Single(sent.value))
+
+    return Aggregator(init, next, message=message)
+
+
+def _parted(updates: Any) -> tuple[PyTree, jax.Array]:
+    """Rows, and the numbers of their clients."""
+    if not isinstance(updates, tuple) or len(updates) != 2:
+        raise ValueError(
+            "updates: with_error_feedback takes a pair (updates, indices), the numbers "
+            f"of the clients [n] beside their rows; got {type(updates).__name__}."
+        )
+    rows, indices = updates
+    indices = jnp.asarray(indices)
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"indices: expected integers, got dtype {indices.dtype}.")
+    return rows, indices
+
+
+def _check_memory(memory: PyTree, clients: int) -> None:
+    found = checks.count_clients(memory, "state.memory")
+    if found != clients:
+        raise ValueError(
+            f"state: expected the memory of {clients} clients, as given to "
+            f"with_error_feedback; got that of {found}."
+        )
+
+
+def _is_first(indices: jax.Array) -> jax.Array:
+    """Whether a number has not come before, `[n]`."""
+    order = jnp.argsort(indices, stable=True)
+    ordered = indices[order]
+    fresh = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
+    return jnp.zeros(indices.shape, bool).at[order].set(fresh)

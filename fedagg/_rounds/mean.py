@@ -3,10 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from fedagg._messages.marks import WeightNote
+from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
-from fedagg._types import Output, PyTree, Stage, Update
+from fedagg._types import PyTree, Stage, Traits, Update
 
 
+@prints_as_its_call
 def mean(*, weighted: bool = True) -> Stage:
     """Divides the weighted sum of the values by the sum of the weights.
 
@@ -27,18 +30,20 @@ def mean(*, weighted: bool = True) -> Stage:
         Decentralized Data", 2017, algorithm 1.
     """
 
-    def client(shared: PyTree, update: Update, key: jax.Array | None):
-        del shared, key
+    def client(update: Update, key: jax.Array | None):
+        del key
         checks.check_floating(update.value, "mean")
         if not weighted:
-            return update._replace(value=pytree.widen(update.value)), jnp.float32(1.0)
+            value = pytree.widen(update.value)
+            return update._replace(value=value), WeightNote(jnp.float32(1.0))
         value = pytree.scale(update.weight, update.value)
-        return update._replace(value=value), update.weight
+        return update._replace(value=value), WeightNote(update.weight)
 
-    def server(state: PyTree, total: PyTree, note: jax.Array, key: jax.Array | None):
+    def server(total: PyTree, note: WeightNote, key: jax.Array | None):
         del key
         # The total of no clients is zero, and so is its quotient by one.
-        divisor = jnp.where(note > 0.0, note, 1.0)
-        return Output(state, pytree.divide(total, divisor), {"mean/weight": note})
+        divisor = jnp.where(note.weight > 0.0, note.weight, 1.0)
+        return pytree.divide(total, divisor), {"mean/weight": note.in_ones()}
 
-    return Stage(lambda template: (), lambda state: (), client, server)
+    traits = Traits("mean", weighs=weighted, divides=True)
+    return Stage.stateless(client, server, traits)

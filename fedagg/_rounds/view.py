@@ -1,10 +1,13 @@
-"""What the server sees of a client's message."""
+"""What a client sends, before it is sent: its size, and what the server sees of it."""
 
 from typing import NamedTuple
 
-from fedagg._messages.clipped import Clipped, NoisedNote
-from fedagg._messages.residues import is_residues, is_wrapping
-from fedagg._rounds.message import message_of
+import jax
+import jax.numpy as jnp
+
+from fedagg._messages.message import Message, count_bits
+from fedagg._messages.payload import inside, is_payload, parts_of
+from fedagg._rounds.steps import steps_of
 from fedagg._trees import pytree
 from fedagg._types import Aggregator, PyTree, Stage
 
@@ -50,65 +53,88 @@ def server_view(aggregator: Aggregator | Stage, template: PyTree) -> ServerView:
     stage noises.
 
     What is seen is not what is private: a sum tells of its parts, and a bound that
-    clients taught without noise tells of them in later rounds too. Behind a stage that
-    noises sums at the server, the view says of each part whether what is released of it
-    (in the value, in metrics, in what later rounds use) is noised: what is marked "NO",
-    as the notes of a `zeroing` before `gaussian_noise`, is outside of the guarantee.
-    The server itself sees sums before their noise, but for those of integers that
-    clients noise, as in `skellam_noise`, which are marked too. Noise that makes a value
-    private by itself, as `local_gaussian_noise`, is part of it and not marked; weights
-    and notes have none.
+    clients taught without noise tells of them in later rounds too. Where a stage noises
+    sums at the server, the view says of each part whether what is released of it (in
+    the value, in metrics, in what later rounds use) is noised: what is marked "NO", as
+    the notes of a `zeroing` before `gaussian_noise`, is outside of the guarantee. The
+    server itself sees sums before their noise, but for those of integers that clients
+    noise, as in `skellam_noise`, which are marked too. Noise that makes a value private
+    by itself, as `local_gaussian_noise`, is part of it and not marked; weights and
+    notes have none.
 
     Args:
-        aggregator: what `aggregator` or a recipe made, or a stage.
-        template: one client's value, arrays or `jax.ShapeDtypeStruct`.
+        aggregator: what `aggregator`, `combining`, `federated_averaging` or a recipe
+            made, or a stage. With another `next` in it, `aggregator._replace(next=...)`
+            keeps what is asked for here.
+        template: one client's value, arrays or `jax.ShapeDtypeStruct`; of a training,
+            the model.
 
     Raises:
-        TypeError: if `aggregator` is neither, or made by hand: give its stages, then.
+        TypeError: if `aggregator` is neither, or a pair made by hand.
         ValueError, TypeError: what its stages raise for such a value.
     """
-    if isinstance(aggregator, Stage):
-        stage, is_summed = aggregator, True
-    elif isinstance(aggregator, Aggregator) and "sent" in vars(aggregator.next):
-        stage, is_summed = vars(aggregator.next)["sent"]
-    else:
-        raise TypeError(
-            "aggregator: expected a Stage, or an Aggregator that `aggregator` or a "
-            f"recipe made; got {aggregator!r}."
-        )
-    sent = message_of(stage, template)
-    parts = []
-    for path, x in pytree.parts_with_names(sent.value, _is_one):
-        parts += _seen("value" + path, x, is_summed)
-    for path, x in pytree.parts_with_names(sent.note, _is_one):
-        parts += _seen("note" + path, x, True)
+    message = _message_of(aggregator, template, "aggregator")
+    parts = _seen("value", message.value, "plain sum", False)
+    parts += _seen("note", message.note, "plain sum", False)
     return ServerView(tuple(parts))
 
 
-def _is_one(x: PyTree) -> bool:
-    kinds = is_residues, is_wrapping, pytree.is_code, _is_noised
-    return any(is_kind(x) for is_kind in kinds)
+def message_bits(stage: Aggregator | Stage, template: PyTree) -> int:
+    """Bits of the message that a client sends, its value and its notes together.
+
+    The message is what the client side makes of an update like the template, and its
+    size that of its arrays as they are: a value of 4-bit codes takes half a byte an
+    entry, an integer under a secure sum the bits of the modulus. It is known without
+    running anything; sizes that depend on the data, which `elias_gamma` counts, are not
+    in it.
+
+    Args:
+        stage: what `aggregator`, `combining`, `federated_averaging` or a recipe made;
+            or one stage, or several as `chain` puts them together.
+        template: one client's value, arrays or `jax.ShapeDtypeStruct`; of a training,
+            the model.
+
+    Raises:
+        TypeError: if `stage` is neither, or a pair made by hand.
+        ValueError, TypeError: what the stage raises for such a value.
+    """
+    message = _message_of(stage, template, "stage")
+    return count_bits((message.value, message.note))
 
 
-def _is_noised(x: PyTree) -> bool:
-    return isinstance(x, (Clipped, NoisedNote))
+def message_of(stage: Stage, template: PyTree) -> Message:
+    """The message of a client with a value like the template, as shapes and dtypes."""
+    steps = steps_of(stage)
+    shared = jax.eval_shape(lambda x: steps.broadcast(stage.init(x)), template)
+    one, key = jnp.float32(1.0), jax.random.key(0)
+    return jax.eval_shape(steps.client, shared, pytree.abstract(template), one, key)
 
 
-def _seen(name: str, x: PyTree, is_summed: bool) -> list[Seen]:
-    if is_wrapping(x):
-        # The clients themselves have noised these.
-        seen = []
-        for path, part in pytree.parts_with_names(x.integers, is_residues):
-            seen += _seen(name + path, part, is_summed)
-        return [y._replace(noised=True) for y in seen]
-    if is_residues(x):
-        how = f"secure sum modulo 2**{x.bits}"
-        return [Seen(name, x.words.shape, str(x.words.dtype), how, False)]
-    noised = _is_noised(x)
-    is_added = is_summed and (noised or not pytree.is_code(x))
-    how = "plain sum" if is_added else "in the clear"
-    # A clipped value is added as what it holds.
-    return [
-        Seen(name + path, y.shape, str(y.dtype), how, noised)
-        for path, y in pytree.parts_with_names(x[0] if noised else x, lambda y: False)
-    ]
+def _message_of(x: Aggregator | Stage, template: PyTree, argument: str) -> Message:
+    if isinstance(x, Stage):
+        return message_of(x, template)
+    if not isinstance(x, Aggregator) or x.message is None:
+        raise TypeError(
+            f"{argument}: expected a Stage, or an Aggregator that `aggregator` or a "
+            f"recipe made, got {x!r}. A pair made by hand says nothing of its messages:"
+            " give its stages, chain(*stages), or where only `next` is another, "
+            "aggregator._replace(next=...)."
+        )
+    return x.message(template)
+
+
+def _seen(path: str, x: PyTree, how: str, is_noised: bool) -> list[Seen]:
+    """What is seen of a part, and of the parts that it marks."""
+    seen = []
+    for name, part in parts_of(x):
+        here = path + name
+        if not is_payload(part):
+            seen.append(Seen(here, part.shape, str(part.dtype), how, is_noised))
+            continue
+        how_of_it = part.seen() if how == "plain sum" else how
+        for name_in_part, inner in inside(part):
+            if part.marks:
+                name_in_part = name_in_part.removeprefix(f".{part.marks}")
+            noised = is_noised or part.is_noised
+            seen += _seen(here + name_in_part, inner, how_of_it, noised)
+    return seen

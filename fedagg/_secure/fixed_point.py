@@ -70,7 +70,7 @@ class Notation(NamedTuple):
 
     def read(self, total: Residues) -> jax.Array:
         """The sum of what was written, in its dtype."""
-        high, low = total.around_zero()[0], total.from_zero()[1]
+        high, low = total.signed()[0], total.unsigned()[1]
         # What the low parts carry, so that the rest is around zero and exact in floats.
         carry = ((low >> (self.width - 1)) + 1) >> 1
         high = high + carry.astype(jnp.int32)

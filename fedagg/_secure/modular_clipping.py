@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._secure.values import check_whole
+from fedagg._sentence import prints_as_its_call
 from fedagg._trees import pytree
-from fedagg._types import Output, PyTree, Stage, Update
+from fedagg._types import PyTree, Stage, Traits, Update
 
 
+@prints_as_its_call
 def modular_clipping(
     lower: int, upper: int, *, estimate_stddev: bool = False, name: str = "modular"
 ) -> Stage:
@@ -54,21 +56,23 @@ def modular_clipping(
         away = jnp.mod(away - lower % width, width)
         return (away + lower).astype(x.dtype)
 
-    def client(shared: PyTree, update: Update, key: jax.Array | None):
-        del shared, key
+    def client(update: Update, key: jax.Array | None):
+        del key
         check_whole(update.value, name)
         return update._replace(value=jax.tree.map(wrap, update.value)), ()
 
-    def server(state: PyTree, total: PyTree, note: PyTree, key: jax.Array | None):
+    def server(total: PyTree, note: PyTree, key: jax.Array | None):
         del note, key
         total = jax.tree.map(wrap, total)
         if not estimate_stddev:
-            return Output(state, total, {})
+            return total, {}
         angle = 2.0 * math.pi / width
-        angles = [angle * x.astype(jnp.float32).ravel() for x in pytree.parts(total)]
+        angles = [
+            angle * x.astype(jnp.float32).ravel() for x in pytree.flatten(total)[0]
+        ]
         angles = jnp.concatenate([jnp.zeros((0,), jnp.float32), *angles])
         length = jnp.hypot(jnp.mean(jnp.cos(angles)), jnp.mean(jnp.sin(angles)))
         stddev = jnp.sqrt(-2.0 * jnp.log(jnp.minimum(length, 1.0))) / angle
-        return Output(state, total, {f"{name}/estimated_stddev": stddev})
+        return total, {f"{name}/estimated_stddev": stddev}
 
-    return Stage(lambda template: (), lambda state: (), client, server)
+    return Stage.stateless(client, server, Traits(name))

@@ -6,10 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedagg._messages.payload import coded_parts
 from fedagg._messages.residues import Residues
 from fedagg._rounds.chain import merge_metrics
 from fedagg._secure.fixed_point import Notation
 from fedagg._secure.values import Ends, Values, within, wrapping
+from fedagg._sentence import prints_as_its_call
 from fedagg._trees import pytree
 from fedagg._trees.keys import split_key
 from fedagg._trees.weights import is_present
@@ -32,12 +34,13 @@ class SecureNote(NamedTuple):
     present: PyTree  # [] one
 
 
+@prints_as_its_call
 def secure_sum(
     stage: Stage,
     bound: Ends,
     *,
     largest_cohort: int,
-    largest_weight: float = 1.0,
+    largest_weight: float | None = None,
     bits: int = 32,
     name: str = "secure_sum",
 ) -> Stage:
@@ -68,25 +71,38 @@ def secure_sum(
             numbers, or of two `Bound`s, the first for the negative of the smallest.
         largest_cohort: the most clients that may be present in a round.
         largest_weight: the largest size of a note, of clients' weights above all. At
-            least one.
+            least one. A stage that weighs, as `mean()` does, needs it; others have
+            notes of one at most.
         bits: the modulus is `2**bits`, from 2 to 32.
         name: what the metrics are filed under.
 
     Raises:
-        ValueError: if an argument is out of range; if a sum could wrap around, with the
-            numbers; in `init` and `client`, for messages that must be decoded.
+        ValueError: if an argument is out of range, or not given and needed; for a stage
+            that codes, or is under a secure sum already; if a sum could wrap around,
+            with the numbers; in `init` and `client`, for messages that must be decoded.
         TypeError: in `init` and `client`, for integers with a learnt bound.
 
     Reference: Bonawitz et al., "Federated Learning with Autotuned Communication-
         Efficient Secure Aggregation", 2019, section 3; TensorFlow Federated,
         `tff.aggregators.SecureSumFactory`.
     """
+    _check_stage(stage, name)
+    if largest_weight is None:
+        if stage.traits.weighs:
+            raise ValueError(
+                f"{name}: give largest_weight, the largest weight of a client: "
+                f"{stage.traits.name} multiplies by weights, and clients whose weight "
+                "is larger are left out. With the numbers of their examples as "
+                "weights, the largest of these."
+            )
+        largest_weight = 1.0
     notation = _notation(bits, largest_cohort, largest_weight)
     notation.check(name)
     values = within(bound, notation.bits, notation.cohort, name)
     return _hidden(stage, values, notation, name)
 
 
+@prints_as_its_call
 def secure_modular_sum(
     stage: Stage,
     *,
@@ -113,14 +129,16 @@ def secure_modular_sum(
         name: what the metric is filed under.
 
     Raises:
-        ValueError: if an argument is out of range; in `init` and `client`, for messages
-            that must be decoded, and if a sum of notes could wrap around.
+        ValueError: if an argument is out of range; for a stage that codes, or is under
+            a secure sum already; in `init` and `client`, for messages that must be
+            decoded, and if a sum of notes could wrap around.
         TypeError: in `init` and `client`, for a value that is not of integers.
 
     Reference: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving
         Machine Learning", 2017, section 4; TensorFlow Federated,
         `tff.aggregators.SecureModularSumFactory`.
     """
+    _check_stage(stage, name)
     notation = _notation(bits, largest_cohort, largest_weight)
     return _hidden(stage, wrapping(notation.bits, name), notation, name)
 
@@ -162,12 +180,12 @@ def _hidden(stage: Stage, values: Values, notation: Notation, name: str) -> Stag
         value, notes = pytree.keep(fits, (value, notes))
         one = Residues.of(jnp.uint32(1), notation.bits, jnp.dtype(jnp.uint32))
         notes = notes._replace(left_out=pytree.keep(~fits, one), present=one)
-        return Update(value, sent.weight), notes
+        return Update(value, jnp.where(fits, sent.weight, 0.0)), notes
 
     def server(
         state: SecureState, total: PyTree, note: SecureNote, key: jax.Array | None
     ):
-        is_sound = note.present.from_zero() <= notation.cohort
+        is_sound = note.present.unsigned() <= notation.cohort
         value = _or_nothing(is_sound, values.read(state.values, total))
         notes = notation.read_all((note.stage, note.values))
         of_stage, of_values = pytree.keep(is_sound, notes)
@@ -178,7 +196,7 @@ def _hidden(stage: Stage, values: Values, notation: Notation, name: str) -> Stag
         )
         metrics = {
             **values.metrics(state.values, of_values),
-            f"{name}/left_out_count": note.left_out.from_zero().astype(jnp.float32),
+            f"{name}/left_out_count": note.left_out.unsigned().astype(jnp.float32),
         }
         return Output(
             pytree.where(is_sound, after, state),
@@ -186,7 +204,16 @@ def _hidden(stage: Stage, values: Values, notation: Notation, name: str) -> Stag
             merge_metrics(output.metrics, metrics),
         )
 
-    return Stage(init, broadcast, client, server)
+    def refused(note: SecureNote) -> jax.Array:
+        left_out = note.left_out.unsigned() > 0
+        if stage.traits.refused is None:
+            return left_out
+        return left_out | stage.traits.refused(notation.read_all(note.stage))
+
+    traits = stage.traits._replace(
+        name=name, only_reads=False, is_secret=True, refused=refused
+    )
+    return Stage(init, broadcast, client, server, traits)
 
 
 def _or_nothing(is_sound: jax.Array, value: PyTree) -> PyTree:
@@ -201,11 +228,21 @@ def _or_nothing(is_sound: jax.Array, value: PyTree) -> PyTree:
 
 def _check_addable(value: PyTree, name: str) -> None:
     """Raises a ValueError for a message that must be decoded before it is added."""
-    for path, x in pytree.codes_with_names(value):
-        stage = getattr(x, "stage", type(x).__name__)
+    for path, x in coded_parts(value):
         raise ValueError(
-            f"{name}: messages of {stage} cannot be added: {path or 'the value'} is a "
-            f"{type(x).__name__}, which the server has to decode for each client, and "
-            "a secure sum shows it none. discretization, rotation and random_k commute "
-            "with the sum."
+            f"{name}: {path or 'the value'} is a {type(x).__name__}, which the server "
+            "has to decode for each client, and a secure sum shows it none."
         )
+
+
+def _check_stage(stage: Stage, name: str) -> None:
+    """Raises a ValueError for a stage whose messages cannot be made secret."""
+    named = stage.traits.name or str(stage)
+    if stage.traits.codes:
+        raise ValueError(
+            f"{name}: messages of {named} cannot be added: the server has to decode "
+            "each client's, and a secure sum shows it none. discretization, rotation "
+            "and random_k commute with the sum."
+        )
+    if stage.traits.is_secret:
+        raise ValueError(f"{name}: the sum of {named} is a secure one already.")

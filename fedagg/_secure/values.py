@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._bounding.bounds import as_bound
-from fedagg._messages.residues import Residues, is_residues, is_wrapping
+from fedagg._messages.marks import NoisedModulo
+from fedagg._messages.payload import parts_of
+from fedagg._messages.residues import Residues, is_residues
 from fedagg._trees import pytree
 from fedagg._trees.keys import split_key
 from fedagg._trees.measures import smallest_and_largest
@@ -105,8 +107,8 @@ def within(ends: Ends, bits: int, cohort: int, name: str) -> Values:
 
         def number(x: Residues) -> jax.Array:
             if jnp.issubdtype(x.dtype, jnp.integer):
-                return x.around_zero().astype(x.dtype)
-            return x.around_zero().astype(x.dtype) * distance.astype(x.dtype)
+                return x.signed().astype(x.dtype)
+            return x.signed().astype(x.dtype) * distance.astype(x.dtype)
 
         return jax.tree.map(number, total, is_leaf=is_residues)
 
@@ -149,7 +151,7 @@ def wrapping(bits: int, name: str) -> Values:
     def read(state: PyTree, total: PyTree) -> PyTree:
         del state
         return jax.tree.map(
-            lambda x: x.around_zero().astype(x.dtype), total, is_leaf=is_residues
+            lambda x: x.signed().astype(x.dtype), total, is_leaf=is_residues
         )
 
     return Values(
@@ -174,12 +176,13 @@ def check_whole(value: PyTree, name: str) -> None:
 
 def _check_modulus(value: PyTree, modulus: int | None, name: str) -> None:
     """Raises a ValueError for integers that are meant modulo another number."""
-    for x in filter(is_wrapping, pytree.parts(value, is_wrapping)):
-        if modulus != 2**x.bits:
+    for _, x in parts_of(value):
+        if isinstance(x, NoisedModulo) and modulus != 2**x.modulus_bits:
             ours = "within a bound" if modulus is None else f"modulo {modulus}"
             raise ValueError(
                 f"{name} sums {ours}, and the stage in it makes integers to be summed "
-                f"modulo {2**x.bits}: put it in secure_modular_sum with bits={x.bits}."
+                f"modulo {2**x.modulus_bits}: put it in secure_modular_sum with "
+                f"bits={x.modulus_bits}."
             )
 
 

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
+from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
 from fedagg._trees.weights import as_weights
-from fedagg._types import Aggregator, Output, PyTree
+from fedagg._types import Aggregator, Output, PyTree, Steps
 
 ClientWork = Callable[
     [PyTree, Any, jax.Array | None], tuple[PyTree, dict[str, jax.Array]]
@@ -24,6 +26,7 @@ class TrainingState(NamedTuple):
     aggregator: PyTree
 
 
+@prints_as_its_call
 def federated_averaging(
     client_work: ClientWork,
     server_optimizer: optax.GradientTransformation,
@@ -35,15 +38,19 @@ def federated_averaging(
     dict of collections with the parameters under "params". The state has the model as
     `state.variables`.
 
-    `next(state, client_data, weights=None, key=None)` runs `client_work` for each row
-    of `client_data` inside the aggregator's sum, so that no stack of updates exists
-    unless the way to sum wants one; aggregates the changes; and steps the server. Its
-    value is the new model, its metrics those of the aggregator and of the client work.
+    `next(state, client_data, weights=None, key=None, *, memory=None)` runs
+    `client_work` for each row of `client_data` inside the aggregator's sum, so that no
+    stack of updates exists unless the way to sum wants one; aggregates the changes; and
+    steps the server. Its value is the new model, its metrics those of the aggregator
+    and of the client work.
 
     The server optimizer takes the aggregated change, negated, for a gradient of the
     parameters. Collections beside "params", such as batch statistics, are moved by the
     aggregated change as it is: with a mean, to the mean of the clients' statistics. In
     a round with nobody present the model and the optimizer stay as they are.
+
+    `steps` is the same round taken apart: `client` trains, `server` takes the
+    optimizer's step.
 
     With `local_training`: FedAvg is `optax.sgd(1.0)` at the server; FedSGD is one epoch
     of one batch with `optax.sgd(1.0)` at the clients; FedProx is `proximal > 0`; Adam
@@ -52,7 +59,9 @@ def federated_averaging(
     Args:
         client_work: `(variables, row, key) -> (change, metrics)`, for one client. The
             change is what the client would add to the model; the key is
-            `jax.random.fold_in(key, i)` for row `i`.
+            `jax.random.fold_in(key, i)` for row `i`. With a memory in `next` it is
+            `(variables, row, key, memory) -> (change, metrics, memory)`, as the work of
+            an `aggregator`.
         server_optimizer: from Optax.
         aggregator: any.
 
@@ -73,15 +82,8 @@ def federated_averaging(
             aggregator.init(variables),
         )
 
-    def next(
-        state: TrainingState,
-        client_data: PyTree,
-        weights: jax.Array | None = None,
-        key: jax.Array | None = None,
-    ) -> Output:
-        present = as_weights(weights, checks.count_clients(client_data)) > 0.0
-        work = jax.tree_util.Partial(client_work, state.variables)
-        change = aggregator.next(state.aggregator, client_data, weights, key, work=work)
+    def stepped(state: TrainingState, change: Output, is_anyone: jax.Array) -> Output:
+        """The server's step, after the aggregator's."""
         parameters, collections = split_model(state.variables)
         towards, collections_change = split_model(change.value)
         step, optimizer = server_optimizer.update(
@@ -93,14 +95,75 @@ def federated_averaging(
         )
         # A momentum would move the model in a round without anybody too.
         variables, optimizer = pytree.where(
-            jnp.any(present),
-            (variables, optimizer),
-            (state.variables, state.optimizer),
+            is_anyone, (variables, optimizer), (state.variables, state.optimizer)
         )
         state = TrainingState(variables, optimizer, change.state)
         return Output(state, variables, change.metrics)
 
-    return Aggregator(init, next)
+    def next(
+        state: TrainingState,
+        client_data: PyTree,
+        weights: Any = None,
+        key: jax.Array | None = None,
+        *,
+        memory: PyTree = None,
+    ) -> Any:
+        _check_state(state)
+        present = as_weights(weights, checks.count_clients(client_data)) > 0.0
+        work = Partial(client_work, state.variables)
+        given = {} if memory is None else {"memory": memory}
+        change = aggregator.next(
+            state.aggregator, client_data, weights, key, work=work, **given
+        )
+        if memory is None:
+            return stepped(state, change, jnp.any(present))
+        change, kept = change
+        return stepped(state, change, jnp.any(present)), kept
+
+    steps = None
+    if aggregator.steps is not None:
+        steps = _steps(client_work, aggregator.steps, stepped)
+    return Aggregator(init, next, steps, aggregator.message)
+
+
+class _Shared(NamedTuple):
+    """What a client is told."""
+
+    variables: PyTree
+    aggregator: PyTree
+
+
+def _steps(client_work: ClientWork, of: Steps, stepped: Callable[..., Output]) -> Steps:
+    """The steps of a training, from those of its aggregator."""
+
+    def broadcast(state: TrainingState) -> _Shared:
+        _check_state(state)
+        return _Shared(state.variables, of.broadcast(state.aggregator))
+
+    def client(
+        shared: _Shared,
+        row: PyTree,
+        weight: Any = 1.0,
+        key: jax.Array | None = None,
+        memory: PyTree = None,
+    ) -> Any:
+        work = Partial(client_work, shared.variables)
+        return of.client(shared.aggregator, row, weight, key, memory, work=work)
+
+    def server(state: TrainingState, total: PyTree, key: Any = None) -> Output:
+        # Who is absent sends nothing, so that there is somebody in a total.
+        change = of.server(state.aggregator, total, key)
+        return stepped(state, change, jnp.bool_(True))
+
+    return Steps(broadcast, client, of.add, server)
+
+
+def _check_state(state: Any) -> None:
+    if not isinstance(state, TrainingState):
+        raise TypeError(
+            "state: expected the state that init or the last round returned, got a "
+            f"{type(state).__name__}. The model is state.variables."
+        )
 
 
 def split_model(variables: PyTree) -> tuple[PyTree, PyTree]:

@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedagg._sentence import prints_as_its_call
 from fedagg._training.federated_averaging import ClientWork, join_model, split_model
-from fedagg._trees import pytree
+from fedagg._trees import pytree, rowwise
 from fedagg._trees.keys import split_key
 from fedagg._types import PyTree
 
 Loss = Callable[[PyTree, Any, jax.Array | None], tuple[jax.Array, dict[str, PyTree]]]
 
 
+@prints_as_its_call
 def local_training(
     loss: Loss,
     optimizer: optax.GradientTransformation,
@@ -91,7 +93,7 @@ def local_training(
             places, counts, key = batch
             (_, (value, changed)), gradient = jax.value_and_grad(
                 batch_loss, has_aux=True
-            )(parameters, collections, pytree.take(examples, places), counts, key)
+            )(parameters, collections, rowwise.take(examples, places), counts, key)
             change, new_state = optimizer.update(gradient, optimizer_state, parameters)
             stepped = (optax.apply_updates(parameters, change), changed), new_state
             count = jnp.sum(counts, dtype=jnp.float32)

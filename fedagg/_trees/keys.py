@@ -13,6 +13,11 @@ def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
     return list(jax.random.split(key, count))
 
 
+def fold_key(key: jax.Array | None, stream: int | jax.Array) -> jax.Array | None:
+    """The key of a stream of its own, or none from none."""
+    return None if key is None else jax.random.fold_in(key, stream)
+
+
 def without_keys(tree: PyTree) -> PyTree:
     """None in place of every typed key."""
     return jax.tree.map(lambda x: None if pytree.is_key(x) else x, tree)

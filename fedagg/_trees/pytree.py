@@ -39,6 +39,28 @@ def cast_like(tree: PyTree, template: PyTree) -> PyTree:
     return jax.tree.map(lambda x, t: jnp.asarray(x).astype(t.dtype), tree, template)
 
 
+def like(tree: PyTree, other: PyTree, name: str) -> PyTree:
+    """The tree, if its structure, shapes and dtypes are those of the other.
+
+    Raises:
+        ValueError: with the name, what was expected and what was got.
+    """
+    expected, got = map(_described, (other, tree))
+    if expected != got:
+        raise ValueError(f"{name}: expected {expected}, got {got}.")
+    return jax.tree.map(jnp.asarray, tree)
+
+
+def _described(tree: PyTree) -> dict[str, str]:
+    leaves = leaves_with_names(tree)
+    return {path: f"{jnp.result_type(x)}{list(jnp.shape(x))}" for path, x in leaves}
+
+
+def is_alike(tree: PyTree, other: PyTree) -> bool:
+    """Whether two trees have the same structure."""
+    return jax.tree.structure(tree) == jax.tree.structure(other)
+
+
 def norm(tree: PyTree, order: float = 2.0) -> jax.Array:
     """The norm `[]` over all leaves together, as float32.
 
@@ -103,32 +125,6 @@ def zeros(template: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), template)
 
 
-def sum_over_clients(stacked: PyTree) -> PyTree:
-    """Sums every leaf over its leading axis, in the leaf's own dtype."""
-
-    def product(x: jax.Array) -> jax.Array:
-        ones = jnp.ones(len(x), x.dtype)
-        total = jnp.matmul(ones, x.reshape(len(x), -1), precision="highest")
-        return total.reshape(x.shape[1:])
-
-    def plain(x: jax.Array) -> jax.Array:
-        return jnp.sum(x, axis=0, dtype=x.dtype)
-
-    def total(x: jax.Array) -> jax.Array:
-        if x.ndim == 1 or x.dtype not in (jnp.float32, jnp.int32, jnp.uint32):
-            return plain(x)
-        # On a CPU a sum over a few long rows is slow, by five times for floats and by
-        # twenty for integers, and a product with ones is not.
-        return jax.lax.platform_dependent(x, cpu=product, default=plain)
-
-    return jax.tree.map(total, stacked)
-
-
-def abstract_row(stacked: PyTree) -> PyTree:
-    """The shapes and dtypes of one client's part."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked)
-
-
 def abstract(tree: PyTree) -> PyTree:
     """The shapes and dtypes of a tree of arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
@@ -139,31 +135,9 @@ def count_bytes(tree: PyTree) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def rows(stacked: PyTree, start: jax.Array, size: int) -> PyTree:
-    """`size` clients' part, from a traced start."""
-    return jax.tree.map(
-        lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=0), stacked
-    )
-
-
 def as_partial(fn: Callable[..., Any]) -> Partial:
     """The function as a pytree of the arrays that are bound to it, if any."""
     return fn if isinstance(fn, Partial) else Partial(fn)
-
-
-def take(stacked: PyTree, positions: jax.Array) -> PyTree:
-    """The rows at the given positions, or the one at a position."""
-    return jax.tree.map(lambda x: x[positions], stacked)
-
-
-def repeat(tree: PyTree, count: int) -> PyTree:
-    """The same row so many times."""
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), tree)
-
-
-def add_rows(stacked: PyTree, positions: jax.Array, rows: PyTree) -> PyTree:
-    """Adds rows at the given positions, except to positions that do not exist."""
-    return jax.tree.map(lambda x, row: x.at[positions].add(row), stacked, rows)
 
 
 def copy(tree: PyTree) -> PyTree:
@@ -186,39 +160,22 @@ def renew_keys(tree: PyTree, key: jax.Array | None) -> PyTree:
     return jax.tree.unflatten(structure, leaves)
 
 
-def pad_rows(stacked: PyTree, count: int) -> PyTree:
-    """Repeats the last row `count` times, which typed keys can do too."""
-    return jax.tree.map(lambda x: jnp.concatenate([x, *[x[-1:]] * count]), stacked)
-
-
-def is_code(x: Any) -> bool:
-    """Whether this is a node that must be decoded before it can be added."""
-    return hasattr(x, "decode")
-
-
-def decode(message: PyTree) -> PyTree:
-    """Replaces every node that has a `decode()` by what it decodes to."""
-    return jax.tree.map(
-        lambda x: x.decode() if is_code(x) else x, message, is_leaf=is_code
-    )
-
-
-def parts(message: PyTree, is_part: Callable[[Any], bool] = is_code) -> list:
-    """The arrays of a message, and as one each its nodes that are parts."""
-    return jax.tree.leaves(message, is_leaf=is_part)
-
-
 def parts_with_names(
-    message: PyTree, is_part: Callable[[Any], bool] = is_code
+    tree: PyTree, is_part: Callable[[Any], bool]
 ) -> list[tuple[str, Any]]:
-    """The same, each with its path, which is empty for a part that is all there is."""
-    nodes = jax.tree.leaves_with_path(message, is_leaf=is_part)
+    """The leaves of a tree, and as one each its nodes that are parts, with their paths.
+
+    The path is empty for a part that is all there is.
+    """
+    nodes = jax.tree.leaves_with_path(tree, is_leaf=is_part)
     return [(jax.tree_util.keystr(path), x) for path, x in nodes]
 
 
-def codes_with_names(tree: PyTree) -> list[tuple[str, Any]]:
-    """The nodes that must be decoded, as `leaves_with_names` gives leaves."""
-    return [(path, x) for path, x in parts_with_names(tree) if is_code(x)]
+def map_parts(
+    fn: Callable[[Any], Any], tree: PyTree, is_part: Callable[[Any], bool]
+) -> PyTree:
+    """Replaces every node that is a part by what the function makes of it."""
+    return jax.tree.map(lambda x: fn(x) if is_part(x) else x, tree, is_leaf=is_part)
 
 
 def flatten(tree: PyTree) -> tuple[list, Any]:

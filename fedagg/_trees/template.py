@@ -25,12 +25,26 @@ class Template:
 
     structure: Any  # a PyTreeDef
     shapes: tuple[tuple[int, ...], ...]  # of the leaves, in order
+    dtypes: tuple[str, ...]  # likewise
 
     @classmethod
     def of(cls, tree: PyTree) -> "Template":
         """The template of a tree of arrays or of `jax.ShapeDtypeStruct`."""
         leaves, structure = pytree.flatten(tree)
-        return cls(structure, tuple(tuple(x.shape) for x in leaves))
+        dtypes = [jax.dtypes.canonicalize_dtype(jnp.result_type(x)) for x in leaves]
+        shapes = [tuple(jnp.shape(x)) for x in leaves]
+        return cls(structure, tuple(shapes), tuple(map(str, dtypes)))
+
+    def is_of(self, value: PyTree) -> bool:
+        """Whether a value has the template's leaves, by path and shape."""
+        return _described(value) == _described(self.abstract())
+
+    def abstract(self) -> PyTree:
+        """The tree that it is the template of, as `jax.ShapeDtypeStruct`."""
+        leaves = zip(self.shapes, self.dtypes, strict=True)
+        return pytree.unflatten(
+            self.structure, [jax.ShapeDtypeStruct(x, jnp.dtype(d)) for x, d in leaves]
+        )
 
     @property
     def size(self) -> int:
@@ -60,8 +74,7 @@ class Template:
 
     def check(self, value: PyTree, name: str = "updates") -> None:
         """Raises a ValueError that names the first path at which the value differs."""
-        shapes = [jax.ShapeDtypeStruct(x, jnp.float32) for x in self.shapes]
-        expected = _described(pytree.unflatten(self.structure, shapes))
+        expected = _described(self.abstract())
         for ours, theirs in itertools.zip_longest(expected, _described(value)):
             if ours != theirs:
                 raise ValueError(
@@ -104,4 +117,4 @@ flax.serialization.register_serialization_state(
 def _described(tree: PyTree) -> list[str]:
     """A line for each leaf."""
     leaves = pytree.leaves_with_names(tree)
-    return [f"{path} of shape {list(x.shape)}" for path, x in leaves]
+    return [f"{path} of shape {list(jnp.shape(x))}" for path, x in leaves]

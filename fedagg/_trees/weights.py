@@ -1,7 +1,17 @@
 """Weights of clients, and who is present."""
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+_LARGEST = float(np.finfo(np.float32).max)
+_LEAST = float(np.finfo(np.float32).smallest_normal)
+
+# Weights in this range, up to millions of them, sum and scale values without harm.
+_SMALL, _BIG = 2.0**-64, 2.0**64
 
 
 def is_present(weight: jax.Array) -> jax.Array:
@@ -9,17 +19,64 @@ def is_present(weight: jax.Array) -> jax.Array:
     return weight > 0.0
 
 
-def as_weights(weights: jax.Array | None, n: int) -> jax.Array:
-    """Weights as `[n]` float32, zero where they are not positive and finite."""
+def as_weight(weight: Any) -> jax.Array:
+    """The weight of one client as float32 `[]`, zero for one that is absent."""
+    return _checked(weight, (), "weight: expected a scalar")
+
+
+def as_weights(weights: Any, n: int) -> jax.Array:
+    """Weights as float32 `[n]`, zero where they are not positive and finite.
+
+    Whatever holds the numbers, they are taken at their value: 64-bit integers are not
+    cut to 32 bits on the way.
+
+    Raises:
+        ValueError: for another shape, or a number that float32 does not hold.
+        TypeError: for what are no real numbers.
+    """
     if weights is None:
         return jnp.ones((n,), jnp.float32)
-    weights = jnp.asarray(weights)
-    if weights.shape != (n,):
-        raise ValueError(
-            f"weights: expected shape ({n},), one for each client of updates; got "
-            f"{weights.shape}."
-        )
+    expected = f"weights: expected shape ({n},), one for each client of updates"
+    return _checked(weights, (n,), expected)
+
+
+def _checked(weights: Any, shape: tuple[int, ...], expected: str) -> jax.Array:
+    if not isinstance(weights, jax.Array):
+        weights = _on_host(weights)
+    if weights.shape != shape:
+        raise ValueError(f"{expected}; got {weights.shape}.")
     if jnp.issubdtype(weights.dtype, jnp.complexfloating):
         raise TypeError(f"weights: expected real numbers, got dtype {weights.dtype}.")
-    weights = weights.astype(jnp.float32)
-    return jnp.where((weights > 0.0) & (weights < jnp.inf), weights, 0.0)
+    numbers = jnp.asarray(weights).astype(jnp.float32)
+    return jnp.where((numbers > 0.0) & (numbers < jnp.inf), numbers, 0.0)
+
+
+def _on_host(weights: Any) -> np.ndarray:
+    """Numbers of NumPy or Python as float32."""
+    numbers = np.asarray(weights)
+    if np.issubdtype(numbers.dtype, np.complexfloating):
+        return numbers
+    try:
+        wide = numbers.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(
+            f"weights: expected real numbers, got dtype {numbers.dtype}."
+        ) from None
+    lost = wide[(wide > _LARGEST) & (wide < math.inf) | (wide > 0.0) & (wide < _LEAST)]
+    if lost.size:
+        raise ValueError(
+            f"weights: expected numbers that float32 holds, to 3.4e38; got {lost[0]}."
+        )
+    return wide.astype(np.float32)
+
+
+def unit_of(weights: jax.Array) -> jax.Array:
+    """A power of two, as float32 `[]`, in units of which sums of weights stay in range.
+
+    It is one unless weights are very large or very small. Only what is in proportion to
+    all weights alike may be worked out in units.
+    """
+    largest = jnp.max(weights)
+    exponent = jnp.frexp(jnp.where(largest > 0.0, largest, 1.0))[1]
+    extreme = (largest > _BIG) | ((largest > 0.0) & (largest < _SMALL))
+    return jnp.ldexp(jnp.float32(1.0), jnp.where(extreme, exponent - 1, 0))

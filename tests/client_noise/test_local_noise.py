@@ -69,7 +69,7 @@ def test_compressors_and_rules_may_stand_behind():
     noise = fedagg.local_gaussian_noise(0.1, 1.0)
     for aggregator in (
         fedagg.aggregator(noise, fedagg.mean(), fedagg.quantization(8, threshold=0)),
-        fedagg.aggregator(noise, rule=fedagg.median()),
+        fedagg.combining(fedagg.median(), noise),
     ):
         output = first_round_compiled(aggregator, *make_updates(), key())
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(output.value))

@@ -335,7 +335,7 @@ def test_a_mean_before_private_noise_is_refused(weighted):
 
 def test_a_rule_in_place_of_the_sum_is_refused():
     stage = fedagg.gaussian_noise(1.0, 1.0, 10.0)
-    aggregator = fedagg.aggregator(stage, rule=fedagg.median())
+    aggregator = fedagg.combining(fedagg.median(), stage)
 
     with pytest.raises(ValueError, match="does not go with a rule"):
         first_round_compiled(aggregator, *make_updates(), KEY)

@@ -28,7 +28,7 @@ from tests.helpers import (
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
-class Coded:
+class Coded(fedagg.Payload):
     """A vector on a grid of the client's own, as a message would hold it."""
 
     codes: jax.Array  # [d] int8
@@ -45,15 +45,11 @@ def coding() -> fedagg.Stage:
         step = jnp.maximum(jnp.max(jnp.abs(x)), 1e-9) / 127.0
         return Coded(jnp.round(x / step).astype(jnp.int8), step)
 
-    def client(shared: Any, update: fedagg.Update, key: Any):
-        del shared, key
+    def client(update: fedagg.Update, key: Any):
+        del key
         return update._replace(value=jax.tree.map(code, update.value)), ()
 
-    def server(state: Any, total: Any, note: Any, key: Any):
-        del note, key
-        return fedagg.Output(state, total, {})
-
-    return fedagg.Stage(lambda template: (), lambda state: (), client, server)
+    return fedagg.Stage.stateless(client, traits=fedagg.Traits("coding", codes=True))
 
 
 def decoded(stacked: Any) -> Any:
@@ -88,7 +84,7 @@ def test_a_value_that_needs_decoding_is_decoded_before_it_is_added(way, behind):
 
 def test_a_value_that_needs_decoding_is_decoded_before_a_rule():
     values = {"w": make_updates().value["w"]}
-    aggregator = fedagg.aggregator(coding(), rule=fedagg.median())
+    aggregator = fedagg.combining(fedagg.median(), coding())
 
     value = first_round(aggregator, values).value
 
@@ -147,7 +143,7 @@ def test_rows_may_be_indices_into_a_data_set(way):
 
 
 def test_work_runs_before_a_rule_too():
-    aggregator = fedagg.aggregator(rule=fedagg.median())
+    aggregator = fedagg.combining(fedagg.median())
 
     output = first_round(
         aggregator,
@@ -289,12 +285,14 @@ good = jnp.ones((3, 2))
         ),
     ],
 )
-@pytest.mark.parametrize("rule", [None, fedagg.median()], ids=["summed", "median"])
+@pytest.mark.parametrize(
+    "aggregator",
+    [fedagg.aggregator(), fedagg.combining(fedagg.median())],
+    ids=["summed", "median"],
+)
 def test_updates_that_are_not_stacked_clients_are_refused(
-    updates, error, message, rule
+    updates, error, message, aggregator
 ):
-    aggregator = fedagg.aggregator(rule=rule)
-
     with pytest.raises(error, match=message):
         aggregator.next(aggregator.init(TEMPLATE), updates)
 
@@ -339,7 +337,7 @@ def test_a_metric_of_work_may_not_take_the_name_of_a_stages():
 
 
 def test_the_state_of_an_aggregator_without_a_rule_is_refused_by_one_with():
-    aggregator = fedagg.aggregator(rule=fedagg.median())
+    aggregator = fedagg.combining(fedagg.median())
     other = fedagg.aggregator(fedagg.clipping(1.0))
 
     with pytest.raises(ValueError, match="state: expected"):

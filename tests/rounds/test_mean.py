@@ -172,13 +172,17 @@ def test_float64_stays_float64():
         assert output.value["x"] == 1.0 + 1e-12
 
 
-def test_a_stage_behind_a_mean_sees_value_times_weight():
-    value = {"x": jnp.asarray([[3.0], [1.0]])}
-    aggregator = fedagg.aggregator(fedagg.mean(), fedagg.clipping(4.0))
+@pytest.mark.parametrize(
+    "bounding",
+    [fedagg.clipping(4.0), fedagg.zeroing(4.0), fedagg.local_gaussian_noise(1.0, 4.0)],
+    ids=str,
+)
+def test_what_bounds_values_does_not_come_after_what_weighs_them(bounding):
+    named = bounding.traits.name
 
-    output = first_round(aggregator, value, [2.0, 2.0])
-
-    assert_close(output.value, {"x": np.asarray([(4.0 + 2.0) / 4.0])})
+    with pytest.raises(ValueError, match=f"Put {named} before mean"):
+        fedagg.aggregator(fedagg.mean(), bounding)
+    fedagg.aggregator(fedagg.mean(weighted=False), bounding)  # bounds what it says
 
 
 @pytest.mark.parametrize("weighted", [True, False])

@@ -61,14 +61,14 @@ def test_what_is_decoded_is_in_the_clear():
 
 
 def test_what_a_rule_combines_is_in_the_clear_and_notes_are_not():
-    seen = how(fedagg.aggregator(fedagg.clipping(1.0), rule=fedagg.median()))
+    seen = how(fedagg.combining(fedagg.median(), fedagg.clipping(1.0)))
 
     assert seen["value['w']"] == "in the clear"
     assert seen["note[0].count"] == "plain sum"
 
 
 def test_what_a_stage_outside_of_the_secure_sum_notes_is_a_plain_sum():
-    hidden = fedagg.secure_sum(fedagg.mean(), 1.0, largest_cohort=9)
+    hidden = fedagg.secure_sum(fedagg.mean(), 1.0, largest_cohort=9, largest_weight=9.0)
 
     seen = how(fedagg.aggregator(fedagg.zeroing(1.0), hidden))
 

@@ -293,7 +293,7 @@ def test_a_compressor_behind_a_secure_sum_is_refused():
 
 def test_a_rule_is_refused():
     hidden = fedagg.secure_sum(NOTHING, 1.0, largest_cohort=20)
-    aggregator = fedagg.aggregator(hidden, rule=fedagg.median())
+    aggregator = fedagg.combining(fedagg.median(), hidden)
 
     with pytest.raises(ValueError, match="of which a secure sum shows none"):
         first_round_compiled(aggregator, make_updates().value)

@@ -1,0 +1,111 @@
+"""A round whose clients are combined by a rule, and not by a sum."""
+
+from typing import Any
+
+import jax
+
+from fedagg._execution.ways import at_once
+from fedagg._messages.marks import Single
+from fedagg._messages.message import Message, added
+from fedagg._rounds.chain import chain, check_length, merge_metrics
+from fedagg._rounds.driver import Server, driven
+from fedagg._rounds.steps import server_step, steps_of
+from fedagg._rounds.view import message_of
+from fedagg._sentence import prints_as_its_call
+from fedagg._trees import pytree, rowwise
+from fedagg._trees.keys import split_key
+from fedagg._trees.remembered import Remembered
+from fedagg._types import Aggregator, Output, PyTree, Rule, Stage, Steps, Update
+
+
+@prints_as_its_call
+def combining(rule: Rule, *stages: Stage) -> Aggregator:
+    """Makes the `(init, next)` pair of a round whose clients a rule combines.
+
+    What `aggregator` says of `init`, `next` and `steps` holds, but that the rule sees
+    the values of all clients at once, after the stages, in place of their sum. Stages'
+    notes are summed. The `add` of its steps puts values after one another, in memory
+    for all clients.
+
+    Args:
+        rule: combines the clients' values, `median()`, say.
+        *stages: left to right is a client's way to the rule.
+
+    Raises:
+        TypeError: if the rule or a stage is of another type.
+        ValueError: if stages are in an order that `chain` refuses, or one of them is
+            made for a sum: a secure one, noise for privacy, `mean`, whose place the
+            rule takes; in `next`, as `aggregator` does.
+    """
+    if not isinstance(rule, Rule):
+        raise TypeError(f"rule: expected a Rule, got {rule!r}.")
+    whole = chain(*stages)
+    for stage in stages:
+        _check_stage(stage)
+
+    def init(template: PyTree) -> PyTree:
+        return Remembered.of(template, (whole.init(template), rule.init(template)))
+
+    def broadcast(state: PyTree) -> PyTree:
+        check_length(state, 2)
+        return whole.broadcast(state[0])
+
+    def client(shared: PyTree, update: Update, key: jax.Array | None):
+        update, note = whole.client(shared, update, key)
+        return update._replace(value=Single(update.value, update.weight)), note
+
+    def receive(message: Message) -> tuple[Message, Update]:
+        """What is summed of a client, and what the rule gets of it."""
+        summed = added(message._replace(value=(), present=()))
+        weight = pytree.keep(message.present, message.value.weight)
+        return summed, Update(message.value.decode(), weight)
+
+    def add(total: Message | None, message: Message) -> Message:
+        summed, update = receive(message)
+        value = jax.tree.map(lambda x: x[None], update)
+        if total is not None:
+            value = rowwise.append_rows(total.value, value)
+            summed = pytree.add(total._replace(value=()), summed)
+        return summed._replace(value=value)
+
+    def finish(
+        state: PyTree, total: Message, stacked: Update, key: Any, like: PyTree = None
+    ) -> Output:
+        check_length(state, 2)
+        stage_key, rule_key = split_key(key, 2)
+        combined = rule.combine(state[1], stacked, rule_key)
+        total = total._replace(value=combined.value)
+        like = Remembered.template_of(state) if like is None else like
+        output = server_step(whole, state[0], total, stage_key, like)
+        return Output(
+            Remembered.like(state, (output.state, combined.state)),
+            output.value,
+            merge_metrics(output.metrics, combined.metrics),
+        )
+
+    def server(state: PyTree, total: Message, key: jax.Array | None = None) -> Output:
+        return finish(state, total, total.value, key)
+
+    shown = Stage(whole.init, whole.broadcast, client, whole.server, whole.traits)
+    steps = Steps(broadcast, steps_of(shown).client, add, server)
+    next = driven(shown, Server(broadcast, receive, finish), at_once())
+    return Aggregator(init, next, steps, lambda x: message_of(shown, x))
+
+
+def _check_stage(stage: Stage) -> None:
+    """Raises a ValueError for a stage that is made for a sum."""
+    traits = stage.traits
+    if traits.is_secret:
+        raise ValueError(
+            "a rule combines the values of single clients, of which a secure sum shows "
+            f"none: {traits.name} does not go with a rule."
+        )
+    if traits.is_private:
+        raise ValueError(
+            f"noise for privacy is made for a sum: {traits.name} does not go with a "
+            "rule."
+        )
+    if traits.divides:
+        raise ValueError(
+            f"{traits.name}() does not go with a rule, which takes its place."
+        )

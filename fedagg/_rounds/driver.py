@@ -1,0 +1,111 @@
+"""The steps of a round, driven for all clients in one program."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from fedagg._execution.program import Program
+from fedagg._execution.ways import SumOver
+from fedagg._messages.marks import in_units
+from fedagg._messages.message import Message
+from fedagg._rounds.steps import Work, client_step
+from fedagg._trees import checks, pytree
+from fedagg._trees.keys import fold_key
+from fedagg._trees.remembered import check_stacked
+from fedagg._trees.weights import as_weights, unit_of
+from fedagg._types import Next, Output, PyTree, Stage, Traits
+
+# Stream of the server's key beside the clients', which are numbered from zero.
+_SERVER = 2**32 - 1
+
+
+class Clients(NamedTuple):
+    """The clients of a round, stacked."""
+
+    row: PyTree  # the update, or what `work` makes it of
+    weight: jax.Array  # [n]
+    index: jax.Array  # [n] uint32
+    memory: PyTree  # what each kept of earlier rounds, or None
+
+
+class Server(NamedTuple):
+    """What the driver asks of the server."""
+
+    broadcast: Callable[[PyTree], PyTree]  # state -> shared
+    receive: Callable[[Message], tuple[Message, PyTree]]  # what is summed, and stacked
+    # (state, total, stacked, key, like) -> Output, its value in the dtypes of `like`.
+    finish: Callable[[PyTree, Message, PyTree, jax.Array | None, PyTree], Output]
+
+
+def driven(stage: Stage, server: Server, sum_over: SumOver) -> Next:
+    """`next` of a round: clients make messages, which are summed some way."""
+
+    def next(
+        state: PyTree,
+        updates: PyTree,
+        weights: Any = None,
+        key: jax.Array | None = None,
+        *,
+        work: Work | None = None,
+        memory: PyTree = None,
+    ) -> Any:
+        clients = _clients(updates, weights, work, memory)
+        unit = jnp.float32(1.0)
+        if _is_in_proportion(stage.traits):
+            unit = unit_of(clients.weight)
+            clients = clients._replace(weight=clients.weight / unit)
+        values = []  # a client's value, as shapes and dtypes
+
+        def contribution(work: Any, shared: PyTree, key: Any, client: Clients):
+            row, weight, index, memory = client
+            key = fold_key(key, index)
+            made = client_step(
+                stage, shared, row, weight, key, memory, work, look=values.append
+            )
+            message, kept = (made, None) if memory is None else made
+            summed, stacked = server.receive(message)
+            return summed, (stacked, kept)
+
+        # All arrays that clients share are arguments, for `across` to hand on.
+        shared = server.broadcast(state)
+        bound = None if work is None else pytree.as_partial(work)
+        program = Program.of(Partial(contribution, bound, shared, key), clients)
+        total, (stacked, kept) = sum_over(program, clients)
+        total = total._replace(note=in_units(total.note, unit))
+        output = server.finish(state, total, stacked, fold_key(key, _SERVER), values[0])
+        if work is None:  # after the stages, whose errors say more
+            check_stacked(state, updates)
+        return output if memory is None else (output, kept)
+
+    return next
+
+
+def _is_in_proportion(traits: Traits) -> bool:
+    """Whether weights matter in proportion to each other alone."""
+    return traits.weighs and traits.divides and not traits.is_secret
+
+
+def _clients(
+    updates: PyTree, weights: Any, work: Work | None, memory: PyTree
+) -> Clients:
+    """The clients of a round, from the arguments of `next`."""
+    n = checks.count_clients(updates)
+    if work is not None and not callable(work):
+        raise TypeError(f"work: expected a function of a row and a key, got {work!r}.")
+    if memory is not None:
+        if work is None:
+            raise ValueError("memory goes with work, which returns what clients keep.")
+        found = checks.count_clients(memory, "memory")
+        if found != n:
+            raise ValueError(
+                f"memory: expected a row for each of {n} clients, got {found}."
+            )
+    return Clients(
+        jax.tree.map(jnp.asarray, updates),
+        as_weights(weights, n),
+        jnp.arange(n, dtype=jnp.uint32),
+        jax.tree.map(jnp.asarray, memory),
+    )

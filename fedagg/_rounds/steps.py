@@ -1,0 +1,163 @@
+"""A round taken apart: what is told, what a client sends, what the server makes of it.
+
+These functions are the round. `aggregator` drives them for all clients in one program,
+a deployment on as many machines as there are clients.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedagg._messages.message import Message, added, sent
+from fedagg._rounds.chain import merge_metrics
+from fedagg._trees import checks, pytree
+from fedagg._trees.keys import fold_key
+from fedagg._trees.remembered import Remembered
+from fedagg._trees.weights import as_weight, is_present
+from fedagg._types import Output, PyTree, Stage, Steps, Update
+
+Work = Callable[..., Any]
+
+# Stream of a client's key beside that of its work, which draws from the key itself.
+_STAGES = 2**32 - 2
+
+
+def steps_of(stage: Stage) -> Steps:
+    """The steps of a round of one stage, whose clients' values are summed."""
+
+    def client(
+        shared: PyTree,
+        row: PyTree,
+        weight: Any = 1.0,
+        key: jax.Array | None = None,
+        memory: PyTree = None,
+        *,
+        work: Work | None = None,
+    ) -> Any:
+        return client_step(stage, shared, row, weight, key, memory, work)
+
+    def server(state: PyTree, total: Message, key: jax.Array | None = None) -> Output:
+        return server_step(stage, state, total, key)
+
+    return Steps(stage.broadcast, client, add_step, server)
+
+
+def client_step(
+    stage: Stage,
+    shared: PyTree,
+    row: PyTree,
+    weight: Any,
+    key: jax.Array | None,
+    memory: PyTree,
+    work: Work | None,
+    look: Callable[[PyTree], None] = lambda value: None,
+) -> Any:
+    """The message of a client, and with a memory what it keeps.
+
+    `look` is shown the client's value, as shapes and dtypes.
+    """
+    weight = as_weight(weight)
+    update, metrics, kept = _made(row, weight, key, memory, work)
+    checks.check_numeric(update.value, "updates" if work is None else "work")
+    look(pytree.abstract(update.value))
+    # An absent client's value may be anything, and so may its derivatives.
+    value = pytree.keep(is_present(update.weight), update.value)
+    before = update._replace(value=value)
+    after, note = stage.client(shared, before, fold_key(key, _STAGES))
+    message = sent(
+        after.value,
+        note,
+        _note_metrics(metrics, update.weight),
+        is_present(after.weight),
+    )
+    if memory is None:
+        return message
+    counts = is_present(update.weight) & is_present(after.weight)
+    if stage.traits.refused is not None:
+        counts &= ~stage.traits.refused(note)
+    return message, pytree.where(counts, kept, memory)
+
+
+def alone(stage: Stage, state: PyTree, value: PyTree, note: PyTree) -> PyTree:
+    """What the server makes of one client's message, as if nobody else took part."""
+    total = add_step(None, Message(value, note, {}, jnp.bool_(True)))
+    return pytree.widen(stage.server(state, total.value, total.note, None).value)
+
+
+def add_step(total: Message | None, message: Message) -> Message:
+    """Adds a message to the total of those before; None is the total of nobody."""
+    part = added(message)
+    return part if total is None else pytree.add(total, part)
+
+
+def server_step(
+    stage: Stage,
+    state: PyTree,
+    total: Message,
+    key: jax.Array | None,
+    like: PyTree = None,
+) -> Output:
+    """What the server makes of the sum of messages.
+
+    The value is in the dtypes of a client's value like that of `like`, else of the
+    template that the state remembers.
+    """
+    output = stage.server(state, total.value, total.note, key)
+    metrics = merge_metrics(output.metrics, _means(total.metrics))
+    value = output.value
+    like = Remembered.template_of(state) if like is None else like
+    if like is not None and pytree.is_alike(value, like):
+        value = pytree.cast_like(value, like)
+    return Output(Remembered.like(state, output.state), value, metrics)
+
+
+def _made(
+    row: PyTree, weight: jax.Array, key: Any, memory: PyTree, work: Work | None
+) -> tuple[Update, dict[str, jax.Array], PyTree]:
+    """A client's update, the metrics of its work, and what it keeps."""
+    if work is None:
+        return Update(row, weight), {}, memory
+    made = work(row, key) if memory is None else work(row, key, memory)
+    expected = 2 if memory is None else 3
+    is_right = isinstance(made, tuple) and len(made) == expected
+    if not (is_right and not isinstance(made, Update) and isinstance(made[1], dict)):
+        wanted = "(value, metrics)" if memory is None else "(value, metrics, memory)"
+        raise TypeError(
+            f"work: expected {wanted} with metrics a dict of scalars, got {made!r}."
+        )
+    value, metrics = made[:2]
+    _check_metrics(metrics)
+    if isinstance(value, Update):  # the client says its weight
+        weight = jnp.where(is_present(weight), as_weight(value.weight), 0.0)
+        value = value.value
+    kept = memory if memory is None else pytree.like(made[2], memory, "work: memory")
+    return Update(value, weight), metrics, kept
+
+
+def _check_metrics(metrics: dict[str, Any]) -> None:
+    for name, x in metrics.items():
+        if jnp.shape(x):
+            raise ValueError(
+                f"work: expected scalars as metrics; {name!r} has shape {jnp.shape(x)}."
+            )
+
+
+def _note_metrics(metrics: dict[str, jax.Array], weight: jax.Array) -> PyTree:
+    """Each metric as (weight times metric, weight), or zeros where it says nothing."""
+
+    def note(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = jnp.asarray(x).astype(jnp.float32)
+        says = is_present(weight) & jnp.isfinite(x)
+        return jnp.where(says, weight * x, 0.0), jnp.where(says, weight, 0.0)
+
+    return {name: note(x) for name, x in metrics.items()}
+
+
+def _means(notes: PyTree) -> dict[str, jax.Array]:
+    """Weighted means; NaN where nobody said anything."""
+    return {
+        name: jnp.where(weight > 0.0, total / jnp.where(weight > 0.0, weight, 1.0), 0.0)
+        for name, (total, weight) in notes.items()
+    }

@@ -15,14 +15,17 @@ from fedagg._rounds.chain import chain
 from fedagg._rounds.mean import mean
 from fedagg._secure.secure_sum import secure_modular_sum, secure_sum
 from fedagg._sentence import prints_as_its_call
-from fedagg._types import Aggregator, Stage
+from fedagg._types import Aggregator, Bound, Stage
+
+# Whether to, by the default bound; or a bound.
+Choice = bool | float | Bound
 
 
 @prints_as_its_call
 def robust_aggregator(
     *,
-    zeroing: bool = True,
-    clipping: bool = True,
+    zeroing: Choice = True,
+    clipping: Choice = True,
     weighted: bool = True,
     sum_over: SumOver | None = None,
 ) -> Aggregator:
@@ -40,10 +43,14 @@ def robust_aggregator(
     `mean/weight`, each `[]`, where the stage is in use.
 
     Args:
-        zeroing: whether to set far-out clients to zero.
-        clipping: whether to clip.
+        zeroing: whether to set far-out clients to zero, or the bound to do it by.
+        clipping: whether to clip, or the bound to clip to.
         weighted: whether the mean takes weights.
         sum_over: a way to sum, as `aggregator` takes it.
+
+    Raises:
+        TypeError: if an argument is of another type.
+        ValueError: if a bound is not positive.
 
     Reference: TensorFlow Federated, `tff.learning.robust_aggregator`.
     """
@@ -54,8 +61,8 @@ def robust_aggregator(
 @prints_as_its_call
 def compression_aggregator(
     *,
-    zeroing: bool = True,
-    clipping: bool = True,
+    zeroing: Choice = True,
+    clipping: Choice = True,
     weighted: bool = True,
     sum_over: SumOver | None = None,
 ) -> Aggregator:
@@ -71,10 +78,14 @@ def compression_aggregator(
     `mean/weight`, each `[]`, where the stage is in use.
 
     Args:
-        zeroing: whether to set far-out clients to zero.
-        clipping: whether to clip.
+        zeroing: whether to set far-out clients to zero, or the bound to do it by.
+        clipping: whether to clip, or the bound to clip to.
         weighted: whether the mean takes weights.
         sum_over: a way to sum, as `aggregator` takes it.
+
+    Raises:
+        TypeError: if an argument is of another type.
+        ValueError: if a bound is not positive.
 
     Reference: TensorFlow Federated 0.87, `tff.learning.compression_aggregator`.
     """
@@ -87,7 +98,7 @@ def dp_aggregator(
     noise_multiplier: float,
     clients_per_round: float,
     *,
-    zeroing: bool = True,
+    zeroing: Choice = True,
     sum_over: SumOver | None = None,
 ) -> Aggregator:
     """A mean with noise that hides whether any one client took part.
@@ -109,7 +120,7 @@ def dp_aggregator(
         noise_multiplier: total noise of values and clip, in units of sensitivity, for
             `epsilon`. Less than a tenth of `clients_per_round`.
         clients_per_round: the denominator, a number that is known beforehand.
-        zeroing: whether to set far-out clients to zero.
+        zeroing: whether to set far-out clients to zero, or the bound to do it by.
         sum_over: a way to sum, as `aggregator` takes it.
 
     Raises:
@@ -125,8 +136,8 @@ def dp_aggregator(
 @prints_as_its_call
 def secure_aggregator(
     *,
-    zeroing: bool = True,
-    clipping: bool = True,
+    zeroing: Choice = True,
+    clipping: Choice = True,
     weighted: bool = True,
     largest_cohort: int = 1000,
     largest_weight: float = 2**20 - 1,
@@ -147,8 +158,8 @@ def secure_aggregator(
     `mean/weight`, where the stage is in use, and what `secure_sum` reports, each `[]`.
 
     Args:
-        zeroing: whether to set far-out clients to zero.
-        clipping: whether to clip.
+        zeroing: whether to set far-out clients to zero, or the bound to do it by.
+        clipping: whether to clip, or the bound to clip to.
         weighted: whether the mean takes weights.
         largest_cohort: the most clients that may be present in a round. With more, the
             mean is NaN.
@@ -178,7 +189,7 @@ def distributed_dp_aggregator(
     clients_per_round: int,
     bits: int = 20,
     *,
-    zeroing: bool = True,
+    zeroing: Choice = True,
     rotation: str = "hadamard",
     mechanism: str = "skellam",
     smallest_cohort: int | None = None,
@@ -206,7 +217,7 @@ def distributed_dp_aggregator(
             than a tenth of `clients_per_round`.
         clients_per_round: the denominator, a number that is known beforehand.
         bits: sums are made modulo `2**bits`.
-        zeroing: whether to set far-out clients to zero.
+        zeroing: whether to set far-out clients to zero, or the bound to do it by.
         rotation: "hadamard" or "dft".
         mechanism: "skellam" or "discrete_gaussian".
         smallest_cohort: as in `skellam_noise`: with fewer, the mean is zero.
@@ -238,17 +249,24 @@ def distributed_dp_aggregator(
     return aggregator(hidden, sum_over=sum_over)
 
 
-def _bounding(zeroing: bool, clipping: bool) -> list[Stage]:
+def _bounding(zeroing: Choice, clipping: Choice) -> list[Stage]:
     """The first stages of all recipes."""
-    stages = []
-    if zeroing:
-        largest = quantile_bound(
-            10.0, 0.98, math.log(10.0), multiplier=2.0, increment=1.0
-        )
-        stages.append(zeroing_stage(largest))
-    if clipping:
-        stages.append(clipping_stage(quantile_bound(1.0, 0.8, 0.2)))
-    return stages
+    largest = quantile_bound(10.0, 0.98, math.log(10.0), multiplier=2.0, increment=1.0)
+    norms = quantile_bound(1.0, 0.8, 0.2)
+    chosen = _chosen("zeroing", zeroing, largest), _chosen("clipping", clipping, norms)
+    stages = zip(chosen, (zeroing_stage, clipping_stage), strict=True)
+    return [stage(bound) for bound, stage in stages if bound is not None]
+
+
+def _chosen(argument: str, choice: Choice, default: Bound) -> Bound | float | None:
+    """The bound that an argument asks for: True the default, False none."""
+    if isinstance(choice, bool):
+        return default if choice else None
+    if isinstance(choice, (int, float, Bound)):
+        return choice
+    raise TypeError(
+        f"{argument}: expected True, False, a number or a Bound, got {choice!r}."
+    )
 
 
 _MECHANISMS = {"skellam": skellam_noise, "discrete_gaussian": discrete_gaussian_noise}

@@ -25,6 +25,18 @@ def check_not_explicit(clients: PyTree, way: str) -> None:
             )
 
 
+def taken_together(tree: PyTree) -> PyTree:
+    """Every leaf on all devices, if it is spread over an explicit axis."""
+
+    def take(x: jax.Array) -> jax.Array:
+        sharding = jax.typeof(x).sharding
+        if not any(sharding.spec):
+            return x
+        return jax.sharding.reshard(x, jax.NamedSharding(sharding.mesh, jax.P()))
+
+    return jax.tree.map(take, tree)
+
+
 def put_on_axis(clients: PyTree, mesh: jax.sharding.Mesh, axis: str) -> PyTree:
     """Puts the leading axis on a mesh axis that is explicit, part of the type.
 

@@ -13,6 +13,18 @@ from fedagg._types import PyTree
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Kept:
+    """Part of what a function of one client returns that is stacked, and not summed."""
+
+    value: PyTree
+
+
+def is_kept(x: Any) -> bool:
+    return isinstance(x, Kept)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
 class Program:
     """What a function computes of one client, and of arrays that all clients share.
 
@@ -62,6 +74,32 @@ class Program:
     def has_effects(self) -> bool:
         """Whether it calls the host, to print, say, so that it must run just once."""
         return bool(self.jaxpr.effects)
+
+    def parted(self) -> "Program":
+        """The same with a pair of lists as its result: what is summed, and kept."""
+        order = self._summed_and_kept()
+        outvars = [[self.jaxpr.outvars[i] for i in part] for part in order]
+        jaxpr = self.jaxpr.replace(outvars=[*outvars[0], *outvars[1]])
+        structure = pytree.flatten(order)[1]
+        return dataclasses.replace(self, jaxpr=jaxpr, structure=structure)
+
+    def joined(self, total: list, kept: list) -> PyTree:
+        """The result of this program from sums and stacks of what `parted` returns."""
+        summed, stacked = self._summed_and_kept()
+        found = dict(zip((*summed, *stacked), (*total, *kept), strict=True))
+        return pytree.unflatten(self.structure, [found[i] for i in range(len(found))])
+
+    def _summed_and_kept(self) -> tuple[list[int], list[int]]:
+        """Positions of the leaves of the result."""
+        kept = []
+        for _, part in pytree.parts_with_names(self.result, is_kept):
+            leaves = pytree.flatten(part)[0] if is_kept(part) else [part]
+            kept += [is_kept(part)] * len(leaves)
+        positions = range(len(kept))
+        return (
+            [i for i in positions if not kept[i]],
+            [i for i in positions if kept[i]],
+        )
 
     def __call__(self, client: PyTree) -> PyTree:
         leaves, _ = pytree.flatten(client)

@@ -1,9 +1,9 @@
 """Ways to sum a function over clients: at once, in chunks, across devices.
 
-Each is a function `(fn, clients) -> (sum, kept)`, where `fn` takes one client and
-returns a pair: a pytree of arrays that is summed over the leading axis of clients, each
-in its own dtype, and a pytree that clients keep, which comes back stacked in their
-order. Arrays that `fn` needs besides may be bound to it with `jax.tree_util.Partial`.
+Each is a function `(fn, clients) -> sum of fn over the leading axis of clients`, where
+`fn` takes one client and returns a pytree of arrays, each of the dtype it is summed in.
+What it returns within `Kept` is not summed but comes back stacked, in the order of
+clients. Arrays that `fn` needs besides may be bound to it with `jax.tree_util.Partial`.
 """
 
 import contextlib
@@ -16,27 +16,41 @@ import numpy as np
 
 from fedagg._execution.folding import measured_ahead, sum_folded
 from fedagg._execution.loops import in_steps
-from fedagg._execution.placement import check_not_explicit, put_on_axis
-from fedagg._execution.program import Program
+from fedagg._execution.placement import check_not_explicit, put_on_axis, taken_together
+from fedagg._execution.program import Kept, Program
 from fedagg._execution.rows import NotFoldable
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree, rowwise
 from fedagg._types import PyTree
 
-Fn = Callable[[PyTree], tuple[PyTree, PyTree]]
-SumOver = Callable[[Fn, PyTree], tuple[PyTree, PyTree]]
+Fn = Callable[[PyTree], PyTree]
+SumOver = Callable[[Fn, PyTree], PyTree]
+
+
+def _of_programs(
+    sum_parted: Callable[[Program, PyTree], tuple[list, list]],
+) -> SumOver:
+    """A way to sum, from one for programs that return what is summed, and kept."""
+
+    def sum_over(fn: Fn, clients: PyTree) -> PyTree:
+        checks.count_clients(clients)
+        program = Program.of(fn, clients)
+        return program.joined(*sum_parted(program.parted(), clients))
+
+    return sum_over
 
 
 @prints_as_its_call
 def at_once() -> SumOver:
     """Sums under one `vmap`: fastest where all messages fit in memory at once."""
 
-    def sum_over(fn: Fn, clients: PyTree) -> tuple[PyTree, PyTree]:
-        check_not_explicit(clients, "at_once()")
-        parts, kept = jax.vmap(fn)(clients)
-        return rowwise.sum_over_clients(parts), kept
+    return _of_programs(_sum_at_once)
 
-    return sum_over
+
+def _sum_at_once(program: Program, clients: PyTree) -> tuple[list, list]:
+    check_not_explicit(clients, "at_once()")
+    parts, kept = jax.vmap(program)(clients)
+    return rowwise.sum_over_clients(parts), kept
 
 
 @prints_as_its_call
@@ -58,16 +72,18 @@ def in_chunks(size: int) -> SumOver:
     if not is_whole or size < 1:
         raise ValueError(f"in_chunks takes a positive integer, got {size=}.")
 
-    def sum_over(fn: Fn, clients: PyTree) -> tuple[PyTree, PyTree]:
-        n = checks.count_clients(clients)
+    def sum_in_chunks(program: Program, clients: PyTree) -> tuple[list, list]:
         check_not_explicit(clients, f"in_chunks({size})")
+        n = checks.count_clients(clients)
         if size >= n:
-            return at_once()(fn, clients)
-        program = Program.of(fn, clients)
-        zero, row = pytree.zeros(program.result)
-        kept = rowwise.repeat(row, n)
+            return _sum_at_once(program, clients)
         if program.has_effects and n % size:
-            return _in_unequal_chunks(program, clients, size)
+            whole = n // size * size
+            first = sum_in_chunks(program, rowwise.cut_rows(clients, 0, whole))
+            rest = _sum_at_once(program, rowwise.cut_rows(clients, whole, None))
+            kept = rowwise.append_rows(first[1], rest[1])
+            return pytree.add(first[0], rest[0]), kept
+        zero, row = pytree.zeros(program.result)
 
         def body(carry: tuple, chunk: jax.Array):
             total, kept = carry
@@ -89,19 +105,9 @@ def in_chunks(size: int) -> SumOver:
 
         chunks = jnp.arange(math.ceil(n / size), dtype=jnp.int32)
         one = body_of_one if size == 1 else body
-        return jax.lax.scan(one, (zero, kept), chunks)[0]
+        return jax.lax.scan(one, (zero, rowwise.repeat(row, n)), chunks)[0]
 
-    return sum_over
-
-
-def _in_unequal_chunks(
-    program: Program, clients: PyTree, size: int
-) -> tuple[PyTree, PyTree]:
-    """Every client once, in chunks of which the last is smaller."""
-    whole = checks.count_clients(clients) // size * size
-    totals, kept = in_chunks(size)(program, rowwise.cut_rows(clients, 0, whole))
-    rest, kept_rest = at_once()(program, rowwise.cut_rows(clients, whole, None))
-    return pytree.add(totals, rest), rowwise.append_rows(kept, kept_rest)
+    return _of_programs(sum_in_chunks)
 
 
 @prints_as_its_call
@@ -134,7 +140,7 @@ def across(
     inner = by_size if inner is None else inner
     size = mesh.shape[axis]
 
-    def sum_over(fn: Fn, clients: PyTree) -> tuple[PyTree, PyTree]:
+    def sum_across(program: Program, clients: PyTree) -> tuple[list, list]:
         n = checks.count_clients(clients)
         padding = -n % size
         present = jnp.arange(n + padding) < n
@@ -142,18 +148,19 @@ def across(
             clients = rowwise.pad_rows(clients, padding)
         clients, present = put_on_axis((clients, present), mesh, axis)
 
-        def on_one_device(fn: Fn, clients: tuple[PyTree, jax.Array]):
+        def on_one_device(program: Program, clients: tuple[PyTree, jax.Array]):
             def present_only(client: tuple[PyTree, jax.Array]):
-                part, kept = fn(client[0])
-                return pytree.keep(client[1], part), kept
+                part, kept = program(client[0])
+                return pytree.keep(client[1], part), Kept(kept)
 
-            if padding and Program.of(fn, clients[0]).has_effects:
-                total, kept = _only_present(fn, *clients)
-            elif padding:
+            if padding and program.has_effects:
+                total, kept = _sum_present(program, *clients)
+                return jax.lax.psum(total, axis), kept
+            if padding:
                 total, kept = inner(present_only, clients)
             else:
-                total, kept = inner(fn, clients[0])
-            return jax.lax.psum(total, axis), kept
+                total, kept = inner(_as_pair(program), clients[0])
+            return jax.lax.psum(total, axis), kept.value
 
         total, kept = jax.shard_map(
             on_one_device,
@@ -162,20 +169,18 @@ def across(
             out_specs=(jax.P(), jax.P(axis)),
             axis_names={axis},
             check_vma=False,  # a scan's carry of plain zeros does not type under it
-        )(_with_arrays(fn), (clients, present))
-        return total, rowwise.cut_rows(kept, 0, n) if padding else kept
+        )(program, (clients, present))
+        if padding:  # of rows that no longer fill the devices alike
+            kept = rowwise.cut_rows(taken_together(kept), 0, n)
+        return total, kept
 
-    return sum_over
-
-
-def _with_arrays(fn: Fn) -> Fn:
-    """The function as a pytree of the arrays that are bound to it, if any."""
-    return fn if isinstance(fn, Program) else pytree.as_partial(fn)
+    return _of_programs(sum_across)
 
 
-def _only_present(fn: Fn, clients: PyTree, present: jax.Array) -> tuple[PyTree, PyTree]:
-    """One by one, without a call of the function for those who only fill up."""
-    program = Program.of(fn, clients)
+def _sum_present(
+    program: Program, clients: PyTree, present: jax.Array
+) -> tuple[list, list]:
+    """One by one, without running the program of those who only fill up."""
     nothing = pytree.zeros(program.result)
 
     def body(total: PyTree, client: tuple[PyTree, jax.Array]):
@@ -191,22 +196,35 @@ _CHUNK_BYTES = {"cpu": 2**21}
 _CHUNK_BYTES_ELSEWHERE = 2**28
 
 
-def by_size(fn: Fn, clients: PyTree) -> tuple[PyTree, PyTree]:
+@_of_programs
+def by_size(program: Program, clients: PyTree) -> tuple[list, list]:
     """The default way to sum.
 
     Dot products with the clients' rows where stages only keep, scale and measure them;
     else chunks whose messages fill a cache, or a launch, with measures taken ahead.
     """
     check_not_explicit(clients, "the default way to sum")
-    program = Program.of(fn, clients)
-    if program.has_effects:  # which trying another way would repeat
-        return in_chunks(_chunk_size(program))(program, clients)
-    part, kept = program.result
-    if not pytree.flatten(kept)[0]:
+    way = in_chunks(_chunk_size(program))
+    if program.has_effects:  # which a look at it in vain would leave behind
+        total, kept = way(_as_pair(program), clients)
+        return total, kept.value
+    if not program.result[1]:
         with contextlib.suppress(NotFoldable):
             return sum_folded(program, clients)
-    fn, clients = measured_ahead(program, clients) or (program, clients)
-    return in_chunks(_chunk_size(program))(fn, clients)
+    ahead = measured_ahead(program, clients)
+    fn, rows = (program, clients) if ahead is None else ahead
+    total, kept = way(_as_pair(fn), rows)
+    return total, kept.value
+
+
+def _as_pair(fn: Fn) -> Fn:
+    """The same function, its second result marked as what is kept."""
+
+    def pair(client: PyTree) -> tuple[PyTree, Kept]:
+        total, kept = fn(client)
+        return total, Kept(kept)
+
+    return pair
 
 
 def _chunk_size(program: Program) -> int:

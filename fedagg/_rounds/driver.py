@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from fedagg._execution.program import Program
+from fedagg._execution.program import Kept, Program
 from fedagg._execution.ways import SumOver
 from fedagg._messages.marks import in_units
 from fedagg._messages.message import Message
@@ -53,10 +53,9 @@ def driven(stage: Stage, server: Server, sum_over: SumOver) -> Next:
         memory: PyTree = None,
     ) -> Any:
         clients = _clients(updates, weights, work, memory)
-        unit = jnp.float32(1.0)
-        if _is_in_proportion(stage.traits):
-            unit = unit_of(clients.weight)
-            clients = clients._replace(weight=clients.weight / unit)
+        is_in_proportion = _is_in_proportion(stage.traits)
+        unit = unit_of(clients.weight) if is_in_proportion else jnp.float32(1.0)
+        clients = clients._replace(weight=clients.weight / unit)
         values = []  # a client's value, as shapes and dtypes
 
         def contribution(work: Any, shared: PyTree, key: Any, client: Clients):
@@ -67,14 +66,16 @@ def driven(stage: Stage, server: Server, sum_over: SumOver) -> Next:
             )
             message, kept = (made, None) if memory is None else made
             summed, stacked = server.receive(message)
-            return summed, (stacked, kept)
+            return summed, Kept((stacked, kept))
 
         # All arrays that clients share are arguments, for `across` to hand on.
         shared = server.broadcast(state)
         bound = None if work is None else pytree.as_partial(work)
         program = Program.of(Partial(contribution, bound, shared, key), clients)
-        total, (stacked, kept) = sum_over(program, clients)
-        total = total._replace(note=in_units(total.note, unit))
+        total, together = sum_over(program, clients)
+        stacked, kept = together.value
+        if is_in_proportion:
+            total = total._replace(note=in_units(total.note, unit))
         output = server.finish(state, total, stacked, fold_key(key, _SERVER), values[0])
         if work is None:  # after the stages, whose errors say more
             check_stacked(state, updates)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from fedagg._execution.placement import taken_together
 from fedagg._execution.ways import SumOver
 from fedagg._messages.marks import Single
 from fedagg._messages.message import Message, added
@@ -145,7 +146,7 @@ def with_error_feedback(
         nothing = pytree.zeros(jax.eval_shape(added, message_of(stage, state.mean)))
         after = stage.server(state.stage, nothing.value, sent.note, None).state
         output_state = FeedbackState(
-            rowwise.set_rows(state.memory, places, kept),
+            rowwise.set_rows(state.memory, places, taken_together(kept)),
             pytree.add(state.mean, share),
             after,
         )

@@ -18,44 +18,42 @@ def check_order(stages: Sequence[Any]) -> None:
             raise TypeError(
                 f"stages: expected a Stage at position {position}, got {stage!r}."
             )
-    for position, stage in enumerate(stages):
-        for before in stages[:position]:
-            _check_pair(before, stage)
+    named = [x.traits.name or f"stages[{i}]" for i, x in enumerate(stages)]
+    for i, stage in enumerate(stages):
+        for j, before in enumerate(stages[:i]):
+            _check_pair(before.traits, stage.traits, named[j], named[i])
 
 
-def _check_pair(before: Stage, after: Stage) -> None:
-    one, other = before.traits, after.traits
+def _check_pair(one: Traits, other: Traits, before: str, after: str) -> None:
     if not other.only_reads:
         undeclared = (
-            f"{_named(after)} comes after {_named(before)} and does not declare that "
+            f"{after} comes after {before} and does not declare that "
             "it only reads, Traits(only_reads=True):"
         )
         if one.is_private:
             raise ValueError(
                 f"{undeclared} what is clipped for the noise on its sum must reach the "
-                f"sum as it is. Put {_named(after)} before {_named(before)}."
+                f"sum as it is. Put {after} before {before}."
             )
         if one.codes:
             raise ValueError(
-                f"{undeclared} it would work on codes. Put {_named(after)} before "
-                f"{_named(before)}."
+                f"{undeclared} it would work on codes. Put {after} before {before}."
             )
         if one.is_secret:
             raise ValueError(
                 f"{undeclared} it would work on integers that wrap around. Put it "
-                f"inside {_named(before)}."
+                f"inside {before}."
             )
     if one.weighs and other.is_bound:
         raise ValueError(
-            f"{_named(after)} comes after {_named(before)}, and would bound value "
-            f"times weight. Put {_named(after)} before {_named(before)}."
+            f"{after} comes after {before}, and would bound value "
+            f"times weight. Put {after} before {before}."
         )
     if (one.divides and other.is_private) or (one.is_private and other.divides):
-        divides, private = (one, other) if one.divides else (other, one)
+        divides, private = (before, after) if one.divides else (after, before)
         raise ValueError(
-            f"{divides.name or 'a stage'} divides by the clients' own weights, which "
-            f"no noise hides. Leave it out: {private.name or 'a private stage'} "
-            "divides by a public number."
+            f"{divides} divides by the clients' own weights, which no noise hides. "
+            f"Leave it out: {private} divides by a public number."
         )
 
 
@@ -72,7 +70,3 @@ def traits_of_chain(stages: Sequence[Stage]) -> Traits:
         weighs=any(x.weighs for x in all_traits),
         divides=any(x.divides for x in all_traits),
     )
-
-
-def _named(stage: Stage) -> str:
-    return stage.traits.name or f"a stage of your own ({stage})"

@@ -51,9 +51,12 @@ def like(tree: PyTree, other: PyTree, name: str) -> PyTree:
     return jax.tree.map(jnp.asarray, tree)
 
 
-def _described(tree: PyTree) -> dict[str, str]:
+def _described(tree: PyTree) -> str:
     leaves = leaves_with_names(tree)
-    return {path: f"{jnp.result_type(x)}{list(jnp.shape(x))}" for path, x in leaves}
+    described = [
+        f"{path} {jnp.result_type(x)}{list(jnp.shape(x))}" for path, x in leaves
+    ]
+    return ", ".join(described)
 
 
 def is_alike(tree: PyTree, other: PyTree) -> bool:

@@ -12,6 +12,7 @@ _LEAST = float(np.finfo(np.float32).smallest_normal)
 
 # Weights in this range, up to millions of them, sum and scale values without harm.
 _SMALL, _BIG = 2.0**-64, 2.0**64
+_EXPONENT = 0x7F800000  # bits of a float32 that hold it; alone they are a power of two
 
 
 def is_present(weight: jax.Array) -> jax.Array:
@@ -57,6 +58,8 @@ def _on_host(weights: Any) -> np.ndarray:
     if np.issubdtype(numbers.dtype, np.complexfloating):
         return numbers
     try:
+        if numbers.dtype == object:  # of which None would become NaN
+            numbers = np.array([float(x) for x in numbers.ravel()])
         wide = numbers.astype(np.float64)
     except (TypeError, ValueError, OverflowError):
         raise TypeError(
@@ -77,6 +80,8 @@ def unit_of(weights: jax.Array) -> jax.Array:
     all weights alike may be worked out in units.
     """
     largest = jnp.max(weights)
-    exponent = jnp.frexp(jnp.where(largest > 0.0, largest, 1.0))[1]
     extreme = (largest > _BIG) | ((largest > 0.0) & (largest < _SMALL))
-    return jnp.ldexp(jnp.float32(1.0), jnp.where(extreme, exponent - 1, 0))
+    bits = jax.lax.bitcast_convert_type(largest, jnp.int32)
+    power = jax.lax.bitcast_convert_type(bits & _EXPONENT, jnp.float32)
+    # No more than what has a normal number as its inverse, by which XLA multiplies.
+    return jnp.where(extreme, jnp.minimum(power, 2.0**120), 1.0)

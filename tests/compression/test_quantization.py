@@ -277,7 +277,7 @@ def test_every_number_of_levels_comes_back_within_a_step(levels):
     got = np.asarray(message.decode())
     assert np.all(np.abs(got - x) < 85.0 / levels * (1.0 + 1e-5))
     assert got[2] == 0.0
-    assert message.bits == math.ceil(math.log2(2 * levels + 1))
+    assert message.code_bits == math.ceil(math.log2(2 * levels + 1))
 
 
 def test_a_tensor_is_left_alone_up_to_the_threshold_and_not_above():

@@ -229,3 +229,54 @@ def test_a_leaf_on_a_second_explicit_axis_is_an_error_that_says_what_to_do():
 
     with pytest.raises(ValueError, match=r"across: .*'w'.*AxisType.Auto"):
         jax.jit(robust.next)(robust.init(None), updates)
+
+
+EXPLICIT = {
+    "default": lambda: fedagg.aggregator(fedagg.mean()),
+    "at_once": lambda: fedagg.aggregator(sum_over=fedagg.at_once()),
+    "in_chunks": lambda: fedagg.aggregator(sum_over=fedagg.in_chunks(2)),
+    "robust": fedagg.robust_aggregator,
+    "rule": lambda: fedagg.combining(fedagg.median()),
+    "feedback": lambda: fedagg.with_error_feedback(fedagg.top_k(1.0), 16),
+}
+
+
+@pytest.mark.parametrize("name", EXPLICIT)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_rows_on_an_explicit_axis_are_told_what_to_write(name, compiled):
+    mesh = jax.make_mesh((8,), ("clients",))
+    assert mesh.axis_types == (jax.sharding.AxisType.Explicit,)
+    by_client = jax.NamedSharding(mesh, jax.P("clients"))
+    rows = jax.device_put(jnp.ones((16, 3)), by_client)
+    aggregator = EXPLICIT[name]()
+    state = aggregator.init(jnp.zeros(3))
+
+    def next_round(state, rows):
+        if name == "feedback":
+            rows = rows, jnp.arange(16)
+        return aggregator.next(state, rows).value
+
+    with pytest.raises(ValueError, match=r"fedagg.across\(mesh, 'clients'\)"):
+        (jax.jit(next_round) if compiled else next_round)(state, rows)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_error_feedback_sums_across_an_explicit_mesh(padded):
+    mesh = jax.make_mesh((8,), ("clients",))
+    n = 13 if padded else 16
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(n, 3)), jnp.float32)
+    plain = fedagg.with_error_feedback(fedagg.top_k(0.4), n)
+    spread = fedagg.with_error_feedback(
+        fedagg.top_k(0.4), n, sum_over=fedagg.across(mesh)
+    )
+    state = plain.init(rows[0])
+
+    expected = plain.next(state, (rows, jnp.arange(n)))
+    placed = rows
+    if not padded:
+        placed = jax.device_put(rows, jax.NamedSharding(mesh, jax.P("clients")))
+    state = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
+    got = jax.jit(spread.next)(state, (placed, jnp.arange(n)))
+
+    assert_close(got.value, expected.value)
+    assert_close(got.state.memory, expected.state.memory)

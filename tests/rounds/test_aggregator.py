@@ -342,3 +342,117 @@ def test_the_state_of_an_aggregator_without_a_rule_is_refused_by_one_with():
 
     with pytest.raises(ValueError, match="state: expected"):
         aggregator.next(other.init(TEMPLATE), take(make_updates().value, range(3)))
+
+
+PLAIN = {"a": jnp.zeros((3, 2)), "b": jnp.zeros(3)}
+
+
+@pytest.mark.parametrize(
+    "aggregator",
+    [
+        fedagg.aggregator(fedagg.mean()),
+        fedagg.robust_aggregator(),
+        fedagg.combining(fedagg.median()),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_list_of_clients_is_refused_with_what_to_write(aggregator, kind):
+    # All leaves have a leading axis of 3, as if they were of three clients.
+    with pytest.raises(ValueError, match=r"got 5 trees .* jax.tree.map\(lambda \*x"):
+        aggregator.next(aggregator.init(PLAIN), kind([PLAIN] * 5))
+
+
+@pytest.mark.parametrize(
+    "aggregator",
+    [fedagg.aggregator(fedagg.mean()), fedagg.combining(fedagg.median())],
+    ids=str,
+)
+def test_a_value_without_the_axis_of_clients_is_refused(aggregator):
+    with pytest.raises(ValueError, match="updates: expected a leading axis of clients"):
+        aggregator.next(aggregator.init(PLAIN), PLAIN)
+
+
+def test_a_list_is_a_value_too():
+    template = [jnp.zeros(2), jnp.zeros(2)]
+    aggregator = fedagg.aggregator(fedagg.mean())
+
+    output = aggregator.next(aggregator.init(template), [jnp.ones((2, 2))] * 2)
+
+    assert_same(output.value, [jnp.ones(2)] * 2)
+
+
+def test_a_state_may_be_a_plain_tuple():
+    aggregator = fedagg.robust_aggregator()
+    state = aggregator.init(TEMPLATE)
+
+    remembered = aggregator.next(state, *make_updates())
+    plain = aggregator.next(tuple(state), *make_updates())
+
+    assert_same(plain.value, remembered.value)
+    assert type(plain.state) is tuple
+
+
+@pytest.mark.parametrize("other", [2, "across", fedagg.mean(), jnp.ones(3)])
+def test_what_is_no_way_to_sum_is_refused(other):
+    for make in (fedagg.aggregator, fedagg.robust_aggregator):
+        with pytest.raises(TypeError, match="sum_over: expected a way to sum"):
+            make(sum_over=other)
+
+
+@pytest.mark.parametrize("state", [TEMPLATE, None, jnp.ones(3), ((), ())])
+def test_another_state_is_refused(state):
+    aggregator = fedagg.aggregator(fedagg.mean())
+
+    with pytest.raises(ValueError, match="state: expected what init returned"):
+        aggregator.next(state, *make_updates())
+
+
+@pytest.mark.parametrize(
+    "note, total",
+    [
+        (jnp.bool_(True), 3),
+        (jnp.int8(100), 300),
+        (jnp.uint8(200), 600),
+        (jnp.float16(40000.0), 120000.0),
+        (jnp.bfloat16(256.0), 768.0),
+        (jnp.uint32(2**31), 2**31),  # wraps around, as integers of 32 bits do
+    ],
+    ids=str,
+)
+@every_way
+def test_a_note_of_any_dtype_is_summed_as_a_number(note, total, way):
+    stage = fedagg.Stage.stateless(
+        lambda update, key: (update, note),
+        lambda total, note, key: (total, {"total": note}),
+    )
+    aggregator = fedagg.aggregator(stage, sum_over=WAYS[way]())
+
+    output = first_round_compiled(aggregator, jnp.arange(3.0))
+
+    assert np.asarray(output.metrics["total"]) == total
+    assert output.metrics["total"].dtype.itemsize == 4
+
+
+@every_way
+@pytest.mark.parametrize("has_memory", [False, True])
+def test_work_is_traced_once_and_calls_the_host_once_a_client(way, has_memory):
+    traces, calls = [], []
+
+    def work(row, key, memory=None):
+        traces.append(None)
+        jax.debug.callback(lambda x: calls.append(int(x)), row)
+        kept = () if memory is None else (memory + row,)
+        return row, {}, *kept
+
+    aggregator = fedagg.aggregator(
+        fedagg.clipping(3.0), fedagg.mean(), sum_over=WAYS[way]()
+    )
+    rows = jnp.arange(float(N))
+    memory = {"memory": rows} if has_memory else {}
+    output = first_round_compiled(aggregator, rows, work=work, **memory)
+    jax.block_until_ready(output)
+    jax.effects_barrier()
+
+    assert sorted(calls) == list(range(N))
+    assert len(traces) == 1

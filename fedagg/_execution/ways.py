@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from fedagg._execution.builder import NotFoldable
 from fedagg._execution.folding import measured_ahead, sum_folded
 from fedagg._execution.loops import in_steps
-from fedagg._execution.rows import NotFoldable, Program
+from fedagg._execution.program import Program
 from fedagg._trees import checks, pytree
 from fedagg._types import PyTree
 

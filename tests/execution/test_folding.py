@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import fedagg
+from fedagg._execution.builder import NotFoldable
 from fedagg._execution.folding import sum_folded
-from fedagg._execution.rows import NotFoldable, Program
+from fedagg._execution.program import Program
 
 pytestmark = pytest.mark.thorough
 

@@ -121,8 +121,15 @@ def _dot(
     def one_by_one() -> list[jax.Array]:
         def add(client: jax.Array, totals: list[jax.Array]) -> list[jax.Array]:
             client = in_steps(client)
-            own = [x[client] for x in factors]
-            rows = [entries(x[client], own, kept[client]) for x in columns]
+
+            def own(stacked: jax.Array) -> jax.Array:
+                # It is not negative, which indexing would provide for, leaf by leaf.
+                return jax.lax.dynamic_index_in_dim(
+                    stacked, client, keepdims=False, allow_negative_indices=False
+                )
+
+            scale, is_kept = [own(x) for x in factors], own(kept)
+            rows = [entries(own(x), scale, is_kept) for x in columns]
             return pytree.add(totals, rows)
 
         zeros = pytree.zeros(jax.eval_shape(at_once))

@@ -92,6 +92,7 @@ def aggregator(
 
     def message_of(round_of: _Shared, client: _Client):
         value, metrics = _value_of(round_of, client)
+        value = pytree.keep(is_present(client.weight), value)
         update, note = whole.client(
             round_of.shared,
             Update(value, client.weight),

@@ -63,13 +63,15 @@ def _measure_rows(*arrays: jax.Array) -> list[jax.Array]:
     for positions in pack([x.shape[-1] for x in arrays], clients):
         row = concatenate([arrays[i] for i in positions])
         if clients >= _ROWS or row.shape[-1] <= _SMALL:
-            parts.append(row[..., None, :])
+            parts.append(row)
             continue
         rows, tail = jnp.split(row, [row.shape[-1] // _ROWS * _ROWS], axis=-1)
         parts.append(rows.reshape(*batch, _ROWS, -1))
-        parts += [tail[..., None, :]] if tail.size else []
-    reduced = zip(*map(_reduce_last_axis, parts), strict=True)
-    low, high, square = (jnp.concatenate(x, axis=-1) for x in reduced)
+        parts += [tail] if tail.size else []
+    low, high, square = (
+        jnp.concatenate([x.reshape(*batch, -1) for x in column], axis=-1)
+        for column in zip(*map(_reduce_last_axis, parts), strict=True)
+    )
     minimum, maximum = (
         jax.lax.bitcast_convert_type(_in_order(x), jnp.float32)
         for x in (jnp.min(low, axis=-1), jnp.max(high, axis=-1))

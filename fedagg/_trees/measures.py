@@ -68,36 +68,43 @@ def _measure_rows(*arrays: jax.Array) -> list[jax.Array]:
         rows, tail = jnp.split(row, [row.shape[-1] // _ROWS * _ROWS], axis=-1)
         parts.append(rows.reshape(*batch, _ROWS, -1))
         parts += [tail] if tail.size else []
-    low, high, square = (
-        jnp.concatenate([x.reshape(*batch, -1) for x in column], axis=-1)
-        for column in zip(*map(_reduce_last_axis, parts), strict=True)
+    # As one reduction of all three: XLA takes one of each apart, into a chain over the
+    # parts that it repeats for every entry that depends on it.
+    low, high, squares = _reduce_last_axis(
+        *(
+            jnp.concatenate([x.reshape(*batch, -1) for x in column], axis=-1)
+            for column in zip(*map(_of_rows, parts), strict=True)
+        )
     )
     minimum, maximum = (
-        jax.lax.bitcast_convert_type(_in_order(x), jnp.float32)
-        for x in (jnp.min(low, axis=-1), jnp.max(high, axis=-1))
+        jax.lax.bitcast_convert_type(_in_order(x), jnp.float32) for x in (low, high)
     )
-    # Else XLA may measure again for each entry that depends on this.
-    measures = [minimum, maximum, jnp.sum(square, axis=-1)]
-    return jax.lax.optimization_barrier(measures)
+    return jax.lax.optimization_barrier([minimum, maximum, squares])
 
 
-def _reduce_last_axis(x: jax.Array) -> list[jax.Array]:
-    """Minimum and maximum, as integers in order, and sum of squares.
+def _of_rows(x: jax.Array) -> list[jax.Array]:
+    """Minimum and maximum, as integers in order, and sum of squares of each row.
 
     Integers are compared quicker than floats, of which XLA moreover leaves out NaN on a
     CPU.
     """
     order = _in_order(jax.lax.bitcast_convert_type(x, jnp.int32))
+    return _reduce_last_axis(order, order, x * x)
+
+
+def _reduce_last_axis(
+    low: jax.Array, high: jax.Array, squares: jax.Array
+) -> list[jax.Array]:
     limits = jnp.iinfo(jnp.int32)
     return jax.lax.reduce(
-        (order, order, x * x),
+        (low, high, squares),
         (jnp.int32(limits.max), jnp.int32(limits.min), jnp.float32(0.0)),
         lambda a, b: (
             jnp.minimum(a[0], b[0]),
             jnp.maximum(a[1], b[1]),
             a[2] + b[2],
         ),
-        (x.ndim - 1,),
+        (low.ndim - 1,),
     )
 
 

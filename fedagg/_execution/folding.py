@@ -115,6 +115,15 @@ def _dot(
     products = list(itertools.accumulate(factors, jnp.multiply))
     numbers = jnp.where(kept, products[-1] if products else 1.0, 0.0)
 
+    # One factor alone is what it is, but bfloat16 takes it apart.
+    is_wide = all(x.dtype == jnp.float32 for x in columns)
+    is_fine = _are_in_range(products[1:] if is_wide else products, factors)
+    if products:
+        # The product wherever it will do, for the same bits as those of the dot.
+        first, *others = factors
+        first = jnp.where(is_fine, products[-1], first)
+        factors = [first, *(jnp.where(is_fine, 1.0, x) for x in others)]
+
     def at_once() -> list[jax.Array]:
         return [_matmul(numbers, x) for x in columns]
 
@@ -135,9 +144,6 @@ def _dot(
         zeros = pytree.zeros(jax.eval_shape(at_once))
         return jax.lax.fori_loop(0, len(kept), add, zeros)
 
-    # One factor alone is what it is, but bfloat16 takes it apart.
-    is_wide = all(x.dtype == jnp.float32 for x in columns)
-    is_fine = _are_in_range(products[1:] if is_wide else products, factors)
     if finite is None:
         totals = at_once()
         squares = jnp.stack([jnp.vdot(x, x) for x in totals])

@@ -95,8 +95,11 @@ def clipping(bound: Bound | float, *, name: str = "clipping") -> Stage:
         del key
         checks.check_floating(update.value, name)
         limit, norm = bound.value(shared), pytree.norm(update.value)
-        # A zero norm divides to infinity, and the minimum is then one.
-        value = pytree.scale(jnp.minimum(1.0, limit / norm), update.value)
+        is_within = norm <= limit
+        # Divided only where it counts: the norm may be zero, and the quotient's
+        # derivative infinite.
+        factor = jnp.where(is_within, 1.0, limit / jnp.where(is_within, 1.0, norm))
+        value = pytree.scale(factor, update.value)
         note = BoundingNote(
             (norm > limit).astype(jnp.float32), bound.note(shared, norm)
         )

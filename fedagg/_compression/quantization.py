@@ -14,7 +14,7 @@ from fedagg._messages.packing import pack, unpack
 from fedagg._payload import Payload
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
-from fedagg._trees.measures import smallest_and_largest
+from fedagg._trees.measures import minimum_and_maximum
 from fedagg._types import PyTree, Stage, Traits, Update
 
 # Entries closer than this count as equal: one over a step would overflow.
@@ -92,8 +92,7 @@ def quantization(
     def encode(x: jax.Array, words: jax.Array | None) -> jax.Array | Quantized:
         if x.size <= threshold:
             return x
-        x = pytree.wide(x)
-        low, high = smallest_and_largest([x.ravel()])
+        low, high = minimum_and_maximum([x])
         step = (high - low) / (2**bits - 1)
         return _in_steps(x, 2**bits - 1, words, low, step)
 

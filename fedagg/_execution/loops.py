@@ -1,15 +1,15 @@
-"""How loops over clients are compiled."""
+"""Loops over clients, as XLA's CPU compiler takes them for worth several cores."""
 
 import jax
 import jax.numpy as jnp
 
 
 def in_steps(index: jax.Array) -> jax.Array:
-    """The index `[]` of a loop, by a way that keeps its operations apart on a CPU.
+    """The same index `[]` of a loop, sorted, which keeps the loop's operations apart.
 
     XLA makes one function of a loop that it takes for small. That function runs on one
     core, and takes seconds to compile where there are many leaves. A sort, here of two
-    numbers, keeps it from that.
+    numbers, keeps it from that on a CPU.
     """
     if jax.default_backend() != "cpu":
         return index

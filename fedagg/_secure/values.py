@@ -13,7 +13,7 @@ from fedagg._messages.payload import parts_of
 from fedagg._messages.residues import Residues, is_residues
 from fedagg._trees import pytree
 from fedagg._trees.keys import split_key
-from fedagg._trees.measures import smallest_and_largest
+from fedagg._trees.measures import minimum_and_maximum
 from fedagg._types import Bound, PyTree
 
 Ends = Bound | float | tuple[Bound | float, Bound | float]
@@ -223,7 +223,7 @@ def _extremes(value: PyTree) -> tuple[jax.Array, jax.Array]:
             )
         elif x.size:
             floats.append(pytree.wide(x).ravel().astype(jnp.float32))
-    ends += [smallest_and_largest(floats)] if floats else []
+    ends += [minimum_and_maximum(floats)] if floats else []
     if not ends:
         return jnp.float32(0.0), jnp.float32(0.0)
     low, high = map(jnp.stack, zip(*ends, strict=True))

@@ -1,99 +1,168 @@
-"""The extremes and the sum of squares of many numbers, in one read."""
+"""Minimum, maximum and sum of squares of a client's entries, in one read.
 
-from collections.abc import Sequence
+Bounds compare with the norms that follow from them, and quantizers take their range
+from them. They are a primitive of JAX, so that `_execution` sees in a traced function
+what is asked of a client's leaves, and reads those of all clients together.
+"""
+
+import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir, xla
 
-_ROWS = 8  # for several cores
-_SMALL = 2**12  # entries; smaller vectors are read as one
+from fedagg._trees.reductions import concatenate, pack
+
+_ROWS = 8  # a long vector is read as so many rows, for several cores
+_SMALL = 2**12  # entries; shorter vectors are read as one row
 
 
 class Measures(NamedTuple):
-    """What is known of many numbers, each `[]`.
+    """Of the entries of some arrays together, each `[]`.
 
-    A NaN is beyond the infinity of its sign, so that it is the smallest or the largest.
+    Minimum and maximum are those of the total order of floats, in which a NaN lies
+    beyond the infinity of its sign: a NaN is always one of the two.
     """
 
-    smallest: jax.Array
-    largest: jax.Array
+    minimum: jax.Array
+    maximum: jax.Array
     squares: jax.Array  # their sum
 
     def size(self) -> jax.Array:
         """The largest absolute value; NaN if there is a NaN."""
-        size = jnp.maximum(-self.smallest, self.largest)
-        has_nan = jnp.isnan(self.smallest) | jnp.isnan(self.largest)
+        size = jnp.maximum(-self.minimum, self.maximum)
+        has_nan = jnp.isnan(self.minimum) | jnp.isnan(self.maximum)
         return jnp.where(has_nan, jnp.nan, size)
 
 
-@jax.jit
-def fedagg_measure(vectors: list[jax.Array]) -> Measures:
-    """Measures of all entries of float32 vectors, at least one entry.
-
-    `_rows` knows it by this name in a program, and takes it of all clients at once.
-    `jit` is what keeps the name; nothing else is compiled by it under another `jit`.
-    """
-    large = [x for x in vectors if x.size > _SMALL]
-    small = [x for x in vectors if 0 < x.size <= _SMALL]
-    parts = []
-    for x in large:
-        rows, tail = jnp.split(x, [x.size // _ROWS * _ROWS])
-        parts.append(rows.reshape(_ROWS, -1))
-        small += [tail] if tail.size else []
-    if small:
-        parts.append(jnp.concatenate(small))
-    # Else XLA may measure again for each entry that depends on this.
-    return jax.lax.optimization_barrier(measure_rows(parts))
+measure_p = Primitive("fedagg_measure")
+measure_p.multiple_results = True
 
 
-@jax.custom_jvp
-def measure_rows(arrays: Sequence[jax.Array]) -> Measures:
-    """Measures of all entries of float32 arrays, which are read along the last axis.
-
-    Extremes are of bits in an order in which integers compare as the floats do: quicker
-    than those of floats, which moreover leave NaN out on a CPU.
-    """
-    lows, highs, squares = [], [], []
-    limits = jnp.iinfo(jnp.int32)
-    for x in arrays:
-        order = _ordered(jax.lax.bitcast_convert_type(x, jnp.int32))
-        low, high, square = jax.lax.reduce(
-            (order, order, x * x),
-            (jnp.int32(limits.max), jnp.int32(limits.min), jnp.float32(0.0)),
-            lambda a, b: (
-                jnp.minimum(a[0], b[0]),
-                jnp.maximum(a[1], b[1]),
-                a[2] + b[2],
-            ),
-            (x.ndim - 1,),
-        )
-        lows.append(low.ravel())
-        highs.append(high.ravel())
-        squares.append(square.ravel())
-    low, high = jnp.min(jnp.concatenate(lows)), jnp.max(jnp.concatenate(highs))
-    smallest, largest = (
-        jax.lax.bitcast_convert_type(_ordered(x), jnp.float32) for x in (low, high)
-    )
-    return Measures(smallest, largest, jnp.sum(jnp.concatenate(squares)))
+def measure(arrays: list[jax.Array]) -> Measures:
+    """Measures of all entries of arrays, at least one entry, as float32."""
+    vectors = [x.astype(jnp.float32).ravel() for x in arrays if x.size]
+    return Measures(*measure_p.bind(*vectors))
 
 
-@measure_rows.defjvp
-def _(primals: tuple, tangents: tuple):
-    def plain(arrays: Sequence[jax.Array]) -> Measures:
-        x = jnp.concatenate([x.ravel() for x in arrays])
-        return Measures(jnp.min(x), jnp.max(x), jnp.sum(jnp.square(x)))
-
-    return jax.jvp(plain, primals, tangents)
-
-
-def smallest_and_largest(vectors: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+def minimum_and_maximum(arrays: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
     """The extremes of all entries; both NaN if one is not finite."""
-    found = fedagg_measure(vectors)
-    zero = 0.0 * found.smallest + 0.0 * found.largest
-    return found.smallest + zero, found.largest + zero
+    found = measure(arrays)
+    zero = 0.0 * found.minimum + 0.0 * found.maximum
+    return found.minimum + zero, found.maximum + zero
 
 
-def _ordered(bits: jax.Array) -> jax.Array:
-    """Bits of floats as integers in the order of the floats, and back."""
+def _measure_rows(*arrays: jax.Array) -> list[jax.Array]:
+    """Measures `[...]` of arrays `[..., k]` of the same leading axes."""
+    batch = arrays[0].shape[:-1]
+    clients = math.prod(batch)
+    parts = []
+    for positions in pack([x.shape[-1] for x in arrays], clients):
+        row = concatenate([arrays[i] for i in positions])
+        if clients >= _ROWS or row.shape[-1] <= _SMALL:
+            parts.append(row)
+            continue
+        rows, tail = jnp.split(row, [row.shape[-1] // _ROWS * _ROWS], axis=-1)
+        parts.append(rows.reshape(*batch, _ROWS, -1))
+        parts += [tail] if tail.size else []
+    # As one reduction of all three: XLA takes one of each apart, into a chain over the
+    # parts that it repeats for every entry that depends on it.
+    low, high, squares = _reduce_last_axis(
+        *(
+            jnp.concatenate([x.reshape(*batch, -1) for x in column], axis=-1)
+            for column in zip(*map(_of_rows, parts), strict=True)
+        )
+    )
+    minimum, maximum = (
+        jax.lax.bitcast_convert_type(_in_order(x), jnp.float32) for x in (low, high)
+    )
+    return jax.lax.optimization_barrier([minimum, maximum, squares])
+
+
+def _of_rows(x: jax.Array) -> list[jax.Array]:
+    """Minimum and maximum, as integers in order, and sum of squares of each row.
+
+    Integers are compared quicker than floats, of which XLA moreover leaves out NaN on a
+    CPU.
+    """
+    order = _in_order(jax.lax.bitcast_convert_type(x, jnp.int32))
+    return _reduce_last_axis(order, order, x * x)
+
+
+def _reduce_last_axis(
+    low: jax.Array, high: jax.Array, squares: jax.Array
+) -> list[jax.Array]:
+    limits = jnp.iinfo(jnp.int32)
+    return jax.lax.reduce(
+        (low, high, squares),
+        (jnp.int32(limits.max), jnp.int32(limits.min), jnp.float32(0.0)),
+        lambda a, b: (
+            jnp.minimum(a[0], b[0]),
+            jnp.maximum(a[1], b[1]),
+            a[2] + b[2],
+        ),
+        (low.ndim - 1,),
+    )
+
+
+def _in_order(bits: jax.Array) -> jax.Array:
+    """Bits of floats as integers in the total order of the floats, and back."""
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@measure_p.def_abstract_eval
+def _(*avals):
+    # Traced, for what a type has beside shape and dtype: on which devices it varies.
+    return jax.make_jaxpr(_measure_rows)(*avals).out_avals
+
+
+measure_p.def_impl(functools.partial(xla.apply_primitive, measure_p))
+mlir.register_lowering(measure_p, mlir.lower_fun(_measure_rows, multiple_results=True))
+
+
+def _batch(arrays: list, axes: list):
+    size = next(
+        x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None
+    )
+    rows = [
+        batching.bdim_at_front(x, axis, size)
+        for x, axis in zip(arrays, axes, strict=True)
+    ]
+    return measure_p.bind(*rows), [0, 0, 0]
+
+
+batching.primitive_batchers[measure_p] = _batch
+
+
+def _differentiate(arrays: list, tangents: list):
+    """The derivative; an entry that is not finite takes no part in that of squares.
+
+    Zero times NaN would be NaN for a client whose measures are then not used.
+    """
+    minimum, maximum, squares = measure_p.bind(*arrays)
+    tangents = [ad.instantiate_zeros(x) for x in tangents]
+
+    def total(parts: list[jax.Array]) -> jax.Array:
+        return functools.reduce(jnp.add, [jnp.sum(x, axis=-1) for x in parts])
+
+    def at(extreme: jax.Array) -> jax.Array:
+        """The mean of the tangents where the extreme is reached."""
+        found = [x == extreme[..., None] for x in arrays]
+        count = total([x.astype(jnp.float32) for x in found])
+        there = [jnp.where(x, t, 0.0) for x, t in zip(found, tangents, strict=True)]
+        return total(there) / jnp.maximum(count, 1.0)  # none reaches a NaN
+
+    products = [
+        2.0 * jnp.where(jnp.isfinite(x), x, 0.0) * t
+        for x, t in zip(arrays, tangents, strict=True)
+    ]
+    return (
+        [minimum, maximum, squares],
+        [at(minimum), at(maximum), total(products)],
+    )
+
+
+ad.primitive_jvps[measure_p] = _differentiate

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from fedagg._trees.measures import fedagg_measure
+from fedagg._trees.measures import measure
 from fedagg._types import PyTree
 
 
@@ -78,8 +78,13 @@ def norm(tree: PyTree, order: float = 2.0) -> jax.Array:
         size = jnp.sum(jnp.stack([jnp.sum(jnp.abs(x)) for x in leaves]))
         # Else XLA may work it out again for each entry that depends on it.
         return jax.lax.optimization_barrier(size)
-    measures = fedagg_measure(leaves)
-    return jnp.sqrt(measures.squares) if order == 2.0 else measures.size()
+    measures = measure(leaves)
+    if order != 2.0:
+        return measures.size()
+    # The root's derivative at zero is infinite, and that of a norm is taken as zero.
+    is_positive = measures.squares > 0.0
+    root = jnp.sqrt(jnp.where(is_positive, measures.squares, 1.0))
+    return jnp.where(is_positive, root, measures.squares)
 
 
 def squared_norm(tree: PyTree) -> jax.Array:

@@ -1,11 +1,9 @@
-"""Leaves of all clients, the small ones of them as one."""
+"""Which leaves are read together: an operation for each small one costs most."""
 
 import itertools
 
 import jax
 import jax.numpy as jnp
-
-from fedagg._trees.measures import Measures, measure_rows
 
 # Leaves of up to so many bytes, all clients together, are handled as one: an operation
 # of its own costs more than a copy.
@@ -38,12 +36,3 @@ def cut(vector: jax.Array, sizes: list[int]) -> list[jax.Array]:
         jax.lax.dynamic_slice(vector, (start,), (size,))
         for start, size in zip(starts, sizes, strict=True)
     ]
-
-
-def measure_clients(leaves: list[jax.Array], n: int) -> Measures:
-    """Measures of one of `n` clients, to be put under `vmap` over all."""
-    vectors = [x.ravel().astype(jnp.float32) for x in leaves]
-    packs = pack([x.size for x in vectors], n)
-    columns = [concatenate([vectors[i] for i in pack]) for pack in packs]
-    # Else XLA puts together what is known of leaves anew wherever it is used.
-    return jax.lax.optimization_barrier(measure_rows(columns))

@@ -582,3 +582,18 @@ def test_behind_a_mean_the_error_is_below_the_steps_of_the_weighted_values():
     steps = np.ptp(rows, axis=1) * weights / 255.0
     expected = weights.astype(np.float64) @ rows / 10.0
     assert np.max(np.abs(output.value["x"] - expected)) < np.sum(steps) / 10.0
+
+
+@pytest.mark.parametrize(
+    "stage", [fedagg.quantization(8, threshold=0), fedagg.qsgd(5), fedagg.terngrad()]
+)
+def test_values_of_64_bits_are_quantized_in_32(stage):
+    with jax.enable_x64(True):
+        value = jnp.linspace(-1.0, 1.0, 3 * 50, dtype=jnp.float64).reshape(3, 50)
+        aggregator = fedagg.aggregator(fedagg.mean(), stage)
+        arguments = aggregator.init(value[0]), value, None, jax.random.key(0)
+
+        got = jax.jit(aggregator.next)(*arguments).value
+
+    assert got.dtype == jnp.float64
+    assert np.all(np.isfinite(got))

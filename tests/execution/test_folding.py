@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import fedagg
+from fedagg._execution.builder import NotFoldable
 from fedagg._execution.folding import sum_folded
-from fedagg._execution.rows import NotFoldable, Program
+from fedagg._execution.program import Program
 
 pytestmark = pytest.mark.thorough
 
@@ -280,3 +281,61 @@ def test_the_default_writes_no_copy_of_the_updates(n):
     analysis = compiled.memory_analysis()
     assert analysis is not None
     assert analysis.temp_size_in_bytes < 4 * 4 * 20_100
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: fedagg.aggregator(fedagg.mean()),
+        lambda: fedagg.aggregator(fedagg.clipping(1.0), fedagg.mean()),
+        fedagg.robust_aggregator,
+        lambda: fedagg.aggregator(
+            fedagg.clipping(1.0), MORE_THAN_FOLDABLE["a sine"], fedagg.mean()
+        ),
+    ],
+    ids=["mean", "clipping", "robust", "not foldable"],
+)
+def test_no_tracer_outlives_its_trace(build, compile):
+    aggregator, updates = build(), make_updates()
+    next_round = jax.jit(aggregator.next) if compile else aggregator.next
+    state = aggregator.init(jax.tree.map(lambda x: x[0], updates))
+
+    with jax.checking_leaks():
+        output = next_round(state, updates, jnp.ones(7))
+
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(output.value))
+
+
+def test_what_does_not_fold_is_found_before_anything_is_traced():
+    calls = []
+
+    def fn(client):
+        noted = jax.pure_callback(
+            lambda x: calls.append(x) or x,
+            jax.ShapeDtypeStruct((), jnp.float32),
+            client["s"],
+            vmap_method="sequential",
+        )
+        return {"w": jnp.sin(client["w"]), "s": noted}
+
+    updates = make_updates()
+    program = Program.of(fn, updates)
+
+    with pytest.raises(NotFoldable):
+        sum_folded(program, updates)
+    around = jax.make_jaxpr(
+        lambda x: [pytest.raises(NotFoldable, sum_folded, program, x), x["s"]][1]
+    )(updates)
+
+    assert not calls
+    assert not around.eqns
+
+
+def test_zero_may_be_what_a_condition_selects():
+    big = own_stage(lambda i, x, weight: jnp.where(weight > 2.0, 0.0, x))
+    updates, weights = make_updates(), jnp.arange(7.0)
+
+    default, plain = default_and_plain([big], updates, weights)
+
+    assert_close(default, plain)

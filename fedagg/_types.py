@@ -111,6 +111,21 @@ class Stage(NamedTuple):
         return self.traits.sentence or f"Stage({self.traits.name})"
 
 
+class Learning(NamedTuple):
+    """How a bound learns from a sum of notes, and what noise hides a client in it.
+
+    Attributes:
+        sensitivity: how far one client moves the sum of the notes, in L2 norm: zero for
+            a bound that learns nothing.
+        stddev: of the noise on each entry of that sum.
+        update: `(state, note) -> state`, from a sum that has its noise already.
+    """
+
+    sensitivity: float
+    stddev: float
+    update: Callable[[PyTree, PyTree], PyTree]
+
+
 class Bound(NamedTuple):
     """A bound on a statistic of a client, fixed or learnt from the clients.
 
@@ -121,6 +136,8 @@ class Bound(NamedTuple):
         note: `(shared, x) -> note`, what one client reports of its statistic `x` `[]`.
         update: `(state, note, key) -> state`, from the sum of the notes.
         sentence: how the bound prints: the call that made it.
+        learning: what a private stage must know of it, where its learning can be
+            noised. None if nobody said.
     """
 
     init: Callable[[], PyTree]
@@ -129,6 +146,7 @@ class Bound(NamedTuple):
     note: Callable[[PyTree, jax.Array], PyTree]
     update: Callable[[PyTree, PyTree, jax.Array | None], PyTree]
     sentence: str = "Bound()"
+    learning: Learning | None = None
 
     def __repr__(self) -> str:
         return self.sentence

@@ -1,6 +1,5 @@
 """Bounds on a client's statistic: fixed, or learnt as a quantile over clients."""
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
-from fedagg._types import Bound
+from fedagg._types import Bound, Learning
 
 # A geometric estimate stays in this range, from where it can always come back: neither
 # zero nor infinity would ever move again.
@@ -32,19 +31,20 @@ def as_bound(bound: Bound | float) -> Bound:
     if isinstance(bound, Bound):
         return bound
     try:
-        limit = float(bound)
-    except (TypeError, ValueError):
+        checks.check_above_zero(bound=bound)
+    except TypeError:
         raise TypeError(
             f"bound must be a positive number or a Bound, got {bound=}."
         ) from None
-    if not limit > 0.0:
-        raise ValueError(f"bound must be positive, got {bound=}.")
+    limit = float(bound)
     return Bound(
         init=lambda: (),
         broadcast=lambda state: state,
         value=lambda shared: jnp.float32(limit),
         note=lambda shared, x: (),
         update=lambda state, note, key: state,
+        sentence=repr(bound),
+        learning=Learning(0.0, 0.0, lambda state, note: state),
     )
 
 
@@ -94,28 +94,16 @@ def quantile_bound(
     Reference: Andrew et al., "Differentially Private Learning with Adaptive Clipping",
         2021, section 2.
     """
-    _check(
-        initial_estimate > 0.0, "initial_estimate must be positive", initial_estimate
+    checks.check_positive(initial_estimate=initial_estimate)
+    checks.check_within("[0, 1]", target_quantile=target_quantile)
+    checks.check_positive(learning_rate=learning_rate, multiplier=multiplier)
+    checks.check_not_negative(
+        increment=increment, below_estimate_stddev=below_estimate_stddev
     )
-    _check(
-        0.0 <= target_quantile <= 1.0,
-        "target_quantile must be in [0, 1]",
-        target_quantile,
-    )
-    _check(learning_rate > 0.0, "learning_rate must be positive", learning_rate)
-    _check(multiplier > 0.0, "multiplier must be positive", multiplier)
-    _check(increment >= 0.0, "increment must not be negative", increment)
-    _check(
-        below_estimate_stddev >= 0.0,
-        "below_estimate_stddev must not be negative",
-        below_estimate_stddev,
-    )
-    _check(
-        expected_num_clients is None or expected_num_clients > 0,
-        "expected_num_clients must be positive",
-        expected_num_clients,
-    )
-    if below_estimate_stddev > 0.0 and expected_num_clients is None:
+    is_counted = expected_num_clients is None
+    if not is_counted:
+        checks.check_positive(expected_num_clients=expected_num_clients)
+    if below_estimate_stddev > 0.0 and is_counted:
         raise ValueError(
             "below_estimate_stddev needs expected_num_clients: noise hides a client "
             "only if the denominator does not depend on the clients either."
@@ -127,42 +115,33 @@ def quantile_bound(
     def note(estimate: jax.Array, x: jax.Array) -> QuantileNote:
         # Centred, a client moves the sum by one half at most, and 0/0 cannot arise.
         below = jnp.where(x <= estimate, jnp.float32(0.5), jnp.float32(-0.5))
-        return QuantileNote(
-            below, jnp.float32(1.0) if expected_num_clients is None else None
-        )
+        return QuantileNote(below, jnp.float32(1.0) if is_counted else None)
 
     def update(estimate: jax.Array, note: QuantileNote, key: jax.Array | None):
-        below = note.below
         if below_estimate_stddev > 0.0:
             key = checks.check_key(key, "quantile_bound", "noise")
-            below += below_estimate_stddev * jax.random.normal(key, (), jnp.float32)
-        if note.count is None:
-            count = jnp.float32(expected_num_clients)
-        else:
-            count = jnp.maximum(
-                note.count, 1.0
-            )  # without clients: nothing moves, below
-        fraction = jnp.clip(below / count + 0.5, 0.0, 1.0)
+            noise = below_estimate_stddev * jax.random.normal(key, (), jnp.float32)
+            note = note._replace(below=note.below + noise)
+        return moved(estimate, note)
+
+    def moved(estimate: jax.Array, note: QuantileNote) -> jax.Array:
+        # Without clients the quotient is zero, and the estimate stays.
+        count = jnp.maximum(note.count, 1.0) if is_counted else expected_num_clients
+        fraction = jnp.clip(note.below / jnp.float32(count) + 0.5, 0.0, 1.0)
         step = learning_rate * (fraction - target_quantile)
         if geometric_update:
-            moved = jnp.clip(estimate * jnp.exp(-step), _SMALLEST, _LARGEST)
+            new = jnp.clip(estimate * jnp.exp(-step), _SMALLEST, _LARGEST)
         else:
-            moved = estimate - step
-        return (
-            moved
-            if note.count is None
-            else jnp.where(note.count > 0.0, moved, estimate)
-        )
+            new = estimate - step
+        return jnp.where(note.count > 0.0, new, estimate) if is_counted else new
 
+    learning = Learning(0.5, below_estimate_stddev, moved)
     return Bound(
         init=lambda: jnp.float32(initial_estimate),
         broadcast=lambda state: state,
         value=value,
         note=note,
         update=update,
+        # The number of clients, where it is counted, is not noised.
+        learning=None if is_counted else learning,
     )
-
-
-def _check(holds: bool, expected: str, got: float | None) -> None:
-    if not holds or (got is not None and math.isinf(got)):
-        raise ValueError(f"{expected}, got {got}.")

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from fedagg._trees import checks
+
 # (order, distance) -> Rényi divergence between sums so many clips apart.
 RenyiCurve = Callable[[int, float], float]
 Mechanism = float | RenyiCurve
@@ -67,15 +69,12 @@ def epsilon(
         curves Zhu and Wang, "Poisson Subsampled Rényi Differential Privacy", 2019,
         theorem 6.
     """
-    _check_choice("neighbors", neighbors, tuple(_DISTANCES))
-    _check_choice("sampling", sampling, _SAMPLINGS)
-    _check_choice("accountant", accountant, _ACCOUNTANTS)
-    if not (rounds >= 1 and rounds == int(rounds)):
-        raise ValueError(f"rounds must be a whole number from one, got {rounds=}.")
-    if not 0.0 < delta < 1.0:
-        raise ValueError(f"delta must be in (0, 1), got {delta=}.")
-    if not 0.0 < participation <= 1.0:
-        raise ValueError(f"participation must be in (0, 1], got {participation=}.")
+    checks.check_choice(tuple(_DISTANCES), neighbors=neighbors)
+    checks.check_choice(_SAMPLINGS, sampling=sampling)
+    checks.check_choice(_ACCOUNTANTS, accountant=accountant)
+    checks.check_whole(1, rounds=_whole(rounds))
+    checks.check_within("(0, 1)", delta=delta)
+    checks.check_within("(0, 1]", participation=participation)
     library = _library()
     if callable(mechanism):
         if participation < 1.0 and (neighbors, sampling) != (
@@ -142,10 +141,7 @@ def noise_multiplier_for(
 
     Reference: Mironov, "Rényi Differential Privacy", 2017, section 3.
     """
-    if not 0.0 < target_epsilon < math.inf:
-        raise ValueError(
-            f"target_epsilon must be positive and finite, got {target_epsilon=}."
-        )
+    checks.check_positive(target_epsilon=target_epsilon)
 
     def spent(noise_multiplier: float) -> float:
         made = noise_multiplier if mechanism is None else mechanism(noise_multiplier)
@@ -226,6 +222,12 @@ def _sampled(curve: RenyiCurve, order: int, distance: float, rate: float) -> flo
     return max(0.0, float(np.logaddexp.reduce(terms))) / (order - 1)
 
 
+def _whole(rounds: float) -> float:
+    """Rounds that a quotient of floats counts, as an int."""
+    is_whole = isinstance(rounds, float) and rounds.is_integer()
+    return int(rounds) if is_whole else rounds
+
+
 def _library() -> Any:
     try:
         import dp_accounting
@@ -236,10 +238,3 @@ def _library() -> Any:
             "epsilon needs dp-accounting: pip install 'fedagg[privacy]'."
         ) from error
     return dp_accounting
-
-
-def _check_choice(argument: str, got: str, choices: tuple[str, ...]) -> None:
-    if got not in choices:
-        raise ValueError(
-            f"{argument} must be one of {', '.join(choices)}, got {argument}={got!r}."
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -111,19 +112,8 @@ class Stage(NamedTuple):
         return self.traits.sentence or f"Stage({self.traits.name})"
 
 
-class Learning(NamedTuple):
-    """How a bound learns from a sum of notes, and what noise hides a client in it.
-
-    Attributes:
-        sensitivity: how far one client moves the sum of the notes, in L2 norm: zero for
-            a bound that learns nothing.
-        stddev: of the noise on each entry of that sum.
-        update: `(state, note) -> state`, from a sum that has its noise already.
-    """
-
-    sensitivity: float
-    stddev: float
-    update: Callable[[PyTree, PyTree], PyTree]
+def _update_noised_is_missing(state: PyTree, note: PyTree) -> PyTree:
+    raise TypeError("a Bound with a sensitivity needs Bound(..., update_noised=...).")
 
 
 class Bound(NamedTuple):
@@ -136,8 +126,11 @@ class Bound(NamedTuple):
         note: `(shared, x) -> note`, what one client reports of its statistic `x` `[]`.
         update: `(state, note, key) -> state`, from the sum of the notes.
         sentence: how the bound prints: the call that made it.
-        learning: what a private stage must know of it, where its learning can be
-            noised. None if nobody said.
+        sensitivity: how far one client moves the sum of the notes, in L2 norm: zero for
+            a bound that learns nothing, infinite if nobody said. Private stages take
+            finite ones.
+        stddev: of the noise that `update` adds to each entry of that sum.
+        update_noised: `(state, note) -> state`, from a sum that has its noise already.
     """
 
     init: Callable[[], PyTree]
@@ -146,7 +139,9 @@ class Bound(NamedTuple):
     note: Callable[[PyTree, jax.Array], PyTree]
     update: Callable[[PyTree, PyTree, jax.Array | None], PyTree]
     sentence: str = "Bound()"
-    learning: Learning | None = None
+    sensitivity: float = math.inf
+    stddev: float = 0.0
+    update_noised: Callable[[PyTree, PyTree], PyTree] = _update_noised_is_missing
 
     def __repr__(self) -> str:
         return self.sentence

@@ -1,5 +1,10 @@
-"""Bounds on a client's statistic: fixed, or learnt as a quantile over clients."""
+"""Bounds on a client's statistic: fixed, or learnt as a quantile over clients.
 
+`quantile_bound(1.0, 0.8, 0.2)`, as a bound for `clipping`, follows the 0.8 quantile of
+the clients' norms, from 1 on; a number is a bound that never moves.
+"""
+
+import math
 from typing import NamedTuple
 
 import jax
@@ -7,7 +12,7 @@ import jax.numpy as jnp
 
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
-from fedagg._types import Bound, Learning
+from fedagg._types import Bound
 
 # A geometric estimate stays in this range, from where it can always come back: neither
 # zero nor infinity would ever move again.
@@ -44,7 +49,8 @@ def as_bound(bound: Bound | float) -> Bound:
         note=lambda shared, x: (),
         update=lambda state, note, key: state,
         sentence=repr(bound),
-        learning=Learning(0.0, 0.0, lambda state, note: state),
+        sensitivity=0.0,
+        update_noised=lambda state, note: state,
     )
 
 
@@ -67,13 +73,17 @@ def quantile_bound(
     to `C - rate * (p - q)` without `geometric_update`. The bound in use is
     `multiplier * C + increment`, and not below zero; clients compare with `C` itself.
 
-    A round without clients leaves the estimate as it is. (TensorFlow Federated's
-    becomes NaN and stays so.) A geometric estimate stays within 1e-30 and 1e30.
+    | | clients are counted | `expected_num_clients` is given |
+    | --- | --- | --- |
+    | `p` is over | the clients present | that public number, as privacy asks for |
+    | no clients | the estimate stays | `p = 1/2` |
+    | more clients than expected | | `p` is within [0, 1] |
+    | `C`, geometric | within 1e-30 and 1e30 | the same |
 
-    With `expected_num_clients` the fraction's denominator is that public number, as
-    differential privacy asks for, and clients are not counted; a round without clients
-    then reads as `p = 1/2`. Without `below_estimate_stddev` the estimate is a function
-    of the clients' data with no noise in it, hence no private quantity.
+    (TensorFlow Federated's estimate becomes NaN in a round without clients, and stays
+    so.) Without `below_estimate_stddev` the estimate is a function of the clients' data
+    with no noise in it, hence not private. With it, and `expected_num_clients`, the
+    bound is a clip for `gaussian_noise`, which draws the noise on the count itself.
 
     Args:
         initial_estimate: the first `C`. Positive.
@@ -84,7 +94,8 @@ def quantile_bound(
         below_estimate_stddev: standard deviation of Gaussian noise on the sum of the
             bits, each plus or minus one half. Needs `expected_num_clients`, and a key
             in `next`.
-        expected_num_clients: a public denominator in place of the number of clients.
+        expected_num_clients: a public denominator in place of the number of clients,
+            the `clients_per_round` of private stages.
         geometric_update: whether steps are factors, as norms want, or differences.
 
     Raises:
@@ -125,23 +136,27 @@ def quantile_bound(
         return moved(estimate, note)
 
     def moved(estimate: jax.Array, note: QuantileNote) -> jax.Array:
-        # Without clients the quotient is zero, and the estimate stays.
-        count = jnp.maximum(note.count, 1.0) if is_counted else expected_num_clients
-        fraction = jnp.clip(note.below / jnp.float32(count) + 0.5, 0.0, 1.0)
+        if note.count is None:
+            count = jnp.float32(expected_num_clients)
+        else:
+            # Without clients the quotient is zero, and the estimate stays.
+            count = jnp.maximum(note.count, 1.0)
+        fraction = jnp.clip(note.below / count + 0.5, 0.0, 1.0)
         step = learning_rate * (fraction - target_quantile)
         if geometric_update:
             new = jnp.clip(estimate * jnp.exp(-step), _SMALLEST, _LARGEST)
         else:
             new = estimate - step
-        return jnp.where(note.count > 0.0, new, estimate) if is_counted else new
+        return new if note.count is None else jnp.where(note.count > 0.0, new, estimate)
 
-    learning = Learning(0.5, below_estimate_stddev, moved)
     return Bound(
         init=lambda: jnp.float32(initial_estimate),
         broadcast=lambda state: state,
         value=value,
         note=note,
         update=update,
-        # The number of clients, where it is counted, is not noised.
-        learning=None if is_counted else learning,
+        # Where clients are counted, nobody noises their number.
+        sensitivity=math.inf if is_counted else 0.5,
+        stddev=below_estimate_stddev,
+        update_noised=moved,
     )

@@ -1,4 +1,8 @@
-"""What noise is worth: from mechanisms and rounds to epsilon, and back."""
+"""What noise is worth: from mechanisms and rounds to epsilon, and back.
+
+`epsilon(1.0, 500, 1e-6, neighbors="add_or_remove")` is that of 500 rounds of
+`gaussian_noise(1.0, ...)`; `noise_multiplier_for` is its inverse.
+"""
 
 import math
 from collections.abc import Callable
@@ -163,7 +167,7 @@ def noise_multiplier_for(
                 f"target_epsilon: no noise multiplier comes below {target_epsilon}."
             )
     low = 0.5 * high
-    # Little noise takes an accountant long: it is come to from above.
+    # An accountant is slow where there is little noise: the search begins with much.
     while spent(low) <= target_epsilon:
         low, high = 0.5 * low, low
     while high > 1.001 * low:

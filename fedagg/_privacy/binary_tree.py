@@ -49,7 +49,7 @@ def binary_tree_noise(restarts: Restarts, *, efficient: bool = True) -> NoiseSou
 
     def add(state: TreeState, total: PyTree, scale: jax.Array, key: jax.Array):
         tree, noise, deviation = add_leaf(state.tree, key, restarts.period, efficient)
-        rounds, is_due = restarts.count(state.rounds)
+        rounds, is_due = restarts.after(state.rounds)
         # A tree of zeros is one without leaves.
         state = TreeState(rounds, pytree.keep(~is_due, tree))
         return state, with_noise(total, scale, noise), scale * deviation

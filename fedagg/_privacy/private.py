@@ -13,7 +13,7 @@ from fedagg._privacy.normal import normal
 from fedagg._trees import checks, pytree
 from fedagg._trees.template import Template
 from fedagg._trees.weights import is_present
-from fedagg._types import Bound, Learning, PyTree, Update
+from fedagg._types import Bound, PyTree, Update
 
 
 def clipped(
@@ -152,17 +152,19 @@ def split_noise(
     return left, count_stddev
 
 
-def multiplier_left(noise_multiplier: float, learning: Learning) -> float:
-    """The multiplier left for values by a clip that learns like this.
+def multiplier_left(
+    noise_multiplier: float, stddev: float, sensitivity: float
+) -> float:
+    """The multiplier left for values by a clip that learns with noise like this.
 
     Raises:
         ValueError: if the noise on what it learns from is below the total alone.
     """
-    left = _left(noise_multiplier, learning.stddev, learning.sensitivity)
+    left = _left(noise_multiplier, stddev, sensitivity)
     if left is None:
         raise ValueError(
-            f"clip must learn with noise of more than {learning.sensitivity} times "
-            f"noise_multiplier, got {learning.stddev} and {noise_multiplier=}."
+            f"clip must learn with noise of more than {sensitivity} times "
+            f"noise_multiplier, got {stddev=} and {noise_multiplier=}."
         )
     return left
 

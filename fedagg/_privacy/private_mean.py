@@ -4,6 +4,7 @@ With a fixed clip and independent noise it is DP-FedAvg, with a learnt clip that
 Andrew et al. 2021; with the noise of a binary tree it is DP-FTRL.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from fedagg._privacy.private import (
     multiplier_left,
 )
 from fedagg._trees import checks, pytree
-from fedagg._types import Bound, Learning, Output, PyTree, Stage, Traits, Update
+from fedagg._types import Bound, Output, PyTree, Stage, Traits, Update
 
 
 class PrivateState(NamedTuple):
@@ -58,9 +59,9 @@ def private_mean(
     check_multiplier(noise_multiplier)
     check_positive(clients_per_round=clients_per_round)
     check_largest_weight(largest_weight)
-    learning = check_clip(clip, noise_multiplier)
-    bound, learns = as_bound(clip), learning.sensitivity > 0.0
-    multiplier = multiplier_left(noise_multiplier, learning)
+    bound = private_clip(clip, noise_multiplier)
+    learns = bound.sensitivity > 0.0
+    multiplier = multiplier_left(noise_multiplier, bound.stddev, bound.sensitivity)
 
     def init(template: PyTree) -> PrivateState:
         state = bound.init()
@@ -86,9 +87,9 @@ def private_mean(
         stddev = None if stddev is None else stddev / jnp.float32(clients_per_round)
         notes, noised = state.notes, note.value
         if learns:
-            scale = jnp.float32(learning.stddev)
+            scale = jnp.float32(bound.stddev)
             notes, noised, _ = source.add(state.notes, noised, scale, note_key)
-        state = PrivateState(learning.update(state.clip, noised), values, notes)
+        state = PrivateState(bound.update_noised(state.clip, noised), values, notes)
         return Output(state, value, metrics_of(name, limit, stddev, value))
 
     return Stage(
@@ -100,26 +101,26 @@ def private_mean(
     )
 
 
-def check_clip(clip: Bound | float, noise_multiplier: float) -> Learning:
-    """How a private clip learns, nothing at all for a number.
+def private_clip(clip: Bound | float, noise_multiplier: float) -> Bound:
+    """The clip as a bound that says how it is to be noised, if it learns.
 
     Raises:
-        TypeError: if the clip learns from clients without noise.
+        TypeError: if it learns from clients without noise.
         ValueError: if it is a number out of range.
     """
     if not isinstance(clip, Bound):
         check_positive(clip=clip)
-    learning = as_bound(clip).learning
-    if learning is None or (
-        learning.sensitivity > 0.0 and learning.stddev == 0.0 < noise_multiplier
-    ):
+    bound = as_bound(clip)
+    # A multiplier of zero hides nothing, and asks for no noise.
+    is_bare = bound.sensitivity > 0.0 and bound.stddev == 0.0 < noise_multiplier
+    if is_bare or not 0.0 <= bound.sensitivity < math.inf:
         raise TypeError(
             "clip must be a number: a Bound learns from the clients, and takes its "
             f"part of the noise, of which {clip} has none. quantile_bound has it with "
             "expected_num_clients=clients_per_round and below_estimate_stddev=..., "
             "and adaptive_gaussian_noise chooses both."
         )
-    return learning
+    return bound
 
 
 def with_state(

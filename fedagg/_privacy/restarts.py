@@ -14,7 +14,7 @@ class Restarts(NamedTuple):
     first: int  # at most `period`
     period: int
 
-    def count(self, rounds: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def after(self, rounds: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Rounds `[]` with one more, modulo the period; whether a restart is due."""
         rounds = (rounds + 1) % self.period
         return rounds, rounds == self.first % self.period
@@ -39,7 +39,7 @@ def held(bound: Bound, restarts: Restarts) -> Bound:
         return bound.value(bound.broadcast(state))
 
     def moved(state: HeldState, estimate: PyTree) -> HeldState:
-        rounds, is_due = restarts.count(state.rounds)
+        rounds, is_due = restarts.after(state.rounds)
         clip = jnp.where(is_due, value_of(estimate), state.clip)
         return HeldState(clip, estimate, rounds)
 
@@ -51,7 +51,7 @@ def held(bound: Bound, restarts: Restarts) -> Bound:
         return moved(state, bound.update(state.estimate, note, key))
 
     def update_noised(state: HeldState, note: PyTree) -> HeldState:
-        return moved(state, bound.learning.update(state.estimate, note))
+        return moved(state, bound.update_noised(state.estimate, note))
 
     return Bound(
         init=init,
@@ -60,5 +60,7 @@ def held(bound: Bound, restarts: Restarts) -> Bound:
         note=lambda shared, x: bound.note(shared[1], x),
         update=update,
         sentence=f"held({bound})",
-        learning=bound.learning and bound.learning._replace(update=update_noised),
+        sensitivity=bound.sensitivity,
+        stddev=bound.stddev,
+        update_noised=update_noised,
     )

@@ -161,7 +161,9 @@ def adaptive_tree_noise(
     )
 
     def pack(state: PrivateState) -> AdaptiveTreeState:
-        return AdaptiveTreeState(*state.clip, state.values.tree, state.notes.tree)
+        clip, estimate, rounds = state.clip
+        trees = state.values.tree, state.notes.tree
+        return AdaptiveTreeState(clip, estimate, rounds, *trees)
 
     def unpack(state: AdaptiveTreeState) -> PrivateState:
         trees = (TreeState(state.rounds, x) for x in (state.values, state.count))

@@ -20,6 +20,7 @@ from tests.helpers import assert_same, make_updates
 
 N = 20.0
 NOISE = "gaussian_noise"
+KEY = jax.random.key(5)
 
 
 def learnt(stddev: float = 1.0) -> fedagg.Bound:
@@ -31,11 +32,12 @@ def learnt(stddev: float = 1.0) -> fedagg.Bound:
 def fresh_noise() -> Any:
     """A privatizer that draws anew in each round."""
 
-    def update(total: Any, key: jax.Array):
-        noise, key = jax.random.split(key)
-        return pytree.add(total, normal(noise, total)), key
+    def update(updates: Any, state: jax.Array, params: Any = None):
+        noise, key = jax.random.split(state)
+        return pytree.add(updates, normal(noise, updates)), key
 
-    return optax.GradientTransformation(lambda params: jax.random.key(0), update)
+    either: Any = update
+    return optax.GradientTransformation(lambda params: jax.random.key(0), either)
 
 
 class Pair(NamedTuple):
@@ -130,3 +132,34 @@ def test_a_held_clip_learns_in_every_round_and_moves_at_restarts():
     # Nobody is below, one of twenty: p = 0.5 - 0.5 / 20.
     grown = 0.1 * np.exp(0.2 * 0.025 * np.asarray([0, 0, 2, 2, 2, 5, 5, 5, 8]))
     np.testing.assert_allclose(clips, grown, rtol=1e-5)
+
+
+def test_a_bound_of_a_user_that_says_how_it_learns_is_a_clip():
+    bound = fedagg.Bound(
+        init=lambda: jnp.float32(1.0),
+        broadcast=lambda state: state,
+        value=lambda shared: shared,
+        note=lambda shared, x: jnp.where(x > shared, 1.0, 0.0).astype(jnp.float32),
+        update=lambda state, note, key: state + note,
+        sensitivity=1.0,
+        stddev=2.0,
+        update_noised=lambda state, note: state + note,
+    )
+    aggregator = fedagg.aggregator(fedagg.gaussian_noise(0.5, bound, N))
+    output = aggregator.next(
+        aggregator.init({"x": jnp.zeros(2)}), {"x": jnp.ones((3, 2))}, None, KEY
+    )
+
+    left = (0.5**-2 - 2.0**-2) ** -0.5
+    np.testing.assert_allclose(output.metrics["gaussian_noise/stddev"], left / N, 1e-6)
+    noise = float(output.state[0]) - 1.0 - 3.0  # all three have a norm above one
+    assert 0.0 < abs(noise) < 10.0
+
+
+@pytest.mark.parametrize("said", [{}, {"sensitivity": float("nan"), "stddev": 1.0}])
+def test_what_a_bound_does_not_say_is_taken_for_the_worst(said):
+    bound = learnt()._replace(sensitivity=float("inf"))._replace(**said)
+
+    for noise_multiplier in (0.0, 0.5):
+        with pytest.raises(TypeError, match="clip must be a number: a Bound learns"):
+            fedagg.gaussian_noise(noise_multiplier, bound, N)

@@ -34,19 +34,22 @@ def epsilon(
 ) -> float:
     """The epsilon of (epsilon, delta)-differential privacy after so many rounds.
 
-    It protects a client, and all that it sends, from who sees everything that is
-    released: every round's value, metrics and learnt clip. The noise itself, the sums
-    under it, and what stages without noise report or learn are to be kept from them, as
-    what the clients' own work reports.
+    What is protected is a client, and all that it sends, from anybody who sees every
+    round's value, metrics and learnt clip. Kept secret must be the noise itself, the
+    sums before it, and what stages without noise and the clients' own work report.
 
-    `neighbors` says which cohorts are told apart. With `"add_or_remove"` a client takes
-    part or does not, and moves a sum by one clip. With `"replace_one"` another stands
-    in for it, and the sum moves by two.
+    | `neighbors` | tells apart cohorts in which | a sum moves by |
+    | --- | --- | --- |
+    | "add_or_remove" | a client takes part or does not | one clip |
+    | "replace_one" | another client takes its place | two clips |
 
-    `participation` is the chance of a client to be in a round. One asks nothing of how
-    clients are chosen. Less is right only if it is drawn anew in every round, in
-    secret: with `"poisson"` for each client by itself; with `"fixed_size"` as a subset
-    of a fixed size of a population, which goes with `replace_one` and `"rdp"`.
+    `participation` is a client's chance to be in a round. One holds however clients are
+    chosen. Less holds only for a cohort drawn anew in every round, in secret:
+
+    | `sampling` | draws | goes with |
+    | --- | --- | --- |
+    | "poisson" | each client by itself | "add_or_remove", or "pld" |
+    | "fixed_size" | a subset of a fixed size | "replace_one" and "rdp" |
 
     Args:
         mechanism: the `noise_multiplier` of `gaussian_noise`,
@@ -95,10 +98,7 @@ def epsilon(
         ]
         found, _ = library.rdp.compute_epsilon(np.array(_ORDERS), losses, delta)
         return float(found)
-    if not mechanism >= 0.0:
-        raise ValueError(
-            f"mechanism must be a noise multiplier or a curve, got {mechanism=}."
-        )
+    checks.check_within("[0, inf]", mechanism=mechanism)
     if mechanism == 0.0:
         return math.inf
     made, event = _composed(

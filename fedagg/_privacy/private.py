@@ -115,15 +115,14 @@ def learnt_clip(
         ValueError: if an argument is out of range, or the count's noise alone is below
             the total.
     """
-    checks.check_positive(initial_clip=initial_clip)
-    checks.check_positive(clients_per_round=clients_per_round)
+    check_positive(initial_clip=initial_clip, clients_per_round=clients_per_round)
+    _, stddev = split_noise(noise_multiplier, clients_per_round, count_stddev)
+    checks.check_not_negative(count_stddev=stddev)
     return quantile_bound(
         initial_clip,
         target_quantile,
         learning_rate,
-        below_estimate_stddev=split_noise(
-            noise_multiplier, clients_per_round, count_stddev
-        )[1],
+        below_estimate_stddev=stddev,
         expected_num_clients=clients_per_round,
     )
 
@@ -141,7 +140,6 @@ def split_noise(
     check_multiplier(noise_multiplier)
     if count_stddev is None:
         count_stddev = 0.05 * clients_per_round if noise_multiplier > 0.0 else 0.0
-    checks.check_not_negative(count_stddev=count_stddev)
     left = _left(noise_multiplier, count_stddev, 0.5)
     if left is None:
         raise ValueError(

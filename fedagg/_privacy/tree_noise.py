@@ -43,8 +43,8 @@ def tree_noise(
 
     The server releases `(sum + T[t] - T[t - 1]) / clients_per_round` in round `t`,
     where values are clipped as in `gaussian_noise`, and `T[t]` is the noise of the sum
-    of all rounds up to `t`: of as many nodes of a binary tree as `t` has ones, so that
-    it grows with the logarithm of the rounds. A node's deviation is
+    of all rounds up to `t`: of as many nodes of a binary tree as `t` has ones in
+    binary, so that it grows with the logarithm of the rounds. A node's deviation is
     `clip * noise_multiplier`, per entry. With `efficient` a node's noise is averaged
     with that of its children, which takes a third or so off the variance.
 

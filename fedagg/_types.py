@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -111,6 +112,10 @@ class Stage(NamedTuple):
         return self.traits.sentence or f"Stage({self.traits.name})"
 
 
+def _update_noised_is_missing(state: PyTree, note: PyTree) -> PyTree:
+    raise TypeError("a Bound with a sensitivity needs Bound(..., update_noised=...).")
+
+
 class Bound(NamedTuple):
     """A bound on a statistic of a client, fixed or learnt from the clients.
 
@@ -121,6 +126,11 @@ class Bound(NamedTuple):
         note: `(shared, x) -> note`, what one client reports of its statistic `x` `[]`.
         update: `(state, note, key) -> state`, from the sum of the notes.
         sentence: how the bound prints: the call that made it.
+        sensitivity: how far one client moves the sum of the notes, in L2 norm: zero for
+            a bound that learns nothing, infinite if nobody said. Private stages take
+            finite ones.
+        stddev: of the noise that `update` adds to each entry of that sum.
+        update_noised: `(state, note) -> state`, from a sum that has its noise already.
     """
 
     init: Callable[[], PyTree]
@@ -129,6 +139,9 @@ class Bound(NamedTuple):
     note: Callable[[PyTree, jax.Array], PyTree]
     update: Callable[[PyTree, PyTree, jax.Array | None], PyTree]
     sentence: str = "Bound()"
+    sensitivity: float = math.inf
+    stddev: float = 0.0
+    update_noised: Callable[[PyTree, PyTree], PyTree] = _update_noised_is_missing
 
     def __repr__(self) -> str:
         return self.sentence

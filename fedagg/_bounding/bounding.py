@@ -1,4 +1,8 @@
-"""Bounding what one client can do to the sum: zeroing and clipping."""
+"""Bounding what one client can do to the sum.
+
+`zeroing(10.0)` removes a client whose largest entry is above ten, or a NaN; after it,
+`clipping(1.0)` scales the others down to a norm of one.
+"""
 
 import math
 from collections.abc import Callable
@@ -30,10 +34,14 @@ def zeroing(
 ) -> Stage:
     """Sets the value of a client to zero where its norm is above `bound`.
 
-    A norm that is NaN or infinite is above every bound, so that what comes behind sees
-    finite values only. (TensorFlow Federated lets NaN through.) A norm equal to the
-    bound is kept. The client keeps its weight in a mean, and has a norm of zero for a
-    `clipping` behind it, unless `keep_weight` is False: it is absent from there on.
+    | a norm | |
+    | --- | --- |
+    | equal to the bound | is kept |
+    | NaN or infinite | is above every bound; TensorFlow Federated lets NaN through |
+
+    So stages after this one see finite values only. The client keeps its weight in a
+    mean, and has a norm of zero for a `clipping` after this, unless `keep_weight` is
+    False: then it is absent from here on.
 
     Reports `{name}/bound` `[]`, this round's bound, and `{name}/count` `[]`, the number
     of clients set to zero.
@@ -70,10 +78,13 @@ def zeroing(
 def clipping(bound: Bound | float, *, name: str = "clipping") -> Stage:
     """Scales each client's value down to an L2 norm of at most `bound`.
 
-    One client then moves the sum by at most `bound`, before any weighting; a value
-    within the bound stays as it is to the bit. A value with a NaN or an infinity in it
-    stays unbounded: put `zeroing` before this. A norm that overflows (1.8e19 in
-    float32) scales the value to zero.
+    One client then moves the sum by at most `bound`, before any weighting.
+
+    | a value | |
+    | --- | --- |
+    | within the bound | stays as it is to the bit |
+    | with a NaN or an infinity | stays unbounded: put `zeroing` before this |
+    | whose norm overflows, 1.8e19 in float32 | is scaled to zero |
 
     Reports `{name}/bound` `[]`, this round's bound, and `{name}/count` `[]`, the number
     of clients scaled down.

@@ -1,4 +1,8 @@
-"""Bounds on a client's statistic: fixed, or learnt as a quantile over clients."""
+"""Bounds on a client's statistic: fixed, or learnt as a quantile over clients.
+
+`quantile_bound(1.0, 0.8, 0.2)`, as a bound for `clipping`, follows the 0.8 quantile of
+the clients' norms, from 1 on; a number is a bound that never moves.
+"""
 
 import math
 from typing import NamedTuple
@@ -32,19 +36,21 @@ def as_bound(bound: Bound | float) -> Bound:
     if isinstance(bound, Bound):
         return bound
     try:
-        limit = float(bound)
-    except (TypeError, ValueError):
+        checks.check_above_zero(bound=bound)
+    except TypeError:
         raise TypeError(
             f"bound must be a positive number or a Bound, got {bound=}."
         ) from None
-    if not limit > 0.0:
-        raise ValueError(f"bound must be positive, got {bound=}.")
+    limit = float(bound)
     return Bound(
         init=lambda: (),
         broadcast=lambda state: state,
         value=lambda shared: jnp.float32(limit),
         note=lambda shared, x: (),
         update=lambda state, note, key: state,
+        sentence=repr(bound),
+        sensitivity=0.0,
+        update_noised=lambda state, note: state,
     )
 
 
@@ -67,13 +73,17 @@ def quantile_bound(
     to `C - rate * (p - q)` without `geometric_update`. The bound in use is
     `multiplier * C + increment`, and not below zero; clients compare with `C` itself.
 
-    A round without clients leaves the estimate as it is. (TensorFlow Federated's
-    becomes NaN and stays so.) A geometric estimate stays within 1e-30 and 1e30.
+    | | clients are counted | `expected_num_clients` is given |
+    | --- | --- | --- |
+    | `p` is over | the clients present | that public number, as privacy asks for |
+    | no clients | the estimate stays | `p = 1/2` |
+    | more clients than expected | | `p` is within [0, 1] |
+    | `C`, geometric | within 1e-30 and 1e30 | the same |
 
-    With `expected_num_clients` the fraction's denominator is that public number, as
-    differential privacy asks for, and clients are not counted; a round without clients
-    then reads as `p = 1/2`. Without `below_estimate_stddev` the estimate is a function
-    of the clients' data with no noise in it, hence no private quantity.
+    (TensorFlow Federated's estimate becomes NaN in a round without clients, and stays
+    so.) Without `below_estimate_stddev` the estimate is a function of the clients' data
+    with no noise in it, hence not private. With it, and `expected_num_clients`, the
+    bound is a clip for `gaussian_noise`, which draws the noise on the count itself.
 
     Args:
         initial_estimate: the first `C`. Positive.
@@ -84,7 +94,8 @@ def quantile_bound(
         below_estimate_stddev: standard deviation of Gaussian noise on the sum of the
             bits, each plus or minus one half. Needs `expected_num_clients`, and a key
             in `next`.
-        expected_num_clients: a public denominator in place of the number of clients.
+        expected_num_clients: a public denominator in place of the number of clients,
+            the `clients_per_round` of private stages.
         geometric_update: whether steps are factors, as norms want, or differences.
 
     Raises:
@@ -94,28 +105,16 @@ def quantile_bound(
     Reference: Andrew et al., "Differentially Private Learning with Adaptive Clipping",
         2021, section 2.
     """
-    _check(
-        initial_estimate > 0.0, "initial_estimate must be positive", initial_estimate
+    checks.check_positive(initial_estimate=initial_estimate)
+    checks.check_within("[0, 1]", target_quantile=target_quantile)
+    checks.check_positive(learning_rate=learning_rate, multiplier=multiplier)
+    checks.check_not_negative(
+        increment=increment, below_estimate_stddev=below_estimate_stddev
     )
-    _check(
-        0.0 <= target_quantile <= 1.0,
-        "target_quantile must be in [0, 1]",
-        target_quantile,
-    )
-    _check(learning_rate > 0.0, "learning_rate must be positive", learning_rate)
-    _check(multiplier > 0.0, "multiplier must be positive", multiplier)
-    _check(increment >= 0.0, "increment must not be negative", increment)
-    _check(
-        below_estimate_stddev >= 0.0,
-        "below_estimate_stddev must not be negative",
-        below_estimate_stddev,
-    )
-    _check(
-        expected_num_clients is None or expected_num_clients > 0,
-        "expected_num_clients must be positive",
-        expected_num_clients,
-    )
-    if below_estimate_stddev > 0.0 and expected_num_clients is None:
+    is_counted = expected_num_clients is None
+    if not is_counted:
+        checks.check_positive(expected_num_clients=expected_num_clients)
+    if below_estimate_stddev > 0.0 and is_counted:
         raise ValueError(
             "below_estimate_stddev needs expected_num_clients: noise hides a client "
             "only if the denominator does not depend on the clients either."
@@ -127,32 +126,28 @@ def quantile_bound(
     def note(estimate: jax.Array, x: jax.Array) -> QuantileNote:
         # Centred, a client moves the sum by one half at most, and 0/0 cannot arise.
         below = jnp.where(x <= estimate, jnp.float32(0.5), jnp.float32(-0.5))
-        return QuantileNote(
-            below, jnp.float32(1.0) if expected_num_clients is None else None
-        )
+        return QuantileNote(below, jnp.float32(1.0) if is_counted else None)
 
     def update(estimate: jax.Array, note: QuantileNote, key: jax.Array | None):
-        below = note.below
         if below_estimate_stddev > 0.0:
             key = checks.check_key(key, "quantile_bound", "noise")
-            below += below_estimate_stddev * jax.random.normal(key, (), jnp.float32)
+            noise = below_estimate_stddev * jax.random.normal(key, (), jnp.float32)
+            note = note._replace(below=note.below + noise)
+        return moved(estimate, note)
+
+    def moved(estimate: jax.Array, note: QuantileNote) -> jax.Array:
         if note.count is None:
             count = jnp.float32(expected_num_clients)
         else:
-            count = jnp.maximum(
-                note.count, 1.0
-            )  # without clients: nothing moves, below
-        fraction = jnp.clip(below / count + 0.5, 0.0, 1.0)
+            # Without clients the quotient is zero, and the estimate stays.
+            count = jnp.maximum(note.count, 1.0)
+        fraction = jnp.clip(note.below / count + 0.5, 0.0, 1.0)
         step = learning_rate * (fraction - target_quantile)
         if geometric_update:
-            moved = jnp.clip(estimate * jnp.exp(-step), _SMALLEST, _LARGEST)
+            new = jnp.clip(estimate * jnp.exp(-step), _SMALLEST, _LARGEST)
         else:
-            moved = estimate - step
-        return (
-            moved
-            if note.count is None
-            else jnp.where(note.count > 0.0, moved, estimate)
-        )
+            new = estimate - step
+        return new if note.count is None else jnp.where(note.count > 0.0, new, estimate)
 
     return Bound(
         init=lambda: jnp.float32(initial_estimate),
@@ -160,9 +155,8 @@ def quantile_bound(
         value=value,
         note=note,
         update=update,
+        # Where clients are counted, nobody noises their number.
+        sensitivity=math.inf if is_counted else 0.5,
+        stddev=below_estimate_stddev,
+        update_noised=moved,
     )
-
-
-def _check(holds: bool, expected: str, got: float | None) -> None:
-    if not holds or (got is not None and math.isinf(got)):
-        raise ValueError(f"{expected}, got {got}.")

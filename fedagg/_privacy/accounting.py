@@ -1,10 +1,16 @@
-"""What noise is worth: from mechanisms and rounds to epsilon, and back."""
+"""What noise is worth: from mechanisms and rounds to epsilon, and back.
+
+`epsilon(1.0, 500, 1e-6, neighbors="add_or_remove")` is that of 500 rounds of
+`gaussian_noise(1.0, ...)`; `noise_multiplier_for` is its inverse.
+"""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from fedagg._trees import checks
 
 # (order, distance) -> Rényi divergence between sums so many clips apart.
 RenyiCurve = Callable[[int, float], float]
@@ -28,19 +34,22 @@ def epsilon(
 ) -> float:
     """The epsilon of (epsilon, delta)-differential privacy after so many rounds.
 
-    It protects a client, and all that it sends, from who sees everything that is
-    released: every round's value, metrics and learnt clip. The noise itself, the sums
-    under it, and what stages without noise report or learn are to be kept from them, as
-    what the clients' own work reports.
+    What is protected is a client, and all that it sends, from anybody who sees every
+    round's value, metrics and learnt clip. Kept secret must be the noise itself, the
+    sums before it, and what stages without noise and the clients' own work report.
 
-    `neighbors` says which cohorts are told apart. With `"add_or_remove"` a client takes
-    part or does not, and moves a sum by one clip. With `"replace_one"` another stands
-    in for it, and the sum moves by two.
+    | `neighbors` | tells apart cohorts in which | a sum moves by |
+    | --- | --- | --- |
+    | "add_or_remove" | a client takes part or does not | one clip |
+    | "replace_one" | another client takes its place | two clips |
 
-    `participation` is the chance of a client to be in a round. One asks nothing of how
-    clients are chosen. Less is right only if it is drawn anew in every round, in
-    secret: with `"poisson"` for each client by itself; with `"fixed_size"` as a subset
-    of a fixed size of a population, which goes with `replace_one` and `"rdp"`.
+    `participation` is a client's chance to be in a round. One holds however clients are
+    chosen. Less holds only for a cohort drawn anew in every round, in secret:
+
+    | `sampling` | draws | goes with |
+    | --- | --- | --- |
+    | "poisson" | each client by itself | "add_or_remove", or "pld" |
+    | "fixed_size" | a subset of a fixed size | "replace_one" and "rdp" |
 
     Args:
         mechanism: the `noise_multiplier` of `gaussian_noise`,
@@ -67,15 +76,12 @@ def epsilon(
         curves Zhu and Wang, "Poisson Subsampled Rényi Differential Privacy", 2019,
         theorem 6.
     """
-    _check_choice("neighbors", neighbors, tuple(_DISTANCES))
-    _check_choice("sampling", sampling, _SAMPLINGS)
-    _check_choice("accountant", accountant, _ACCOUNTANTS)
-    if not (rounds >= 1 and rounds == int(rounds)):
-        raise ValueError(f"rounds must be a whole number from one, got {rounds=}.")
-    if not 0.0 < delta < 1.0:
-        raise ValueError(f"delta must be in (0, 1), got {delta=}.")
-    if not 0.0 < participation <= 1.0:
-        raise ValueError(f"participation must be in (0, 1], got {participation=}.")
+    checks.check_choice(tuple(_DISTANCES), neighbors=neighbors)
+    checks.check_choice(_SAMPLINGS, sampling=sampling)
+    checks.check_choice(_ACCOUNTANTS, accountant=accountant)
+    checks.check_whole(1, rounds=_whole(rounds))
+    checks.check_within("(0, 1)", delta=delta)
+    checks.check_within("(0, 1]", participation=participation)
     library = _library()
     if callable(mechanism):
         if participation < 1.0 and (neighbors, sampling) != (
@@ -92,10 +98,7 @@ def epsilon(
         ]
         found, _ = library.rdp.compute_epsilon(np.array(_ORDERS), losses, delta)
         return float(found)
-    if not mechanism >= 0.0:
-        raise ValueError(
-            f"mechanism must be a noise multiplier or a curve, got {mechanism=}."
-        )
+    checks.check_within("[0, inf]", mechanism=mechanism)
     if mechanism == 0.0:
         return math.inf
     made, event = _composed(
@@ -142,10 +145,7 @@ def noise_multiplier_for(
 
     Reference: Mironov, "Rényi Differential Privacy", 2017, section 3.
     """
-    if not 0.0 < target_epsilon < math.inf:
-        raise ValueError(
-            f"target_epsilon must be positive and finite, got {target_epsilon=}."
-        )
+    checks.check_positive(target_epsilon=target_epsilon)
 
     def spent(noise_multiplier: float) -> float:
         made = noise_multiplier if mechanism is None else mechanism(noise_multiplier)
@@ -167,7 +167,7 @@ def noise_multiplier_for(
                 f"target_epsilon: no noise multiplier comes below {target_epsilon}."
             )
     low = 0.5 * high
-    # Little noise takes an accountant long: it is come to from above.
+    # An accountant is slow where there is little noise: the search begins with much.
     while spent(low) <= target_epsilon:
         low, high = 0.5 * low, low
     while high > 1.001 * low:
@@ -226,6 +226,12 @@ def _sampled(curve: RenyiCurve, order: int, distance: float, rate: float) -> flo
     return max(0.0, float(np.logaddexp.reduce(terms))) / (order - 1)
 
 
+def _whole(rounds: float) -> float:
+    """Rounds that a quotient of floats counts, as an int."""
+    is_whole = isinstance(rounds, float) and rounds.is_integer()
+    return int(rounds) if is_whole else rounds
+
+
 def _library() -> Any:
     try:
         import dp_accounting
@@ -236,10 +242,3 @@ def _library() -> Any:
             "epsilon needs dp-accounting: pip install 'fedagg[privacy]'."
         ) from error
     return dp_accounting
-
-
-def _check_choice(argument: str, got: str, choices: tuple[str, ...]) -> None:
-    if got not in choices:
-        raise ValueError(
-            f"{argument} must be one of {', '.join(choices)}, got {argument}={got!r}."
-        )

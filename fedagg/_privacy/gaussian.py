@@ -1,30 +1,20 @@
-"""The Gaussian mechanism at the server, with a fixed and with a learnt clip."""
+"""The Gaussian mechanism at the server.
 
-import jax
-import jax.numpy as jnp
+With a fixed clip, `gaussian_noise(1.0, 0.5, 100)`, this is DP-FedAvg; with a learnt
+one, `adaptive_gaussian_noise(1.0, 100)`, it is DP-FedAvg with adaptive clipping.
+"""
 
-from fedagg._bounding.bounds import quantile_bound
-from fedagg._messages.marks import Noised
-from fedagg._privacy.private import (
-    check_largest_weight,
-    check_multiplier,
-    check_positive,
-    clipped,
-    draws_for,
-    metrics_of,
-    noised,
-    split_noise,
-)
+from fedagg._privacy.noise_source import independent_noise
+from fedagg._privacy.private import check_largest_weight, learnt_clip
+from fedagg._privacy.private_mean import PrivateState, private_mean, with_state
 from fedagg._sentence import prints_as_its_call
-from fedagg._trees import pytree
-from fedagg._trees.keys import split_key
-from fedagg._types import Output, PyTree, Stage, Traits, Update
+from fedagg._types import Bound, Stage
 
 
 @prints_as_its_call
 def gaussian_noise(
     noise_multiplier: float,
-    clip: float,
+    clip: Bound | float,
     clients_per_round: float,
     *,
     largest_weight: float | None = None,
@@ -34,23 +24,31 @@ def gaussian_noise(
 
     Each client's value is scaled down to an L2 norm of at most `clip`, and the server
     releases `(sum + N(0, (clip * noise_multiplier) ** 2)) / clients_per_round`, entry
-    by entry. A client who comes or goes moves the sum by `clip` at most, to rounding in
-    float32, and one who is replaced by another by twice that: `epsilon` makes a
-    guarantee of it. The denominator is public. It does not follow the clients present,
-    whose number stays hidden.
+    by entry. `epsilon` of the noise multiplier is the guarantee:
 
-    Every client present counts once, whatever its weight. With `largest_weight` it
-    counts by its share of that, `min(weight, largest_weight) / largest_weight`. A value
-    with a NaN or an infinite norm counts as zero. With nobody present the value is
-    noise.
+    | | |
+    | --- | --- |
+    | a client comes or goes | moves the sum by `clip`, to rounding in float32 |
+    | another stands in for it | moves the sum by twice that |
+    | the denominator is public | the number of clients present stays hidden |
+    | stages before this | what they report and learn is not noised |
+    | stages after this | refused if they change values, as a `mean` or a rule |
+    | what clients' `work` reports | is not noised, their loss, say |
+    | noise in float32 | on a grid, up to 5.4 deviations: left out of account |
 
-    Noise is drawn in float32 or wider and cast with the mean. Its draws end near 5.4
-    standard deviations and lie on a grid, which the guarantee leaves out of account;
-    `skellam_noise` does not have this.
+    `server_view` lists what stages before this send; `skellam_noise` has integers for
+    noise. Of clients:
 
-    Stages behind this that change values are refused, `mean` and rules as well. Not
-    noised is what stages before it report or learn, the count of a `zeroing`, say, nor
-    what clients' `work` reports, their loss: `server_view` lists the former.
+    | a client | counts |
+    | --- | --- |
+    | of any weight | once |
+    | with `largest_weight` | as `min(weight, largest_weight) / largest_weight` |
+    | with a NaN or an infinite norm | as zero |
+    | nobody present | the value is noise |
+
+    A learnt clip is a `Bound` whose learning is noised, a `quantile_bound` with
+    `expected_num_clients` and `below_estimate_stddev`. `noise_multiplier` is then that
+    of both together, as `adaptive_gaussian_noise` says.
 
     Reports `{name}/clip` `[]`, `{name}/stddev` `[]`, the noise's in an entry of the
     mean, `{name}/noised_norm` `[]`, the L2 norm of the noised mean, and
@@ -60,37 +58,30 @@ def gaussian_noise(
     Args:
         noise_multiplier: standard deviation of the noise on the sum, in units of
             `clip`. Zero adds none and hides nothing.
-        clip: the largest norm, over all leaves of a value together. Positive.
+        clip: the largest norm, over all leaves of a value together: a positive number,
+            or a `Bound` that learns with noise.
         clients_per_round: the denominator, a number that is known beforehand.
         largest_weight: a public bound on weights, or None to leave weights out.
         name: what the metrics are filed under.
 
     Raises:
-        ValueError: if an argument is out of range; in `server`, without a key.
-        TypeError: if `clip` is a `Bound`; in `client`, for a leaf that is not of a
-            float dtype.
+        ValueError: if an argument is out of range, or a `Bound` has too little noise;
+            in `server`, without a key.
+        TypeError: if `clip` is a `Bound` that learns without noise; in `client`, for a
+            leaf that is not of a float dtype.
 
     Reference: McMahan et al., "Learning Differentially Private Recurrent Language
         Models", 2018, section 3.
     """
-    check_multiplier(noise_multiplier)
-    check_positive(clip=clip, clients_per_round=clients_per_round)
-    check_largest_weight(largest_weight)
-    stddev = clip * noise_multiplier
-
-    def client(update: Update, key: jax.Array | None):
-        del key
-        update, _ = clipped(update, jnp.float32(clip), largest_weight, name)
-        return update, ()
-
-    def server(total: Noised, note: PyTree, key: jax.Array | None):
-        del note
-        value = noised(total.value, stddev, draws_for(total.value, key, name))
-        value = pytree.divide(value, jnp.float32(clients_per_round))
-        metrics = metrics_of(name, clip, stddev / clients_per_round, value)
-        return value, metrics
-
-    return Stage.stateless(client, server, Traits(name, is_private=True))
+    stage = private_mean(
+        noise_multiplier,
+        clip,
+        clients_per_round,
+        independent_noise(),
+        largest_weight=largest_weight,
+        name=name,
+    )
+    return with_state(stage, lambda x: x.clip, lambda x: PrivateState(x, (), ()))
 
 
 @prints_as_its_call
@@ -142,41 +133,19 @@ def adaptive_gaussian_noise(
     Reference: Andrew et al., "Differentially Private Learning with Adaptive Clipping",
         2021, algorithm 1 and theorem 1.
     """
-    check_positive(initial_clip=initial_clip, clients_per_round=clients_per_round)
     check_largest_weight(largest_weight)
-    multiplier, count_stddev = split_noise(
-        noise_multiplier, clients_per_round, count_stddev
-    )
-    bound = quantile_bound(
+    clip = learnt_clip(
+        noise_multiplier,
+        clients_per_round,
         initial_clip,
         target_quantile,
         learning_rate,
-        below_estimate_stddev=count_stddev,
-        expected_num_clients=clients_per_round,
+        count_stddev,
     )
-
-    def client(shared: PyTree, update: Update, key: jax.Array | None):
-        del key
-        update, norm = clipped(update, bound.value(shared), largest_weight, name)
-        return update, Noised(bound.note(shared, norm))
-
-    def server(state: PyTree, total: Noised, note: Noised, key: jax.Array | None):
-        value_key, count_key = split_key(key, 2)
-        clip = bound.value(bound.broadcast(state))
-        draws = draws_for(total.value, value_key, name)
-        value = noised(total.value, clip * multiplier, draws)
-        value = pytree.divide(value, jnp.float32(clients_per_round))
-        stddev = clip * (multiplier / clients_per_round)
-        return Output(
-            bound.update(state, note.value, count_key),
-            value,
-            metrics_of(name, clip, stddev, value),
-        )
-
-    return Stage(
-        lambda template: bound.init(),
-        bound.broadcast,
-        client,
-        server,
-        Traits(name, is_private=True),
+    return gaussian_noise(
+        noise_multiplier,
+        clip,
+        clients_per_round,
+        largest_weight=largest_weight,
+        name=name,
     )

@@ -1,17 +1,22 @@
-"""Noise of any correlation over rounds, by an optax-style privatizer."""
+"""Noise of any correlation over rounds, by an optax-style privatizer.
+
+With a banded matrix this is the mechanism of Choquette-Choo et al. 2023; with a
+privatizer that draws anew in each round it is `gaussian_noise`.
+"""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedagg._messages.marks import Noised
-from fedagg._privacy.private import check_positive, clipped, metrics_of
+from fedagg._privacy.noise_source import NoiseSource
+from fedagg._privacy.private import check_positive
+from fedagg._privacy.private_mean import PrivateState, private_mean, with_state
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
 from fedagg._trees.keys import with_keys, without_keys
 from fedagg._trees.template import Template
-from fedagg._types import Output, PyTree, Stage, Traits, Update
+from fedagg._types import PyTree, Stage
 
 
 class PrivatizerState(NamedTuple):
@@ -50,7 +55,7 @@ def matrix_factorization_noise(
 
     Noise stays at the server; its state must be kept as secret as the sums. Clients
     count once, whatever their weight; NaN, absent clients, the denominator, and what
-    may not stand behind are as in `gaussian_noise`.
+    must not come after this are as in `gaussian_noise`.
 
     Reports `{name}/clip` `[]` and `{name}/noised_norm` `[]`, the norm of the noised
     mean. How large the noise is in a round, the privatizer alone knows.
@@ -70,7 +75,15 @@ def matrix_factorization_noise(
         algorithm 1; Dvijotham et al., "Efficient and Near-Optimal Noise Generation for
         Streaming Differential Privacy", 2024.
     """
-    check_positive(clip=clip, clients_per_round=clients_per_round)
+    check_positive(clip=clip)
+    # The noise multiplier is the privatizer's own.
+    source = privatizer_noise(privatizer, name)
+    stage = private_mean(1.0, clip, clients_per_round, source, name=name)
+    return with_state(stage, lambda x: x.values, lambda x: PrivateState((), x, ()))
+
+
+def privatizer_noise(privatizer: Any, name: str) -> NoiseSource:
+    """The noise of a privatizer that was made for sums in units of the clip."""
 
     def fresh(template: Template) -> PyTree:
         zeros = template.unravel(jnp.zeros(template.size, jnp.float32))
@@ -81,21 +94,13 @@ def matrix_factorization_noise(
         made = Template.of(template)
         return PrivatizerState(made, without_keys(fresh(made)))
 
-    def client(shared: PyTree, update: Update, key: jax.Array | None):
-        del shared, key
-        return clipped(update, jnp.float32(clip), None, name)[0], ()
-
-    def server(
-        state: PrivatizerState, total: Noised, note: PyTree, key: jax.Array | None
-    ):
-        del note
-        state.template.check(total.value)
+    def add(state: PrivatizerState, total: PyTree, scale: jax.Array, key: jax.Array):
+        state.template.check(total)
         like = jax.eval_shape(lambda: fresh(state.template))
-        whole = with_keys(state.arrays, like, checks.check_key(key, name, "noise"))
-        sums = jax.tree.map(lambda x: x.astype(jnp.float32) / clip, total.value)
+        whole = with_keys(state.arrays, like, key)
+        sums = jax.tree.map(lambda x: x.astype(jnp.float32) / scale, total)
         noised, whole = privatizer.update(sums, whole)
-        value = pytree.scale(jnp.float32(clip / clients_per_round), noised)
         state = state._replace(arrays=without_keys(whole))
-        return Output(state, value, metrics_of(name, clip, None, value))
+        return state, pytree.scale(scale, noised), None
 
-    return Stage(init, lambda state: (), client, server, Traits(name, is_private=True))
+    return NoiseSource(init, add)

@@ -1,4 +1,4 @@
-"""Normal draws for privacy, from the real generator and never from a hash."""
+"""Normal draws for privacy, from JAX's generator; the hash of compressors is weaker."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""What private stages share: a clip that nothing behind it undoes, and the noise."""
+"""What private stages share: the clip, the split of the noise, and the metrics."""
 
 import math
 from typing import Any
@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fedagg._bounding.bounds import quantile_bound
 from fedagg._messages.marks import Noised
+from fedagg._privacy.noise_source import with_noise
 from fedagg._privacy.normal import normal
 from fedagg._trees import checks, pytree
 from fedagg._trees.template import Template
@@ -21,7 +23,7 @@ def clipped(
 
     A value whose norm is NaN or infinite becomes zero. A value within the limit stays
     as it is to the bit. Where there is a largest weight, the value is multiplied by the
-    client's share of it; a client's weight is one behind this.
+    client's share of it; a client's weight is one from here on.
     """
     value, norm = clip_value(update.value, limit, name)
     if largest_weight is not None:
@@ -42,7 +44,7 @@ def clip_value(value: PyTree, limit: jax.Array, name: str) -> tuple[PyTree, jax.
 
 def noised(total: PyTree, stddev: jax.Array | float, draws: PyTree) -> PyTree:
     """The total and draws times a deviation, in float32 or wider."""
-    return pytree.add(pytree.widen(total), pytree.scale(jnp.float32(stddev), draws))
+    return with_noise(total, jnp.float32(stddev), draws)
 
 
 def draws_for(total: PyTree, key: jax.Array | None, name: str) -> PyTree:
@@ -78,12 +80,8 @@ def metrics_of(
 
 
 def check_multiplier(noise_multiplier: float) -> None:
-    """Raises a ValueError for what is no size of noise."""
-    if not 0.0 <= noise_multiplier < math.inf:
-        raise ValueError(
-            "noise_multiplier must be finite and not negative, got "
-            f"{noise_multiplier=}."
-        )
+    """Raises an error for what is no size of noise."""
+    checks.check_not_negative(noise_multiplier=noise_multiplier)
 
 
 def check_positive(**numbers: Any) -> None:
@@ -94,15 +92,39 @@ def check_positive(**numbers: Any) -> None:
                 f"{argument} must be a number: a Bound learns from the clients, and "
                 "takes its part of the noise. See adaptive_gaussian_noise."
             )
-        if not 0.0 < number < math.inf:
-            raise ValueError(
-                f"{argument} must be positive and finite, got {argument}={number}."
-            )
+    checks.check_positive(**numbers)
 
 
 def check_largest_weight(largest_weight: float | None) -> None:
+    """Raises an error for what is neither None nor a positive number."""
     if largest_weight is not None:
         check_positive(largest_weight=largest_weight)
+
+
+def learnt_clip(
+    noise_multiplier: float,
+    clients_per_round: float,
+    initial_clip: float,
+    target_quantile: float,
+    learning_rate: float,
+    count_stddev: float | None,
+) -> Bound:
+    """A clip that follows a quantile of norms, from a count with its part of the noise.
+
+    Raises:
+        ValueError: if an argument is out of range, or the count's noise alone is below
+            the total.
+    """
+    check_positive(initial_clip=initial_clip, clients_per_round=clients_per_round)
+    _, stddev = split_noise(noise_multiplier, clients_per_round, count_stddev)
+    checks.check_not_negative(count_stddev=stddev)
+    return quantile_bound(
+        initial_clip,
+        target_quantile,
+        learning_rate,
+        below_estimate_stddev=stddev,
+        expected_num_clients=clients_per_round,
+    )
 
 
 def split_noise(
@@ -114,20 +136,46 @@ def split_noise(
 
     Raises:
         ValueError: if the count's noise alone is below the total.
-
-    Reference: Andrew et al., "Differentially Private Learning with Adaptive Clipping",
-        2021, theorem 1.
     """
     check_multiplier(noise_multiplier)
     if count_stddev is None:
         count_stddev = 0.05 * clients_per_round if noise_multiplier > 0.0 else 0.0
-    if noise_multiplier == 0.0:
-        return 0.0, count_stddev
-    if not 2.0 * count_stddev > noise_multiplier:
+    left = _left(noise_multiplier, count_stddev, 0.5)
+    if left is None:
         raise ValueError(
             "count_stddev must be more than half of noise_multiplier, got "
             f"{count_stddev=} and {noise_multiplier=}; it is a twentieth of "
             "clients_per_round where not given."
         )
-    left = noise_multiplier**-2 - (2.0 * count_stddev) ** -2
-    return left**-0.5, count_stddev
+    return left, count_stddev
+
+
+def multiplier_left(
+    noise_multiplier: float, stddev: float, sensitivity: float
+) -> float:
+    """The multiplier left for values by a clip that learns with noise like this.
+
+    Raises:
+        ValueError: if the noise on what it learns from is below the total alone.
+    """
+    left = _left(noise_multiplier, stddev, sensitivity)
+    if left is None:
+        raise ValueError(
+            f"clip must learn with noise of more than {sensitivity} times "
+            f"noise_multiplier, got {stddev=} and {noise_multiplier=}."
+        )
+    return left
+
+
+def _left(multiplier: float, stddev: float, sensitivity: float) -> float | None:
+    """What noise on a sum of this sensitivity leaves, or None if nothing.
+
+    Reference: Andrew et al., "Differentially Private Learning with Adaptive Clipping",
+        2021, theorem 1.
+    """
+    if multiplier == 0.0 or sensitivity == 0.0:
+        return multiplier
+    own = stddev / sensitivity
+    if not own > multiplier:
+        return None
+    return (multiplier**-2 - own**-2) ** -0.5

@@ -1,25 +1,22 @@
-"""Noise that cancels over rounds: sums over dyadic intervals, noised in a tree."""
+"""Noise that cancels over rounds, for clients who are not sampled: DP-FTRL's.
+
+With a fixed clip, `tree_noise(1.0, 0.5, 100, restart_every=256)`, this is the tree
+aggregation of Kairouz et al. 2021; with a learnt one, `adaptive_tree_noise(1.0, 100)`,
+that of TensorFlow Federated.
+"""
 
 import math
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from fedagg._bounding.bounds import quantile_bound
-from fedagg._messages.marks import Noised
-from fedagg._privacy.binary_tree import NoiseTree, grown, planted, restarted
-from fedagg._privacy.private import (
-    check_multiplier,
-    check_positive,
-    clipped,
-    metrics_of,
-    noised,
-    split_noise,
-)
+from fedagg._privacy.binary_tree import NoiseTree, TreeState, binary_tree_noise
+from fedagg._privacy.private import check_multiplier, check_positive, learnt_clip
+from fedagg._privacy.private_mean import PrivateState, private_mean, with_state
+from fedagg._privacy.restarts import HeldState, Restarts, held
 from fedagg._sentence import prints_as_its_call
-from fedagg._trees import checks, pytree
-from fedagg._types import Output, PyTree, Stage, Traits, Update
+from fedagg._trees import checks
+from fedagg._types import Stage
 
 
 class AdaptiveTreeState(NamedTuple):
@@ -46,8 +43,8 @@ def tree_noise(
 
     The server releases `(sum + T[t] - T[t - 1]) / clients_per_round` in round `t`,
     where values are clipped as in `gaussian_noise`, and `T[t]` is the noise of the sum
-    of all rounds up to `t`: of as many nodes of a binary tree as `t` has ones, so that
-    it grows with the logarithm of the rounds. A node's deviation is
+    of all rounds up to `t`: of as many nodes of a binary tree as `t` has ones in
+    binary, so that it grows with the logarithm of the rounds. A node's deviation is
     `clip * noise_multiplier`, per entry. With `efficient` a node's noise is averaged
     with that of its children, which takes a third or so off the variance.
 
@@ -57,9 +54,12 @@ def tree_noise(
 
     Noise stays at the server. The state holds one value like the template a level in
     float32, and must be kept as secret as the sums. Clients count once, whatever their
-    weight; NaN, absent clients, the denominator, what may not stand behind, and the
+    weight; NaN, absent clients, the denominator, what must not come after this, and the
     metrics are as in `gaussian_noise`. `{name}/stddev` is that of the round's own
     noise.
+
+    The clip is a number: noise in units of a clip cancels only while the clip stays.
+    `adaptive_tree_noise` learns one and holds it from one tree to the next.
 
     Args:
         noise_multiplier: standard deviation of a node's noise, in units of `clip`.
@@ -78,29 +78,16 @@ def tree_noise(
         or Shuffling", 2021, section 3 and appendix B; Honaker, "Efficient Use of
         Differentially Private Binary Trees", 2015, section 3.
     """
-    check_multiplier(noise_multiplier)
-    check_positive(clip=clip, clients_per_round=clients_per_round)
-    _check_restart(restart_every)
+    _check_rounds(restart_every=restart_every)
+    check_positive(clip=clip)
+    restarts = Restarts(restart_every, restart_every)
+    source = binary_tree_noise(restarts, efficient=efficient)
+    stage = private_mean(noise_multiplier, clip, clients_per_round, source, name=name)
 
-    def init(template: PyTree) -> NoiseTree:
-        return planted(template, restart_every)
+    def unpack(tree: NoiseTree) -> PrivateState:
+        return PrivateState((), TreeState(tree.leaves, tree), ())
 
-    def client(shared: PyTree, update: Update, key: jax.Array | None):
-        del shared, key
-        return clipped(update, jnp.float32(clip), None, name)[0], ()
-
-    def server(state: NoiseTree, total: Noised, note: PyTree, key: jax.Array | None):
-        del note
-        scale = jnp.float32(clip * noise_multiplier)
-        state, noise, size = grown(
-            state, checks.check_key(key, name, "noise"), restart_every, efficient
-        )
-        value = noised(total.value, scale, noise)
-        value = pytree.divide(value, jnp.float32(clients_per_round))
-        metrics = metrics_of(name, clip, scale * size / clients_per_round, value)
-        return Output(restarted(state, state.leaves >= restart_every), value, metrics)
-
-    return Stage(init, lambda state: (), client, server, Traits(name, is_private=True))
+    return with_state(stage, lambda x: x.values.tree, unpack)
 
 
 @prints_as_its_call
@@ -148,8 +135,7 @@ def adaptive_tree_noise(
         or Shuffling", 2021, section 3; TensorFlow Federated,
         `tff.aggregators.DifferentiallyPrivateFactory.tree_adaptive`.
     """
-    check_positive(initial_clip=initial_clip, clients_per_round=clients_per_round)
-    _check_restart(restart_every)
+    _check_rounds(restart_every=restart_every)
     if not 0 < restart_warmup < restart_every:
         raise ValueError(
             "restart_warmup must be positive and below restart_every, got "
@@ -157,63 +143,34 @@ def adaptive_tree_noise(
         )
     if count_stddev is None:
         count_stddev = 0.05 * clients_per_round
-    multiplier, count_stddev = split_noise(
-        noise_multiplier, clients_per_round, count_stddev
-    )
-    bound = quantile_bound(
+    clip = learnt_clip(
+        noise_multiplier,
+        clients_per_round,
         initial_clip,
         target_quantile,
         learning_rate,
-        expected_num_clients=clients_per_round,
+        count_stddev,
+    )
+    restarts = Restarts(restart_warmup, restart_every)
+    stage = private_mean(
+        noise_multiplier,
+        held(clip, restarts),
+        clients_per_round,
+        binary_tree_noise(restarts),
+        name=name,
     )
 
-    def init(template: PyTree) -> AdaptiveTreeState:
-        return AdaptiveTreeState(
-            jnp.float32(initial_clip),
-            bound.init(),
-            jnp.uint32(0),
-            planted(template, restart_every),
-            planted(jax.ShapeDtypeStruct((), jnp.float32), restart_every),
-        )
+    def pack(state: PrivateState) -> AdaptiveTreeState:
+        clip, estimate, rounds = state.clip
+        trees = state.values.tree, state.notes.tree
+        return AdaptiveTreeState(clip, estimate, rounds, *trees)
 
-    def client(shared: PyTree, update: Update, key: jax.Array | None):
-        del key
-        clip, estimate = shared
-        update, norm = clipped(update, clip, None, name)
-        return update, Noised(bound.note(estimate, norm))
+    def unpack(state: AdaptiveTreeState) -> PrivateState:
+        trees = (TreeState(state.rounds, x) for x in (state.values, state.count))
+        held_state = HeldState(state.clip, state.estimate, state.rounds)
+        return PrivateState(held_state, *trees)
 
-    def server(
-        state: AdaptiveTreeState,
-        total: Noised,
-        note: Noised,
-        key: jax.Array | None,
-    ):
-        value_key, count_key = jax.random.split(checks.check_key(key, name, "noise"))
-        values, noise, size = grown(state.values, value_key, restart_every, True)
-        count, below, _ = grown(state.count, count_key, restart_every, True)
-        scale = state.clip * jnp.float32(multiplier)
-        value = noised(total.value, scale, noise)
-        value = pytree.divide(value, jnp.float32(clients_per_round))
-        metrics = metrics_of(name, state.clip, scale * size / clients_per_round, value)
-        below = note.value.below + jnp.float32(count_stddev) * below
-        estimate = bound.update(state.estimate, note.value._replace(below=below), None)
-        due = (state.rounds + 1) % restart_every == restart_warmup
-        state = AdaptiveTreeState(
-            jnp.where(due, estimate, state.clip),
-            estimate,
-            (state.rounds + 1) % restart_every,
-            restarted(values, due),
-            restarted(count, due),
-        )
-        return Output(state, value, metrics)
-
-    return Stage(
-        init,
-        lambda state: (state.clip, state.estimate),
-        client,
-        server,
-        Traits(name, is_private=True),
-    )
+    return with_state(stage, pack, unpack)
 
 
 def tree_noise_multiplier(
@@ -238,14 +195,10 @@ def tree_noise_multiplier(
         or Shuffling", 2021, theorem 4.1 and appendix D.
     """
     check_multiplier(noise_multiplier)
-    _check_restart(restart_every)
-    if not participations >= 1:
-        raise ValueError(f"participations must be positive, got {participations=}.")
+    _check_rounds(restart_every=restart_every)
+    checks.check_positive(participations=participations)
     return noise_multiplier / math.sqrt(restart_every.bit_length() * participations)
 
 
-def _check_restart(restart_every: int) -> None:
-    if not (isinstance(restart_every, int) and 1 <= restart_every < 2**31):
-        raise ValueError(
-            f"restart_every must be a whole number of rounds, got {restart_every=}."
-        )
+def _check_rounds(**rounds: int) -> None:
+    checks.check_whole(1, 2**31 - 1, **rounds)

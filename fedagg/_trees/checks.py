@@ -1,13 +1,100 @@
-"""What can be wrong with trees and keys, found while tracing."""
+"""Checks of arguments: numbers, when a stage is made; trees and keys, while tracing.
 
+Those of numbers take arguments by name, `check_positive(clip=clip)`. They raise a
+ValueError for a number out of range and a TypeError for what is no number, a bool
+included; both say the argument's name, what was expected and what was got.
+"""
+
+import math
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedagg._payload import Payload
 from fedagg._trees import pytree
 from fedagg._types import PyTree
+
+
+def check_positive(**numbers: Any) -> None:
+    """For what must be above zero, and finite."""
+    for argument, got in numbers.items():
+        _require(
+            0.0 < _number(argument, got) < math.inf,
+            *(argument, "positive and finite", got),
+        )
+
+
+def check_above_zero(**numbers: Any) -> None:
+    """For what must be above zero, and may be infinite."""
+    for argument, got in numbers.items():
+        _require(_number(argument, got) > 0.0, argument, "positive", got)
+
+
+def check_not_negative(**numbers: Any) -> None:
+    """For what may be zero or more, and finite."""
+    for argument, got in numbers.items():
+        _require(
+            0.0 <= _number(argument, got) < math.inf,
+            *(argument, "finite and not negative", got),
+        )
+
+
+def check_within(interval: str, **numbers: Any) -> None:
+    """For what must be in an interval, as it is written: "(0, 1]" is without zero."""
+    low, high = map(float, interval[1:-1].split(","))
+    for argument, got in numbers.items():
+        number = _number(argument, got)
+        is_above = number >= low if interval[0] == "[" else number > low
+        is_below = number <= high if interval[-1] == "]" else number < high
+        _require(is_above and is_below, argument, f"in {interval}", got)
+
+
+def check_whole(least: int, most: int | None = None, **numbers: Any) -> None:
+    """For a whole number of any integer type, from `least` to `most`, if there is one.
+
+    A ValueError for what is no whole number, too.
+    """
+    upto = "or more" if most is None else f"to {most}"
+    for argument, got in numbers.items():
+        try:
+            number = operator.index(got)
+        except TypeError:
+            number = None
+        found = number is not None and not _is_bool(got) and number >= least
+        _require(
+            found and (most is None or number <= most),
+            *(argument, f"a whole number, {least} {upto}", got),
+        )
+
+
+def check_choice(choices: Sequence[str], **arguments: str) -> None:
+    """For what must be one of several names."""
+    for argument, got in arguments.items():
+        _require(got in choices, argument, f"one of {', '.join(choices)}", got)
+
+
+def _require(holds: bool, argument: str, expected: str, got: Any) -> None:
+    if not holds:
+        raise ValueError(f"{argument} must be {expected}, got {argument}={got!r}.")
+
+
+def _number(argument: str, got: Any) -> float:
+    try:
+        if _is_bool(got) or isinstance(got, str):
+            raise TypeError
+        return float(got)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{argument} must be a number, got {argument}={got!r}."
+        ) from None
+
+
+def _is_bool(x: Any) -> bool:
+    return np.issubdtype(np.asarray(x).dtype, np.bool_)
 
 
 def check_floating(tree: PyTree, name: str) -> None:

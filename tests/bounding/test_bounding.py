@@ -136,7 +136,7 @@ def test_a_zeroed_client_keeps_its_weight_unless_told_otherwise():
     assert note.count == 1.0
 
 
-def test_a_zeroed_client_has_a_norm_of_zero_for_a_clipping_behind_it():
+def test_a_zeroed_client_has_a_norm_of_zero_for_a_clipping_after_it():
     values = {"x": jnp.asarray([[50.0], [0.5], [0.5]])}
     after = {}
 

@@ -184,32 +184,80 @@ def test_noise_on_the_count_needs_a_key():
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"initial_estimate": 0.0}, "initial_estimate must be positive, got 0.0"),
-        ({"initial_estimate": -1.0}, "initial_estimate must be positive, got -1.0"),
-        ({"initial_estimate": math.nan}, "initial_estimate must be positive, got nan"),
-        ({"initial_estimate": math.inf}, "initial_estimate .* got inf"),
-        ({"target_quantile": -0.1}, r"target_quantile must be in \[0, 1\], got -0.1"),
-        ({"target_quantile": 1.1}, r"target_quantile must be in \[0, 1\], got 1.1"),
-        ({"target_quantile": math.nan}, "target_quantile .* got nan"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
-        ({"learning_rate": math.nan}, "learning_rate must be positive, got nan"),
-        ({"learning_rate": math.inf}, "learning_rate .* got inf"),
-        ({"multiplier": 0.0}, "multiplier must be positive, got 0.0"),
-        ({"multiplier": math.nan}, "multiplier must be positive, got nan"),
-        ({"increment": -1.0}, "increment must not be negative, got -1.0"),
-        ({"increment": math.nan}, "increment must not be negative, got nan"),
+        (
+            {"initial_estimate": 0.0},
+            "initial_estimate must be positive and finite, got initial_estimate=0.0",
+        ),
+        (
+            {"initial_estimate": -1.0},
+            "initial_estimate must be positive and finite, got initial_estimate=-1.0",
+        ),
+        (
+            {"initial_estimate": math.nan},
+            "initial_estimate must be positive and finite, got initial_estimate=nan",
+        ),
+        (
+            {"initial_estimate": math.inf},
+            "initial_estimate must be .* got initial_estimate=inf",
+        ),
+        (
+            {"target_quantile": -0.1},
+            r"target_quantile must be in \[0, 1\], got target_quantile=-0.1",
+        ),
+        (
+            {"target_quantile": 1.1},
+            r"target_quantile must be in \[0, 1\], got target_quantile=1.1",
+        ),
+        (
+            {"target_quantile": math.nan},
+            "target_quantile must be .* got target_quantile=nan",
+        ),
+        (
+            {"learning_rate": 0.0},
+            "learning_rate must be positive and finite, got learning_rate=0.0",
+        ),
+        (
+            {"learning_rate": math.nan},
+            "learning_rate must be positive and finite, got learning_rate=nan",
+        ),
+        ({"learning_rate": math.inf}, "learning_rate must be .* got learning_rate=inf"),
+        (
+            {"multiplier": 0.0},
+            "multiplier must be positive and finite, got multiplier=0.0",
+        ),
+        (
+            {"multiplier": math.nan},
+            "multiplier must be positive and finite, got multiplier=nan",
+        ),
+        (
+            {"increment": -1.0},
+            "increment must be finite and not negative, got increment=-1.0",
+        ),
+        (
+            {"increment": math.nan},
+            "increment must be finite and not negative, got increment=nan",
+        ),
         (
             {"below_estimate_stddev": -1.0, "expected_num_clients": 9},
-            "below_estimate_stddev must not be negative, got -1.0",
+            "below_estimate_stddev must be .* not negative, got .*=-1.0",
         ),
         (
             {"below_estimate_stddev": math.nan, "expected_num_clients": 9},
-            "below_estimate_stddev must not be negative, got nan",
+            "below_estimate_stddev must be .* not negative, got .*=nan",
         ),
         ({"below_estimate_stddev": 1.0}, "needs expected_num_clients"),
-        ({"expected_num_clients": 0}, "expected_num_clients must be positive, got 0"),
-        ({"expected_num_clients": -3}, "expected_num_clients must be positive, got -3"),
-        ({"expected_num_clients": math.nan}, "expected_num_clients .* got nan"),
+        (
+            {"expected_num_clients": 0},
+            "expected_num_clients must be positive and finite, got .*=0",
+        ),
+        (
+            {"expected_num_clients": -3},
+            "expected_num_clients must be positive and finite, got .*=-3",
+        ),
+        (
+            {"expected_num_clients": math.nan},
+            "expected_num_clients must be .* got expected_num_clients=nan",
+        ),
     ],
 )
 def test_an_argument_out_of_range_is_refused_by_name(changed, message):

@@ -165,6 +165,11 @@ def test_arguments_out_of_range_are_refused(change, match):
         fedagg.epsilon(**(arguments | change))
 
 
+def test_a_bool_is_no_noise_multiplier():
+    with pytest.raises(TypeError, match="mechanism must be a number, got .*=True"):
+        fedagg.epsilon(True, 1, 1e-5, neighbors="add_or_remove")
+
+
 @pytest.mark.parametrize(
     "sampling, neighbors, accountant",
     [

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import fedagg
-from tests.helpers import assert_close, assert_same, first_round, make_updates
+from tests.helpers import assert_close, assert_same, first_round
 
 blt = pytest.importorskip("jax_privacy.matrix_factorization.buffered_toeplitz")
 toeplitz = pytest.importorskip("jax_privacy.matrix_factorization.toeplitz")
@@ -83,7 +83,7 @@ def test_noise_has_the_scale_and_the_correlations_of_the_matrix(kind):
     np.testing.assert_allclose(np.cov(noise), inverse @ inverse.T, atol=0.04)
     deviations = np.sqrt(np.diag(inverse @ inverse.T))
     np.testing.assert_allclose(noise.std(axis=1), deviations, rtol=0.02)
-    # White again behind the strategy itself, which is what is accounted.
+    # White again after the strategy itself, which is what is accounted.
     white = np.cov(strategy(kind) @ noise)
     np.testing.assert_allclose(white, np.eye(ROUNDS), atol=0.03)
     assert set(metrics) == {
@@ -149,12 +149,9 @@ def test_what_does_not_go_with_the_clip_is_refused():
     stage = fedagg.matrix_factorization_noise(privatizer("banded"), 1.0, 5.0)
     bound: Any = fedagg.quantile_bound(1.0, 0.5, 0.1)
 
-    for stages, error in (
-        ((stage, fedagg.mean()), TypeError),
-        ((fedagg.mean(), stage), ValueError),
-    ):
-        with pytest.raises(error):
-            first_round(fedagg.aggregator(*stages), *make_updates(), jax.random.key(0))
+    for stages in ((stage, fedagg.mean()), (fedagg.mean(), stage)):
+        with pytest.raises(ValueError, match="matrix_factorization_noise"):
+            fedagg.aggregator(*stages)
     with pytest.raises(TypeError, match="clip must be a number"):
         fedagg.matrix_factorization_noise(privatizer("banded"), bound, 5.0)
     with pytest.raises(ValueError, match="clients_per_round must be positive"):

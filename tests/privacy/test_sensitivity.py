@@ -36,10 +36,10 @@ STAGES: dict[str, Callable[[], fedagg.Stage]] = {
     "tree": lambda: fedagg.tree_noise(0.0, CLIP, 1.0, restart_every=4),
     "adaptive tree": lambda: fedagg.adaptive_tree_noise(0.0, 1.0, initial_clip=CLIP),
     "matrix": lambda: fedagg.matrix_factorization_noise(NOTHING, CLIP, 1.0),
-    "behind zeroing": lambda: fedagg.chain(
+    "after zeroing": lambda: fedagg.chain(
         fedagg.zeroing(2.0), fedagg.gaussian_noise(0.0, CLIP, 1.0)
     ),
-    "behind clipping and rotation": lambda: fedagg.chain(
+    "after clipping and rotation": lambda: fedagg.chain(
         fedagg.clipping(2.0),
         fedagg.rotation("hadamard"),
         fedagg.gaussian_noise(0.0, CLIP, 1.0),

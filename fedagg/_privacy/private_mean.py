@@ -1,0 +1,141 @@
+"""A clip times a source of noise: the stage that all noise at the server is made by.
+
+With a fixed clip and independent noise it is DP-FedAvg, with a learnt clip that of
+Andrew et al. 2021; with the noise of a binary tree it is DP-FTRL.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedagg._bounding.bounds import as_bound
+from fedagg._messages.marks import Noised
+from fedagg._privacy.noise_source import NoiseSource
+from fedagg._privacy.private import (
+    check_largest_weight,
+    check_multiplier,
+    check_positive,
+    clipped,
+    metrics_of,
+    multiplier_left,
+)
+from fedagg._trees import checks, pytree
+from fedagg._types import Bound, Output, PyTree, Stage, Traits, Update
+
+
+class PrivateState(NamedTuple):
+    """What a round leaves to the next: a clip, and noise that must be kept secret."""
+
+    clip: PyTree  # of the bound
+    values: PyTree  # of the source, for the sum of values
+    notes: PyTree  # likewise, for what the clip is learnt from
+
+
+def private_mean(
+    noise_multiplier: float,
+    clip: Bound | float,
+    clients_per_round: float,
+    source: NoiseSource,
+    *,
+    largest_weight: float | None = None,
+    name: str,
+) -> Stage:
+    """Clips each client, adds noise to the sum, and divides by a public number.
+
+    A learnt clip's notes are summed and noised by a source of the same kind. Their
+    deviation is the bound's, and values get what it leaves of `noise_multiplier`.
+
+    Args:
+        noise_multiplier: that of values and notes together, in units of sensitivity.
+        clip: the largest norm, or a `Bound` on it whose learning is noised.
+        clients_per_round: the denominator.
+        source: where noise comes from.
+        largest_weight: a public bound on weights, or None to leave weights out.
+        name: what errors call the stage, and metrics are filed under.
+    """
+    check_multiplier(noise_multiplier)
+    check_positive(clients_per_round=clients_per_round)
+    check_largest_weight(largest_weight)
+    bound = private_clip(clip, noise_multiplier)
+    learns = bound.sensitivity > 0.0
+    multiplier = multiplier_left(noise_multiplier, bound.stddev, bound.sensitivity)
+
+    def init(template: PyTree) -> PrivateState:
+        state = bound.init()
+        note = jax.eval_shape(
+            lambda x: bound.note(bound.broadcast(state), x), jnp.float32(0.0)
+        )
+        notes = source.init(note) if learns else ()
+        return PrivateState(state, source.init(template), notes)
+
+    def client(shared: PyTree, update: Update, key: jax.Array | None):
+        del key
+        update, norm = clipped(update, bound.value(shared), largest_weight, name)
+        return update, Noised(bound.note(shared, norm))
+
+    def server(state: PrivateState, total: Noised, note: Noised, key: jax.Array | None):
+        key = checks.check_key(key, name, "noise")
+        value_key, note_key = jax.random.split(key) if learns else (key, key)
+        limit = bound.value(bound.broadcast(state.clip))
+        values, value, stddev = source.add(
+            state.values, total.value, limit * float(multiplier), value_key
+        )
+        value = pytree.divide(value, jnp.float32(clients_per_round))
+        stddev = None if stddev is None else stddev / jnp.float32(clients_per_round)
+        notes, noised = state.notes, note.value
+        if learns:
+            scale = jnp.float32(bound.stddev)
+            notes, noised, _ = source.add(state.notes, noised, scale, note_key)
+        state = PrivateState(bound.update_noised(state.clip, noised), values, notes)
+        return Output(state, value, metrics_of(name, limit, stddev, value))
+
+    return Stage(
+        init,
+        lambda state: bound.broadcast(state.clip),
+        client,
+        server,
+        Traits(name, is_private=True),
+    )
+
+
+def private_clip(clip: Bound | float, noise_multiplier: float) -> Bound:
+    """The clip as a bound that says how it is to be noised, if it learns.
+
+    Raises:
+        TypeError: if it learns from clients without noise.
+        ValueError: if it is a number out of range.
+    """
+    if not isinstance(clip, Bound):
+        check_positive(clip=clip)
+    bound = as_bound(clip)
+    # A multiplier of zero hides nothing, and asks for no noise.
+    is_bare = bound.sensitivity > 0.0 and bound.stddev == 0.0 < noise_multiplier
+    if is_bare or not 0.0 <= bound.sensitivity < math.inf:
+        raise TypeError(
+            "clip must be a number: a Bound learns from the clients, and takes its "
+            f"part of the noise, of which {clip} has none. quantile_bound has it with "
+            "expected_num_clients=clients_per_round and below_estimate_stddev=..., "
+            "and adaptive_gaussian_noise chooses both."
+        )
+    return bound
+
+
+def with_state(
+    stage: Stage,
+    pack: Callable[[PrivateState], PyTree],
+    unpack: Callable[[PyTree], PrivateState],
+) -> Stage:
+    """The stage with another layout of its state: without parts that are empty, say."""
+
+    def server(state: PyTree, total: PyTree, note: PyTree, key: jax.Array | None):
+        output = stage.server(unpack(state), total, note, key)
+        return output._replace(state=pack(output.state))
+
+    return stage._replace(
+        init=lambda template: pack(stage.init(template)),
+        broadcast=lambda state: stage.broadcast(unpack(state)),
+        server=server,
+    )

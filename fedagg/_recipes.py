@@ -192,9 +192,9 @@ def distributed_dp_aggregator(
     learnt, which is noised as well, and what zeroing learns, which is not.
     `server_view` lists it. Needs a key each round.
 
-    `skellam_curve(template, noise_multiplier, clients_per_round, bits=bits,
-    target_quantile=0.5)`, with the cohorts and the rotation given here, is what
-    `epsilon` takes. With `zeroing=False` all that is learnt of a client is noised.
+    `epsilon` takes `skellam(noise_multiplier, clip, clients_per_round, bits=bits)
+    .curve(template)`, with any `quantile_bound` as a clip, and the cohorts and the
+    rotation given here. With `zeroing=False` all that is learnt of a client is noised.
 
     The defaults are TensorFlow Federated's, which divides by the number of clients
     present, and has less noise than was asked for where clients drop out.

@@ -187,14 +187,11 @@ def distributed_dp_aggregator(
 ) -> Aggregator:
     """A mean of which the server learns nothing but noised sums.
 
-    As `dp_aggregator`, with the noise of `skellam` that clients add themselves, and the
-    whole message under `secure_modular_sum`: values, the count from which the clip is
-    learnt, which is noised as well, and what zeroing learns, which is not.
-    `server_view` lists it. Needs a key each round.
-
-    `epsilon` takes `skellam(noise_multiplier, clip, clients_per_round, bits=bits)
-    .curve(template)`, with any `quantile_bound` as a clip, and the cohorts and the
-    rotation given here. With `zeroing=False` all that is learnt of a client is noised.
+    It is `noise.secure_sum(zeroing(...))` with `noise = skellam(noise_multiplier,
+    quantile_bound(0.1, 0.5, 0.2), clients_per_round, bits=bits)` and the other options
+    given here, and `epsilon` takes `noise.curve(template)`. Not noised is what zeroing
+    learns; with `zeroing=False` all that is learnt of a client is. `server_view` lists
+    what the server sees. Needs a key each round.
 
     The defaults are TensorFlow Federated's, which divides by the number of clients
     present, and has less noise than was asked for where clients drop out.

@@ -13,7 +13,7 @@ from fedagg._client_noise.conditional_rounding import bound_of
 from fedagg._client_noise.integer_noise import LARGEST_STDDEV
 from fedagg._privacy.private import check_positive, split_noise
 
-# Steps of a clip, at most: integers stay below 2**24, which float32 holds.
+# Steps of a clip, at most: integers stay below 2**24, up to which float32 is exact.
 _MOST_STEPS = 2.0**22
 
 

@@ -51,17 +51,18 @@ def skellam(
     | what happens | what comes of it |
     | --- | --- |
     | fewer clients than `smallest_cohort`, or none | zeros; the state stays |
-    | more clients than `largest_cohort` | the same |
+    | more clients than `largest_cohort` | zeros; the state stays |
     | a client of any weight above zero | it counts once |
     | a NaN or an infinite norm | the client counts as zero, and above the clip |
     | a client adds no noise, or tells what it drew | one fewer in `smallest_cohort` |
-    | a client's key is known, as `aggregator` makes all of one | the same |
+    | others know a client's key | one fewer in `smallest_cohort` |
     | an entry of the sum wraps around | less accuracy, and no less privacy |
 
     The guarantee is of who holds what, not of who takes part, which the server of a
-    secure sum knows. In a deployment each client makes a key of its own. Stages before
-    this must not make a client absent by what it holds, as
-    `zeroing(..., keep_weight=False)` does, and what they report or learn is not noised.
+    secure sum knows. In a deployment each client makes a key of its own, where
+    `aggregator` makes all from one. Stages before this must not make a client absent by
+    what it holds, as `zeroing(..., keep_weight=False)` does, and what they report or
+    learn is not noised.
 
     With a `quantile_bound` for a clip, each client sends whether it was below, with
     noise of its own as well, so that nothing is learnt without. `noise_multiplier` is

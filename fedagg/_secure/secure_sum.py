@@ -1,4 +1,8 @@
-"""Sums of which the server learns nothing but the sum, as integers that wrap around."""
+"""Sums of which the server learns nothing but the sum, as integers that wrap around.
+
+`secure_sum` clips floats to a bound and rounds them, as for a mean of models;
+`secure_modular_sum` takes integers as they are, as for noise that clients add.
+"""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Values as integers under a secure sum: within a bound, or as they wrap around."""
+"""Values as integers under a secure sum: within a bound, or modulo a power of two."""
 
 import math
 from collections.abc import Callable
@@ -241,7 +241,7 @@ def _clip_whole(
     low, high = math.ceil(numbers[0]), math.floor(numbers[1])
     if max(-low, high) > most:
         raise ValueError(
-            f"{name}: sums of the cohort could wrap around: integers from {low} to "
+            f"{name}: the sum could wrap around: integers from {low} to "
             f"{high}, where {most} is the largest size for which they cannot. Take "
             "more bits, fewer clients or a smaller bound."
         )

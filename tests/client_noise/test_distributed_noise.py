@@ -455,9 +455,10 @@ def test_stage_sum_and_curve_of_one_description_are_those_made_by_hand(name, lea
     options: dict[str, Any] = {"bits": 18, "smallest_cohort": 12, "largest_cohort": 21}
     options |= {"rotation": "dft", "beta": 0.1, "wrap_probability": 1e-3}
     clip = fedagg.quantile_bound(0.4, 0.3, 0.7) if learns else 0.4
-    learnt = {"target_quantile": 0.3, "learning_rate": 0.7} if learns else {}
+    learnt: dict[str, Any] = {}
     if learns:
         options["count_stddev"] = 2.0
+        learnt = {"target_quantile": 0.3, "learning_rate": 0.7}
     noise = MECHANISMS[name](0.5, clip, 20, **options)
     stage = STAGES[name](0.5, 0.4, 20, **options, **learnt)
     before = fedagg.zeroing(30.0)
@@ -478,7 +479,7 @@ def test_stage_sum_and_curve_of_one_description_are_those_made_by_hand(name, lea
 
 
 @every_mechanism
-def test_options_of_all_are_those_of_the_mechanism(name):
+def test_the_options_that_are_passed_on_are_those_of_skellam(name):
     parameters = inspect.signature(fedagg.skellam).parameters
     passed_on = {
         x: p for x, p in parameters.items() if p.kind is p.KEYWORD_ONLY and x != "name"
@@ -486,9 +487,10 @@ def test_options_of_all_are_those_of_the_mechanism(name):
 
     types = get_type_hints(Settings)
     assert types == {x: get_type_hints(fedagg.skellam)[x] for x in passed_on}
+    misspelt: dict[str, Any] = {"bit": 3}
     for makes in (MECHANISMS[name], STAGES[name], CURVES[name]):
         with pytest.raises(TypeError, match="unexpected keyword argument 'bit'"):
-            makes(1.0, 1.0, 40, bit=3)
+            makes(1.0, 1.0, 40, **misspelt)
 
 
 @every_mechanism
@@ -506,11 +508,12 @@ def test_a_mechanism_prints_as_its_call_and_so_does_what_it_makes(name):
 
 def test_a_learnt_clip_is_divided_by_the_public_number_unless_it_has_its_own():
     updates = make_updates(9)
-    learnt = {"bits": 24, "largest_cohort": 12, "smallest_cohort": 5}
+    cohort = {"smallest_cohort": 5, "largest_cohort": 12}
 
     def clip_after(**own: Any) -> float:
         clip = fedagg.quantile_bound(2.0, 0.5, 1.0, geometric_update=False, **own)
-        aggregator = fedagg.aggregator(fedagg.skellam(0.0, clip, 12, **learnt).stage())
+        noise = fedagg.skellam(0.0, clip, 12, bits=24, **cohort)
+        aggregator = fedagg.aggregator(noise.stage())
         return float(first_round_compiled(aggregator, *updates, KEY).state[0].clip)
 
     norms = [

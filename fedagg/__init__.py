@@ -7,11 +7,13 @@ client computes, a sum over clients, and what the server makes of the sum.
 from fedagg._bounding.bounding import clipping, zeroing
 from fedagg._bounding.bounds import quantile_bound
 from fedagg._client_noise.discrete_gaussian import (
+    discrete_gaussian,
     discrete_gaussian_curve,
     discrete_gaussian_noise,
 )
 from fedagg._client_noise.local_noise import local_gaussian_noise
-from fedagg._client_noise.skellam import skellam_curve, skellam_noise
+from fedagg._client_noise.mechanism import ClientNoise
+from fedagg._client_noise.skellam import skellam, skellam_curve, skellam_noise
 from fedagg._compression.discretization import discretization
 from fedagg._compression.eden import drive, eden
 from fedagg._compression.elias_gamma import (
@@ -59,6 +61,7 @@ from fedagg._types import Aggregator, Bound, Output, Rule, Stage, Steps, Traits,
 __all__ = [
     "Aggregator",
     "Bound",
+    "ClientNoise",
     "Output",
     "Payload",
     "Rule",
@@ -75,6 +78,7 @@ __all__ = [
     "clipping",
     "combining",
     "compression_aggregator",
+    "discrete_gaussian",
     "discrete_gaussian_curve",
     "discrete_gaussian_noise",
     "discretization",
@@ -112,6 +116,7 @@ __all__ = [
     "secure_sum",
     "server_view",
     "sign",
+    "skellam",
     "skellam_curve",
     "skellam_noise",
     "terngrad",

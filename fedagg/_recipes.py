@@ -5,15 +5,15 @@ import math
 from fedagg._bounding.bounding import clipping as clipping_stage
 from fedagg._bounding.bounding import zeroing as zeroing_stage
 from fedagg._bounding.bounds import quantile_bound
-from fedagg._client_noise.discrete_gaussian import discrete_gaussian_noise
-from fedagg._client_noise.skellam import skellam_noise
+from fedagg._client_noise.discrete_gaussian import discrete_gaussian
+from fedagg._client_noise.skellam import skellam
 from fedagg._compression.quantization import quantization
 from fedagg._execution.ways import SumOver
 from fedagg._privacy.gaussian import adaptive_gaussian_noise
 from fedagg._rounds.aggregator import aggregator
 from fedagg._rounds.chain import chain
 from fedagg._rounds.mean import mean
-from fedagg._secure.secure_sum import secure_modular_sum, secure_sum
+from fedagg._secure.secure_sum import secure_sum
 from fedagg._sentence import prints_as_its_call
 from fedagg._types import Aggregator, Bound, Stage
 
@@ -198,14 +198,11 @@ def distributed_dp_aggregator(
 ) -> Aggregator:
     """A mean of which the server learns nothing but noised sums.
 
-    As `dp_aggregator`, with the noise of `skellam_noise` that clients add themselves,
-    and the whole message under `secure_modular_sum`: values, the count from which the
-    clip is learnt, which is noised as well, and what zeroing learns, which is not.
-    `server_view` lists it. Needs a key each round.
-
-    `skellam_curve(template, noise_multiplier, clients_per_round, bits=bits,
-    target_quantile=0.5)`, with the cohorts and the rotation given here, is what
-    `epsilon` takes. With `zeroing=False` all that is learnt of a client is noised.
+    It is `noise.secure_sum(zeroing(...))` with `noise = skellam(noise_multiplier,
+    quantile_bound(0.1, 0.5, 0.2), clients_per_round, bits=bits)` and the other options
+    given here, and `epsilon` takes `noise.curve(template)`. Not noised is what zeroing
+    learns; with `zeroing=False` all that is learnt of a client is. `server_view` lists
+    what the server sees. Needs a key each round.
 
     The defaults are TensorFlow Federated's, which divides by the number of clients
     present, and has less noise than was asked for where clients drop out.
@@ -220,8 +217,8 @@ def distributed_dp_aggregator(
         zeroing: whether to set far-out clients to zero, or the bound to do it by.
         rotation: "hadamard" or "dft".
         mechanism: "skellam" or "discrete_gaussian".
-        smallest_cohort: as in `skellam_noise`: with fewer, the mean is zero.
-        largest_cohort: as in `skellam_noise`.
+        smallest_cohort: as in `skellam`: with fewer, the mean is zero.
+        largest_cohort: as in `skellam`.
         sum_over: a way to sum, as `aggregator` takes it.
 
     Raises:
@@ -233,19 +230,16 @@ def distributed_dp_aggregator(
     if mechanism not in _MECHANISMS:
         names = ", ".join(_MECHANISMS)
         raise ValueError(f"mechanism must be one of {names}, got {mechanism=}.")
-    largest = math.ceil(clients_per_round) if largest_cohort is None else largest_cohort
     noise = _MECHANISMS[mechanism](
         noise_multiplier,
-        0.1,
+        quantile_bound(0.1, 0.5, 0.2),
         clients_per_round,
         bits=bits,
         smallest_cohort=smallest_cohort,
-        largest_cohort=largest,
-        target_quantile=0.5,
+        largest_cohort=largest_cohort,
         rotation=rotation,
     )
-    stages = chain(*_bounding(zeroing, False), noise)
-    hidden = secure_modular_sum(stages, bits=bits, largest_cohort=largest)
+    hidden = noise.secure_sum(*_bounding(zeroing, False))
     return aggregator(hidden, sum_over=sum_over)
 
 
@@ -269,4 +263,4 @@ def _chosen(argument: str, choice: Choice, default: Bound) -> Bound | float | No
     )
 
 
-_MECHANISMS = {"skellam": skellam_noise, "discrete_gaussian": discrete_gaussian_noise}
+_MECHANISMS = {"skellam": skellam, "discrete_gaussian": discrete_gaussian}

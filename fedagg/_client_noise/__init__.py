@@ -1,1 +1,2 @@
-"""Noise that clients add themselves: local and distributed mechanisms."""
+"""Noise that clients add themselves: each for itself, or shares of the noise on a sum
+of which the server sees nothing else, as the Skellam mechanism does."""

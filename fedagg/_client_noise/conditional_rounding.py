@@ -10,8 +10,8 @@ from fedagg._trees import pytree
 
 _TRIES = 8
 
-# What float32 may take a sum of squares for, in which no number is added to more than
-# 256 others on each of four levels: from 1 - _SLACK to 1 + _SLACK times what it is.
+# The largest relative error of a sum of squares in float32 in which no number is added
+# to more than 256 others on each of four levels.
 _SLACK = 2.0**-14
 
 
@@ -37,7 +37,8 @@ def round_within(x: jax.Array, bound: float, key: jax.Array) -> jax.Array:
     """Rounds a float32 vector `[d]` to int32, randomly, within a bound of `bound_of`.
 
     It is rounded anew while it comes out too long, eight times at most; then towards
-    zero, which makes it shorter. Zeros, where that were not enough.
+    zero, which makes it no longer than it was. A vector that is too long even so,
+    longer than `bound_of` was told, becomes zeros.
     """
     words = jax.random.bits(key, (_TRIES + 1, 2), jnp.uint32)
     limit = jnp.float32(bound**2 / (1.0 + 4.0 * _SLACK) * (1.0 + _SLACK))

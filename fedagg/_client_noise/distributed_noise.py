@@ -1,23 +1,25 @@
-"""Noise that clients add themselves, as integers, so that no sum is without it."""
+"""The stage of a distributed mechanism: clients clip, round and noise integers.
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+With differences of Poisson draws this is the Skellam mechanism, with draws in
+proportion to a normal density the distributed discrete Gaussian.
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedagg._bounding.bounds import QuantileNote, as_bound, quantile_bound
+from fedagg._bounding.bounds import QuantileNote
 from fedagg._client_noise.conditional_rounding import round_within
-from fedagg._client_noise.grid import Grid, grid, setting
-from fedagg._client_noise.integer_noise import Law, draw, table_of
+from fedagg._client_noise.grid import Calibration, Grid, grid_for
+from fedagg._client_noise.integer_noise import Shares, draw, table_of
 from fedagg._compression.rotation import rotated_length, rotation
 from fedagg._messages.marks import NoisedModulo
-from fedagg._privacy.accounting import RenyiCurve
-from fedagg._privacy.private import check_positive, metrics_of
+from fedagg._privacy.private import metrics_of
 from fedagg._trees import checks, pytree
-from fedagg._trees.template import PublicRound, Template
+from fedagg._trees.template import PublicRound
 from fedagg._trees.weights import is_present
-from fedagg._types import Output, PyTree, Stage, Traits, Update
+from fedagg._types import Bound, Output, PyTree, Stage, Traits, Update
 
 
 class DistributedState(NamedTuple):
@@ -35,60 +37,60 @@ class Integers(NamedTuple):
 
 
 def distributed_noise(
-    law: Law,
-    noise_multiplier: float,
-    clip: float,
+    shares: Shares,
+    clip: Bound,
     clients_per_round: float,
+    calibration: Calibration,
     *,
-    target_quantile: float | None,
-    learning_rate: float,
     kind: str,
     seed: int,
     name: str,
-    **sizes: Any,
 ) -> Stage:
-    """The stage that clips, rotates, rounds, noises and wraps, with noise of a law.
+    """The stage that clips, rotates, rounds, noises and wraps.
 
     The deviation of a client's noise is constant in steps of the grid. What moves with
-    the clip is the length of a step, so that tables of the law are made once. What
-    `setting` takes besides is passed on to it.
+    the clip is the length of a step, so that tables of the law are made once.
+
+    Args:
+        shares: the law of the noise.
+        clip: fixed, or learnt from a count of clients, which is noised.
+        clients_per_round: the denominator.
+        calibration: what the grid follows from.
+        kind: of the rotation.
+        seed: of the rotation.
+        name: what the metrics are filed under.
     """
-    made = setting(
-        noise_multiplier, clients_per_round, target_quantile=target_quantile, **sizes
-    )
-    check_positive(clip=clip)
-    turned = rotation(kind, seed=seed, name=name)
-    bound = as_bound(clip)
-    if target_quantile is not None:  # whose noise is in the count already
-        bound = quantile_bound(
-            clip, target_quantile, learning_rate, expected_num_clients=clients_per_round
-        )
+    rotating = rotation(kind, seed=seed, name=name)
+    report = report_of(clip)
 
     def init(template: PyTree) -> DistributedState:
-        state = DistributedState(turned.init(template), bound.init())
-        _grid_of(rotated_length(kind, state.rotation.template.size))
+        state = DistributedState(rotating.init(template), clip.init())
+        grid_of(rotated_length(kind, state.rotation.template.size))
         return state
 
     def broadcast(state: DistributedState) -> DistributedState:
-        rotation_of = turned.broadcast(state.rotation)
-        return DistributedState(rotation_of, bound.broadcast(state.clip))
+        return DistributedState(
+            rotating.broadcast(state.rotation), clip.broadcast(state.clip)
+        )
 
     def client(shared: DistributedState, update: Update, key: jax.Array | None):
-        rounding, values, count = jax.random.split(
+        rounding_key, vector_key, count_key = jax.random.split(
             checks.check_key(key, name, "noise"), 3
         )
-        vector = turned.client(shared.rotation, update, None)[0].value
-        on = _grid_of(vector.size)
-        limit, norm = bound.value(shared.clip), pytree.norm(vector)
-        scaled = vector * (on.steps / jnp.maximum(norm, limit))
-        whole = round_within(pytree.keep(norm < jnp.inf, scaled), on.bound, rounding)
-        whole += _noise(law, on.stddev, values, whole.size)
-        below = ()
-        if made.count_stddev is not None:
-            below = jnp.where(norm <= limit, on.count_steps, -on.count_steps)
-            below += _noise(law, on.count_stddev, count, 1)[0]
+        vector = rotating.client(shared.rotation, update, None)[0].value
+        grid = grid_of(vector.size)
+        limit, norm = clip.value(shared.clip), pytree.norm(vector)
+        scaled = vector * (grid.steps / jnp.maximum(norm, limit))
+        scaled = pytree.keep(norm < jnp.inf, scaled)
+        whole = round_within(scaled, grid.bound, rounding_key)
+        whole += _noise(shares, grid.stddev, vector_key, whole.size)
+        count = ()
+        if report is not None:
+            below = clip.note(shared.clip, norm).below > 0.0
+            count = jnp.where(below, grid.count_steps, -grid.count_steps)
+            count += _noise(shares, grid.count_stddev, count_key, 1)[0]
         weight = jnp.where(is_present(update.weight), jnp.float32(1.0), 0.0)
-        value = NoisedModulo.of(Integers(whole, below), made.bits)
+        value = NoisedModulo.of(Integers(whole, count), calibration.bits)
         return Update(value, weight), jnp.float32(1.0)
 
     def server(
@@ -97,73 +99,57 @@ def distributed_noise(
         note: jax.Array,
         key: jax.Array | None,
     ):
-        del key
         vector, count = total.wrapped()
-        on = _grid_of(vector.size)
-        limit = bound.value(bound.broadcast(state.clip))
-        is_released = (note >= made.smallest) & (note <= made.largest)
-        step = limit / (on.steps * clients_per_round)
-        output = turned.server(
-            state.rotation, vector.astype(jnp.float32) * step, note, None
+        grid, n = grid_of(vector.size), note
+        is_released = (calibration.smallest_cohort <= n) & (
+            n <= calibration.largest_cohort
         )
+        limit = clip.value(clip.broadcast(state.clip))
+        step = limit / (grid.steps * clients_per_round)
+        vector = vector.astype(jnp.float32) * step
+        output = rotating.server(state.rotation, vector, n, None)
         value = pytree.keep(is_released, output.value)
         learnt = ()
-        if made.count_stddev is not None:
-            learnt = QuantileNote(
-                count.astype(jnp.float32) / (2 * on.count_steps), None
-            )
-        after = DistributedState(output.state, bound.update(state.clip, learnt, None))
+        if report is not None:
+            below = count.astype(jnp.float32) / (2 * grid.count_steps)
+            expected = None if report.count is None else jnp.float32(clients_per_round)
+            learnt = QuantileNote(below, expected)
+        after = DistributedState(output.state, clip.update(state.clip, learnt, key))
         metrics = {
-            **metrics_of(name, limit, jnp.sqrt(note) * (on.stddev * step), value),
+            **metrics_of(name, limit, jnp.sqrt(n) * (grid.stddev * step), value),
             f"{name}/is_released": is_released.astype(jnp.float32),
         }
         return Output(pytree.where(is_released, after, state), value, metrics)
 
-    def _grid_of(size: int) -> Grid:
-        return grid(made, size, name)
+    def grid_of(size: int) -> Grid:
+        return grid_for(calibration, size, name)
 
     return Stage(init, broadcast, client, server, Traits(name, is_private=True))
 
 
-def _noise(law: Law, stddev: float, key: jax.Array, size: int) -> jax.Array:
+def report_of(clip: Bound) -> QuantileNote | None:
+    """What a client reports for a learnt clip, as shapes; None if the clip is fixed.
+
+    Raises:
+        ValueError: if it is more than one bit, for which there is no noise.
+    """
+
+    def report(norm: jax.Array) -> PyTree:
+        return clip.note(clip.broadcast(clip.init()), norm)
+
+    note = jax.eval_shape(report, jax.ShapeDtypeStruct((), jnp.float32))
+    if isinstance(note, QuantileNote):
+        return note
+    if pytree.flatten(note)[0]:
+        raise ValueError(
+            "clip must be a number or a quantile_bound, for which clients report one "
+            f"bit each, that is noised; got {clip!r}."
+        )
+    return None
+
+
+def _noise(shares: Shares, stddev: float, key: jax.Array, size: int) -> jax.Array:
     """Draws `[size]` of the law; zeros without a deviation."""
     if stddev == 0.0:
         return jnp.zeros((size,), jnp.int32)
-    return draw(table_of(law, stddev), key, size)
-
-
-def noised_curve(
-    divergence: Callable[[int, float, float, int, float, int], float],
-    template: PyTree,
-    noise_multiplier: float,
-    clients_per_round: float,
-    *,
-    kind: str,
-    name: str,
-    **sizes: Any,
-) -> RenyiCurve:
-    """The divergences of a stage of `distributed_noise`, from those of its law.
-
-    Args:
-        divergence: of the order, the L2 and the L1 norm of what is moved, its size, the
-            deviation of one client's noise, and how many clients add it.
-        template: one client's value.
-        noise_multiplier: as given to the stage.
-        clients_per_round: likewise.
-        kind: of the rotation.
-        name: of the curve, for errors.
-        sizes: what `setting` takes besides.
-    """
-    made = setting(noise_multiplier, clients_per_round, **sizes)
-    size = rotated_length(kind, Template.of(template).size)
-    on, clients = grid(made, size, name), made.smallest
-
-    def curve(order: int, distance: float) -> float:
-        l2, l1 = distance * on.bound, distance * on.bound_of_sizes
-        values = divergence(order, l2, l1, size, on.stddev, clients)
-        if not on.count_steps:
-            return values
-        moved = distance * on.count_steps
-        return values + divergence(order, moved, moved, 1, on.count_stddev, clients)
-
-    return curve
+    return draw(table_of(shares, stddev), key, size)

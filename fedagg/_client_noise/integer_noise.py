@@ -12,7 +12,8 @@ from jax.extend.random import threefry_2x32
 # The widest noise that tables are made for: larger ones would leave a core's cache.
 LARGEST_STDDEV = 1800.0
 
-Law = Callable[[float], tuple[int, ...]]  # from a deviation to shares of 2**64
+# From a standard deviation to the chances of -k, ..., k, as shares of 2**64.
+Shares = Callable[[float], tuple[int, ...]]
 
 
 class Table(NamedTuple):
@@ -34,16 +35,17 @@ class Table(NamedTuple):
 
 
 @functools.lru_cache(maxsize=32)
-def table_of(law: Law, stddev: float) -> Table:
+def table_of(shares: Shares, stddev: float) -> Table:
     """The table of a law with this standard deviation.
 
     Reference: Walker, "An Efficient Method for Generating Discrete Random Variables
         with General Distributions", 1977.
     """
-    shares = law(stddev)
-    width = max(1, (len(shares) - 1).bit_length())
+    left = list(shares(stddev))
+    lowest = -(len(left) // 2)
+    width = max(1, (len(left) - 1).bit_length())
     capacity = 2 ** (64 - width)
-    left = [*shares, *[0] * (2**width - len(shares))]
+    left += [0] * (2**width - len(left))
     other, threshold = list(range(2**width)), [0] * 2**width
     short = [i for i, x in enumerate(left) if x < capacity]
     long = [i for i, x in enumerate(left) if x > capacity]
@@ -60,7 +62,7 @@ def table_of(law: Law, stddev: float) -> Table:
     return Table(
         np.array(first, np.uint32),
         np.array([t % 2**32 for t in threshold], np.uint32),
-        -(len(shares) // 2),
+        lowest,
     )
 
 

@@ -23,8 +23,8 @@ def local_gaussian_noise(
     The value is scaled down to an L2 norm of at most `clip`, and gets noise
     `N(0, (clip * noise_multiplier) ** 2)` on each entry: with `noise_multiplier_for`
     and `neighbors="replace_one"`, which is what local privacy asks for, the message by
-    itself is private, whoever sees it. What stands behind is post-processing, `mean`
-    and compressors included.
+    itself is private, whoever sees it. What comes after is post-processing, `mean` and
+    compressors included.
 
     Not noised are the client's weight, and that it took part. A value with a NaN or an
     infinite norm counts as zero, and is noised. In a mean of `n` clients the noise of

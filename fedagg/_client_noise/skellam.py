@@ -1,37 +1,41 @@
 """The Skellam mechanism: clients add differences of Poisson variables."""
 
 import math
+from typing import Unpack
 
-from fedagg._client_noise.distributed_noise import distributed_noise, noised_curve
-from fedagg._client_noise.integer_laws import skellam
+from fedagg._bounding.bounds import as_bound
+from fedagg._client_noise import integer_laws
+from fedagg._client_noise.distributed_noise import report_of
+from fedagg._client_noise.grid import calibrate
+from fedagg._client_noise.mechanism import ClientNoise, Law, Settings, clip_of
+from fedagg._compression.rotation import rotated_length
 from fedagg._privacy.accounting import RenyiCurve
+from fedagg._privacy.private import check_positive
 from fedagg._sentence import prints_as_its_call
-from fedagg._types import PyTree, Stage
+from fedagg._types import Bound, PyTree, Stage
 
 
 @prints_as_its_call
-def skellam_noise(
+def skellam(
     noise_multiplier: float,
-    clip: float,
+    clip: Bound | float,
     clients_per_round: float,
     *,
     bits: int = 20,
     smallest_cohort: int | None = None,
     largest_cohort: int | None = None,
-    target_quantile: float | None = None,
-    learning_rate: float = 0.2,
     count_stddev: float | None = None,
     rotation: str = "hadamard",
     beta: float = math.exp(-0.5),
     wrap_probability: float = 1e-4,
     seed: int = 0,
     name: str = "skellam_noise",
-) -> Stage:
+) -> ClientNoise:
     """A mean in which the clients' own noise hides what any one of them holds.
 
-    For a sum that the server cannot look into: put it, in a `chain` with what comes
-    before, into `secure_modular_sum` with the same `bits` and `largest_cohort`. All
-    that the server learns has the noise in it, and no party is trusted to add it.
+    For a sum that the server cannot look into: `aggregator(noise.secure_sum())` is such
+    a round, and `noise.curve(template)` is what `epsilon` takes. All that the server
+    learns has the noise in it, and no party is trusted to add it.
 
     A client's value is taken as one vector, rotated, scaled down to an L2 norm of at
     most `clip`, and rounded randomly to integers on a grid, anew while that makes it
@@ -42,84 +46,126 @@ def skellam_noise(
 
     Noise is calibrated to `smallest_cohort`: that many clients together add a deviation
     of `noise_multiplier` clips to each entry of the sum, those that are more add to it.
-    Sums of fewer, or of more than `largest_cohort`, come out as zero, and the state
-    stays. Sums of Skellam variables are Skellam, whoever drops out. `skellam_curve`
-    makes a guarantee of it for `epsilon`: of who holds what, not of who takes part,
-    which the server of a secure sum knows. A client who adds no noise, or tells others
-    what it drew, is one fewer in `smallest_cohort`. So is a client whose key is known:
-    in a deployment each makes its own, where `aggregator` makes all from one.
+    Sums of Skellam variables are Skellam, whoever drops out.
 
-    With `target_quantile` the clip begins at `clip` and follows that quantile of the
-    norms, as in `adaptive_gaussian_noise`: each client sends whether it was below the
-    clip, with noise of its own as well, so that nothing is learnt without.
-    `noise_multiplier` is then that of both together, and the count's part of it is set
-    by `count_stddev`.
+    | what happens | what comes of it |
+    | --- | --- |
+    | fewer clients than `smallest_cohort`, or none | zeros; the state stays |
+    | more clients than `largest_cohort` | zeros; the state stays |
+    | a client of any weight above zero | it counts once |
+    | a NaN or an infinite norm | the client counts as zero, and above the clip |
+    | a client adds no noise, or tells what it drew | one fewer in `smallest_cohort` |
+    | others know a client's key | one fewer in `smallest_cohort` |
+    | an entry of the sum wraps around | less accuracy, and no less privacy |
+
+    The guarantee is of who holds what, not of who takes part, which the server of a
+    secure sum knows. In a deployment each client makes a key of its own, where
+    `aggregator` makes all from one. Stages before this must not make a client absent by
+    what it holds, as `zeroing(..., keep_weight=False)` does, and what they report or
+    learn is not noised.
+
+    With a `quantile_bound` for a clip, each client sends whether it was below, with
+    noise of its own as well, so that nothing is learnt without. `noise_multiplier` is
+    then that of both together, and the count's part of it is set by `count_stddev`. The
+    denominator of the fraction below is `clients_per_round` where the bound has none.
 
     The step is as fine as `bits` allow, until a client's noise is 1800 steps, and is
     constant as a part of the clip. Draws are exact to 64 bits: their law is within
     2**-50 of the true one in total variation, so that those of a hundred clients with a
-    million entries add 1e-7 to delta at most. An entry of the sum wraps around with a
-    chance of about `wrap_probability`, which costs accuracy and no privacy.
+    million entries add 1e-7 to delta at most.
 
-    Every client present counts once, whatever its weight. A value with a NaN or an
-    infinite norm counts as zero, and above the clip. Stages before this must not make a
-    client absent by what it holds, as `zeroing(..., keep_weight=False)` does, and what
-    they report or learn is not noised.
-
-    Reports `{name}/clip` `[]`, `{name}/stddev` `[]`, the noise's in an entry of the
-    mean, `{name}/noised_norm` `[]` and `{name}/signal_to_noise` `[]`, as
+    The stage reports `{name}/clip` `[]`, `{name}/stddev` `[]`, the noise's in an entry
+    of the mean, `{name}/noised_norm` `[]` and `{name}/signal_to_noise` `[]`, as
     `gaussian_noise` does, and `{name}/is_released` `[]`, one if the cohort was neither
     too small nor too large.
 
     Args:
         noise_multiplier: standard deviation of the noise on the sum, in units of
             `clip`. Zero adds none and hides nothing.
-        clip: the largest norm, over all leaves of a value together, or the first of
-            them. Positive.
+        clip: the largest norm, over all leaves of a value together: a positive number,
+            or a `quantile_bound` that learns it.
         clients_per_round: the denominator, a number that is known beforehand.
         bits: the modulus is `2**bits`, from 2 to 32.
         smallest_cohort: the fewest clients that a sum is released of, dropouts taken
             off. None stands for `clients_per_round`.
         largest_cohort: the most that may be present. None stands for
-            `clients_per_round`.
-        target_quantile: fraction of clients to leave as they are, in [0, 1], for a clip
-            that is learnt. None keeps it.
-        learning_rate: how fast the clip moves. Positive.
-        count_stddev: standard deviation of the noise on the count of clients below the
-            clip, as in `adaptive_gaussian_noise`.
+            `clients_per_round`, or for `smallest_cohort` if that is larger.
+        count_stddev: standard deviation of the noise on the count of clients below a
+            learnt clip, as in `adaptive_gaussian_noise`.
         rotation: "hadamard" or "dft".
         beta: the chance that a rounding may be too long, in [0, 1). Zero takes a bound
             that none exceeds, and more noise.
-        wrap_probability: the chance above, in (0, 1).
+        wrap_probability: about the chance of an entry of the sum to wrap around, in
+            (0, 1).
         seed: what rotations are drawn from. Public.
         name: what the metrics are filed under.
 
     Raises:
-        ValueError: if an argument is out of range; in `init` and `client`, if bits are
-            too few, with the numbers; in `client`, without a key.
-        TypeError: if `clip` is a `Bound`; in `init` and `client`, for a leaf that is
-            not of a float dtype.
+        ValueError: if an argument is out of range, or `clip` learns from more than one
+            bit of a client; of the stage, in `init` and `client`, if bits are too few,
+            with the numbers, and in `client`, without a key.
+        TypeError: of the stage, in `init` and `client`, for a leaf that is not of a
+            float dtype.
 
     Reference: Agarwal, Kairouz and Liu, "The Skellam Mechanism for Differentially
-        Private Federated Learning", 2021, sections 3 and 4.
+        Private Federated Learning", 2021, sections 3 and 4, and theorem 3.5.
     """
-    return distributed_noise(
-        skellam,
+    if not isinstance(clip, Bound):
+        check_positive(clip=clip)
+    bound = as_bound(clip)
+    calibration = calibrate(
         noise_multiplier,
-        clip,
         clients_per_round,
         bits=bits,
         smallest_cohort=smallest_cohort,
         largest_cohort=largest_cohort,
-        target_quantile=target_quantile,
-        learning_rate=learning_rate,
-        count_stddev=count_stddev,
-        kind=rotation,
         beta=beta,
         wrap_probability=wrap_probability,
-        seed=seed,
-        name=name,
+        learns=report_of(bound) is not None,
+        count_stddev=count_stddev,
     )
+    rotated_length(rotation, 1)  # for its error, of an unknown rotation
+    return ClientNoise(
+        _LAW, bound, clients_per_round, calibration, rotation, seed, name
+    )
+
+
+@prints_as_its_call
+def skellam_noise(
+    noise_multiplier: float,
+    clip: float,
+    clients_per_round: float,
+    *,
+    target_quantile: float | None = None,
+    learning_rate: float = 0.2,
+    name: str = "skellam_noise",
+    **settings: Unpack[Settings],
+) -> Stage:
+    """The stage of `skellam`, to be put in a secure sum of the same bits and cohort.
+
+    Short for `skellam(...).stage()`. With a `target_quantile` the clip is
+    `quantile_bound(clip, target_quantile, learning_rate)`, and begins at `clip`.
+
+    Args:
+        noise_multiplier: as in `skellam`.
+        clip: the largest norm, or the first of them. Positive.
+        clients_per_round: as in `skellam`.
+        target_quantile: fraction of clients to leave as they are, in [0, 1], for a clip
+            that is learnt. None keeps it.
+        learning_rate: how fast the clip moves. Positive.
+        name: what the metrics are filed under.
+        **settings: what `skellam` takes besides.
+
+    Raises:
+        ValueError: as `skellam` does.
+        TypeError: if `clip` is a `Bound`, which `skellam` takes; and as `skellam` does.
+
+    Reference: Agarwal, Kairouz and Liu, "The Skellam Mechanism for Differentially
+        Private Federated Learning", 2021, sections 3 and 4.
+    """
+    bound = clip_of(clip, target_quantile, learning_rate, clients_per_round)
+    noise = skellam(noise_multiplier, bound, clients_per_round, name=name, **settings)
+    return noise.stage()
 
 
 def skellam_curve(
@@ -127,35 +173,20 @@ def skellam_curve(
     noise_multiplier: float,
     clients_per_round: float,
     *,
-    bits: int = 20,
-    smallest_cohort: int | None = None,
-    largest_cohort: int | None = None,
     target_quantile: float | None = None,
-    count_stddev: float | None = None,
-    rotation: str = "hadamard",
-    beta: float = math.exp(-0.5),
-    wrap_probability: float = 1e-4,
+    **settings: Unpack[Settings],
 ) -> RenyiCurve:
     """The Rényi divergences of a round with `skellam_noise`, for `epsilon`.
 
-    With `neighbors="add_or_remove"` a client's value is told from zeros; with
-    `"replace_one"` from another value. Orders are integers. The curve does not depend
-    on the clip. A `participation` below one in `epsilon` takes it that nobody knows who
-    takes part, while the server of a secure sum does: against it, leave that at one.
+    Short for `skellam(...).curve(template)`, which says more. It does not depend on the
+    clip.
 
     Args:
         template: one client's value, arrays or `jax.ShapeDtypeStruct`.
         noise_multiplier: as given to `skellam_noise`, and so are all that follow.
         clients_per_round: likewise.
-        bits: likewise.
-        smallest_cohort: likewise.
-        largest_cohort: likewise.
-        target_quantile: likewise. Of this and the next, 0.5 and None are those of
-            `distributed_dp_aggregator`.
-        count_stddev: likewise.
-        rotation: likewise.
-        beta: likewise.
-        wrap_probability: likewise.
+        target_quantile: likewise. It is 0.5 in `distributed_dp_aggregator`.
+        **settings: likewise.
 
     Raises:
         ValueError: if an argument is out of range, or bits are too few.
@@ -163,20 +194,9 @@ def skellam_curve(
     Reference: Agarwal, Kairouz and Liu, "The Skellam Mechanism for Differentially
         Private Federated Learning", 2021, theorem 3.5.
     """
-    return noised_curve(
-        _divergence,
-        template,
-        noise_multiplier,
-        clients_per_round,
-        bits=bits,
-        smallest_cohort=smallest_cohort,
-        largest_cohort=largest_cohort,
-        target_quantile=target_quantile,
-        count_stddev=count_stddev,
-        kind=rotation,
-        beta=beta,
-        wrap_probability=wrap_probability,
-        name="skellam_curve",
+    bound = clip_of(1.0, target_quantile, 1.0, clients_per_round)
+    return skellam(noise_multiplier, bound, clients_per_round, **settings).curve(
+        template
     )
 
 
@@ -197,3 +217,6 @@ def _divergence(
 ) -> float:
     del size
     return skellam_divergence(order, l2, l1, clients * stddev**2)
+
+
+_LAW = Law(integer_laws.skellam, _divergence)

@@ -1,4 +1,8 @@
-"""Marks on what travels: what the sum of it is, and what is known of it."""
+"""Marks on what travels, which do not change it: what is known of it and of its sum.
+
+`Noised` says that the sum of a value is released with noise, `Single` that the server
+needs a client's value by itself.
+"""
 
 import dataclasses
 import functools
@@ -45,11 +49,11 @@ class NoisedModulo(Payload):
 
     @classmethod
     def of(cls, integers: PyTree, bits: int) -> "NoisedModulo":
-        """int32 as the signed numbers that they are modulo `2**bits`."""
+        """int32 numbers, each as the signed one that is the same modulo `2**bits`."""
         return cls(jax.tree.map(lambda x: _signed(x, bits), integers), bits)
 
     def wrapped(self) -> PyTree:
-        """The integers of a sum, signed again."""
+        """The integers of a sum, taken modulo `2**modulus_bits` and signed."""
         return jax.tree.map(lambda x: _signed(x, self.modulus_bits), self.value)
 
 

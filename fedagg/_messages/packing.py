@@ -20,7 +20,7 @@ def pack(codes: jax.Array, bits: int) -> tuple[jax.Array, ...]:
     # Else the compiler works each code out again for every part.
     narrow = jax.lax.optimization_barrier(narrow)
     packed = []
-    for shift, width in _parts(bits):
+    for shift, width in bit_fields(bits):
         part = (narrow >> shift).astype(jnp.uint8)
         if width < 8:
             count = 8 // width
@@ -35,7 +35,7 @@ def pack(codes: jax.Array, bits: int) -> tuple[jax.Array, ...]:
 def unpack(packed: tuple[jax.Array, ...], bits: int, size: int) -> jax.Array:
     """The codes `[size]` as int32: the inverse of `pack`."""
     codes = jnp.zeros((size,), jnp.int32)
-    for part, (shift, width) in zip(packed, _parts(bits), strict=True):
+    for part, (shift, width) in zip(packed, bit_fields(bits), strict=True):
         part = part.astype(jnp.int32)
         if width < 8:
             shifts = width * jnp.arange(8 // width, dtype=jnp.int32)
@@ -45,11 +45,15 @@ def unpack(packed: tuple[jax.Array, ...], bits: int, size: int) -> jax.Array:
     return codes
 
 
-def _parts(bits: int) -> list[tuple[int, int]]:
-    """Where each part of a code begins, and its width."""
-    parts, shift = [], 0
+def bit_fields(bits: int) -> list[tuple[int, int]]:
+    """Where each part of a code begins, and its width: bytes, then 4, 2 and 1 bits.
+
+    20 bits are two bytes and a part of 4 bits, `[(0, 8), (8, 8), (16, 4)]`. Messages
+    under compression and those of `fedagg.secagg` are cut alike.
+    """
+    fields, shift = [], 0
     while shift < bits:
         width = next(x for x in (8, 4, 2, 1) if x <= bits - shift)
-        parts.append((shift, width))
+        fields.append((shift, width))
         shift += width
-    return parts
+    return fields

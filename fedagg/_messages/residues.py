@@ -18,7 +18,7 @@ from fedagg._types import PyTree
 )
 @dataclasses.dataclass(frozen=True)
 class Residues(Payload):
-    """Integers modulo `2**modulus_bits`; the server learns their sum alone."""
+    """Integers modulo `2**modulus_bits`, of which the server learns the sum alone."""
 
     words: jax.Array  # uint32, whose sums wrap around
     modulus_bits: int

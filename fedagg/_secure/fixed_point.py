@@ -1,6 +1,10 @@
-"""Notes as integers that sum exactly: counts, weights, what bounds learn from."""
+"""Fixed-point encoding: numbers as integers that sum exactly, modulo a power of two.
+
+Under a secure sum this is how notes travel: weights, counts, what bounds learn from.
+"""
 
 import math
+import operator
 from typing import NamedTuple
 
 import jax
@@ -11,41 +15,59 @@ from fedagg._trees import pytree
 from fedagg._types import PyTree
 
 
-class Notation(NamedTuple):
-    """How numbers of up to `largest` are written so that `cohort` of them add up.
+class FixedPoint(NamedTuple):
+    """The fixed-point encoding of numbers of up to `largest` that many clients add.
 
-    A number in units of `2**-point` is cut into a low part of `width` bits and a high
-    part, each a residue. As many low parts as there are clients do not reach
-    `2**bits`, nor do the high parts.
+    A number in units of `2**-fraction_bits` is cut into a low part of `width` bits and
+    a high part, each a residue. As many low parts as the largest cohort has clients do
+    not reach `2**bits`, nor do the high parts.
     """
 
     bits: int
-    cohort: int
+    largest_cohort: int
     width: int
-    point: int
+    fraction_bits: int
     largest: float
 
     @classmethod
-    def of(cls, bits: int, cohort: int, largest: float) -> "Notation":
-        """The finest notation, of up to 24 bits behind the point."""
-        width = min(24, bits - math.ceil(math.log2(cohort)))
-        return cls(bits, cohort, width, _point(width, largest), float(largest))
+    def of(cls, bits: int, largest_cohort: int, largest_weight: float) -> "FixedPoint":
+        """The finest encoding, of up to 24 bits after the point.
+
+        Raises:
+            ValueError: if an argument is out of range.
+        """
+        bits, largest_cohort = operator.index(bits), operator.index(largest_cohort)
+        if bits not in range(2, 33):
+            raise ValueError(f"bits must be from 2 to 32, got {bits=}.")
+        if not 1 <= largest_cohort < 2**bits:
+            raise ValueError(
+                "largest_cohort must be positive and below 2**bits, got "
+                f"{largest_cohort=}, {bits=}."
+            )
+        if not 1.0 <= largest_weight < math.inf:
+            raise ValueError(
+                f"largest_weight must be at least one, got {largest_weight=}."
+            )
+        width = min(24, bits - math.ceil(math.log2(largest_cohort)))
+        fraction_bits = _fraction_bits(width, largest_weight)
+        return cls(bits, largest_cohort, width, fraction_bits, float(largest_weight))
 
     def check(self, name: str) -> None:
         """Raises a ValueError if halves, in which quantiles are learnt, do not fit."""
-        if self.point < 1:
-            needed = next(x for x in range(64) if _point(x, self.largest) >= 1)
+        if self.fraction_bits < 1:
+            needed = next(x for x in range(64) if _fraction_bits(x, self.largest) >= 1)
             raise ValueError(
-                f"{name}: {self.bits} bits do not hold the notes of {self.cohort} "
-                f"clients with weights up to {self.largest:g}: each of a note's two "
-                f"parts would have {max(self.width, 0)} bits and needs {needed}. Take "
-                "more bits, fewer clients or a smaller largest weight."
+                f"{name}: {self.bits} bits do not hold the notes of "
+                f"{self.largest_cohort} clients with weights up to {self.largest:g}: "
+                f"each of a note's two parts would have {max(self.width, 0)} bits and "
+                f"needs {needed}. Take more bits, fewer clients or a smaller largest "
+                "weight."
             )
 
-    def write(self, x: jax.Array) -> tuple[Residues, jax.Array]:
+    def encode(self, x: jax.Array) -> tuple[Residues, jax.Array]:
         """A number as residues `[2, ...]`, and whether it is in range throughout."""
         if jnp.issubdtype(x.dtype, jnp.floating):
-            units = jnp.round(x.astype(jnp.float32) * 2.0**self.point)
+            units = jnp.round(x.astype(jnp.float32) * 2.0**self.fraction_bits)
             high = jnp.floor(units * 2.0**-self.width)
             low = units - high * 2.0**self.width
             fits = jnp.all(jnp.abs(x) <= self.largest)  # which NaN fails
@@ -59,36 +81,35 @@ class Notation(NamedTuple):
             parts = high, low
         return Residues.of(jnp.stack(parts), self.bits, x.dtype), fits
 
-    def write_all(self, notes: PyTree, name: str) -> tuple[PyTree, jax.Array]:
+    def encode_all(self, notes: PyTree, name: str) -> tuple[PyTree, jax.Array]:
         """A tree of numbers as residues, and whether all are in range."""
         leaves, structure = pytree.flatten(notes)
         if leaves:
             self.check(name)
-        written = [self.write(jnp.asarray(x)) for x in leaves]
-        fits = jnp.stack([jnp.bool_(True), *(x for _, x in written)])
-        return pytree.unflatten(structure, [x for x, _ in written]), jnp.all(fits)
+        encoded = [self.encode(jnp.asarray(x)) for x in leaves]
+        fits = jnp.stack([jnp.bool_(True), *(x for _, x in encoded)])
+        return pytree.unflatten(structure, [x for x, _ in encoded]), jnp.all(fits)
 
-    def read(self, total: Residues) -> jax.Array:
-        """The sum of what was written, in its dtype."""
+    def decode(self, total: Residues) -> jax.Array:
+        """The sum of the numbers encoded, in their dtype."""
         high, low = total.signed()[0], total.unsigned()[1]
-        # What the low parts carry, so that the rest is around zero and exact in floats.
+        # What the low parts carry, so that the rest is signed, and exact in floats.
         carry = ((low >> (self.width - 1)) + 1) >> 1
         high = high + carry.astype(jnp.int32)
         rest = _as_int32(low - (carry << self.width))
         if jnp.issubdtype(total.dtype, jnp.floating):
-            units = high.astype(jnp.float32) * 2.0**self.width + rest.astype(
-                jnp.float32
-            )
-            return (units * 2.0**-self.point).astype(total.dtype)
+            units = high.astype(jnp.float32) * 2.0**self.width
+            units += rest.astype(jnp.float32)
+            return (units * 2.0**-self.fraction_bits).astype(total.dtype)
         return ((high << self.width) + rest).astype(total.dtype)
 
-    def read_all(self, totals: PyTree) -> PyTree:
-        """The sums of what `write_all` wrote."""
-        return jax.tree.map(self.read, totals, is_leaf=is_residues)
+    def decode_all(self, totals: PyTree) -> PyTree:
+        """The sums of what `encode_all` encoded."""
+        return jax.tree.map(self.decode, totals, is_leaf=is_residues)
 
 
-def _point(width: int, largest: float) -> int:
-    """Bits behind the point if two parts of so many bits hold a number and its sign."""
+def _fraction_bits(width: int, largest: float) -> int:
+    """Bits after the point if two parts of so many bits hold a number and its sign."""
     if width < 2:
         return -1
     most = (2.0 ** (width - 1) - 1.0) * 2.0**width

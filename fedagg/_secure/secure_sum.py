@@ -1,6 +1,9 @@
-"""Sums of which the server learns nothing but the sum, as integers that wrap around."""
+"""Sums of which the server learns nothing but the sum, as integers that wrap around.
 
-import operator
+`secure_sum` clips floats to a bound and rounds them, as for a mean of models;
+`secure_modular_sum` takes integers as they are, as for noise that clients add.
+"""
+
 from typing import NamedTuple
 
 import jax
@@ -9,7 +12,7 @@ import jax.numpy as jnp
 from fedagg._messages.payload import coded_parts
 from fedagg._messages.residues import Residues
 from fedagg._rounds.chain import merge_metrics
-from fedagg._secure.fixed_point import Notation
+from fedagg._secure.fixed_point import FixedPoint
 from fedagg._secure.values import Ends, Values, within, wrapping
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import pytree
@@ -96,10 +99,10 @@ def secure_sum(
                 "weights, the largest of these."
             )
         largest_weight = 1.0
-    notation = _notation(bits, largest_cohort, largest_weight)
-    notation.check(name)
-    values = within(bound, notation.bits, notation.cohort, name)
-    return _hidden(stage, values, notation, name)
+    fixed_point = FixedPoint.of(bits, largest_cohort, largest_weight)
+    fixed_point.check(name)
+    values = within(bound, fixed_point.bits, fixed_point.largest_cohort, name)
+    return _hidden(stage, values, fixed_point, name)
 
 
 @prints_as_its_call
@@ -139,24 +142,11 @@ def secure_modular_sum(
         `tff.aggregators.SecureModularSumFactory`.
     """
     _check_stage(stage, name)
-    notation = _notation(bits, largest_cohort, largest_weight)
-    return _hidden(stage, wrapping(notation.bits, name), notation, name)
+    fixed_point = FixedPoint.of(bits, largest_cohort, largest_weight)
+    return _hidden(stage, wrapping(fixed_point.bits, name), fixed_point, name)
 
 
-def _notation(bits: int, cohort: int, largest: float) -> Notation:
-    """How notes are written; checks the arguments."""
-    if operator.index(bits) not in range(2, 33):
-        raise ValueError(f"bits must be from 2 to 32, got {bits=}.")
-    if not 1 <= operator.index(cohort) < 2**bits:
-        raise ValueError(
-            f"largest_cohort must be positive and below 2**bits, got {cohort}, {bits=}."
-        )
-    if not 1.0 <= largest < float("inf"):
-        raise ValueError(f"largest_weight must be at least one, got {largest}.")
-    return Notation.of(operator.index(bits), operator.index(cohort), largest)
-
-
-def _hidden(stage: Stage, values: Values, notation: Notation, name: str) -> Stage:
+def _hidden(stage: Stage, values: Values, fixed_point: FixedPoint, name: str) -> Stage:
     """The stage whose messages are residues throughout."""
 
     def init(template: PyTree) -> SecureState:
@@ -172,22 +162,22 @@ def _hidden(stage: Stage, values: Values, notation: Notation, name: str) -> Stag
     def client(shared: SecureState, update: Update, key: jax.Array | None):
         sent, note = stage.client(shared.stage, update, key)
         _check_addable(sent.value, name)
-        value, note_of_value, is_finite = values.write(shared.values, sent.value)
+        value, note_of_value, is_finite = values.encode(shared.values, sent.value)
         here = is_present(sent.weight)
         notes = SecureNote(note, pytree.keep(here, note_of_value), (), ())
-        notes, in_range = notation.write_all(notes, name)
+        notes, in_range = fixed_point.encode_all(notes, name)
         fits = in_range & (is_finite | ~here)
         value, notes = pytree.keep(fits, (value, notes))
-        one = Residues.of(jnp.uint32(1), notation.bits, jnp.dtype(jnp.uint32))
+        one = Residues.of(jnp.uint32(1), fixed_point.bits, jnp.dtype(jnp.uint32))
         notes = notes._replace(left_out=pytree.keep(~fits, one), present=one)
         return Update(value, jnp.where(fits, sent.weight, 0.0)), notes
 
     def server(
         state: SecureState, total: PyTree, note: SecureNote, key: jax.Array | None
     ):
-        is_sound = note.present.unsigned() <= notation.cohort
-        value = _or_nothing(is_sound, values.read(state.values, total))
-        notes = notation.read_all((note.stage, note.values))
+        is_sound = note.present.unsigned() <= fixed_point.largest_cohort
+        value = _or_nothing(is_sound, values.decode(state.values, total))
+        notes = fixed_point.decode_all((note.stage, note.values))
         of_stage, of_values = pytree.keep(is_sound, notes)
         stage_key, values_key = split_key(key, 2)
         output = stage.server(state.stage, value, of_stage, stage_key)
@@ -208,7 +198,7 @@ def _hidden(stage: Stage, values: Values, notation: Notation, name: str) -> Stag
         left_out = note.left_out.unsigned() > 0
         if stage.traits.refused is None:
             return left_out
-        return left_out | stage.traits.refused(notation.read_all(note.stage))
+        return left_out | stage.traits.refused(fixed_point.decode_all(note.stage))
 
     traits = stage.traits._replace(
         name=name, only_reads=False, is_secret=True, refused=refused

@@ -1,4 +1,4 @@
-"""Values as integers under a secure sum: within a bound, or as they wrap around."""
+"""Values as integers under a secure sum: within a bound, or modulo a power of two."""
 
 import math
 from collections.abc import Callable
@@ -20,21 +20,21 @@ Ends = Bound | float | tuple[Bound | float, Bound | float]
 
 
 class Values(NamedTuple):
-    """A way to write values as residues, and to read their sum.
+    """An encoding of values as residues, and the decoding of their sum.
 
     Attributes:
         init: `() -> state`.
         broadcast: `(state) -> shared`, all that clients learn of the state.
-        write: `(shared, value) -> (residues, note, is_finite)`.
-        read: `(state, total) -> value`, from the sum of the residues.
+        encode: `(shared, value) -> (residues, note, is_finite)`.
+        decode: `(state, total) -> value`, from the sum of the residues.
         metrics: `(state, note) -> metrics`, from the sum of the notes.
         update: `(state, note, key) -> state`, likewise.
     """
 
     init: Callable[[], PyTree]
     broadcast: Callable[[PyTree], PyTree]
-    write: Callable[[PyTree, PyTree], tuple[PyTree, PyTree, jax.Array]]
-    read: Callable[[PyTree, PyTree], PyTree]
+    encode: Callable[[PyTree, PyTree], tuple[PyTree, PyTree, jax.Array]]
+    decode: Callable[[PyTree, PyTree], PyTree]
     metrics: Callable[[PyTree, PyTree], dict[str, jax.Array]]
     update: Callable[[PyTree, PyTree, jax.Array | None], PyTree]
 
@@ -54,9 +54,9 @@ class BoundedNote(NamedTuple):
     above: jax.Array  # [] one if an entry was above the upper end
 
 
-def within(ends: Ends, bits: int, cohort: int, name: str) -> Values:
-    """Clips to the ends, and rounds to steps that sums of the cohort cannot outrun."""
-    most = (2 ** (bits - 1) - 1) // cohort
+def within(ends: Ends, bits: int, largest_cohort: int, name: str) -> Values:
+    """Values clipped to a range and rounded to steps whose sums never wrap around."""
+    most = (2 ** (bits - 1) - 1) // largest_cohort
     spare = max(0, most.bit_length() - 24)
     steps = float(most >> spare << spare)  # which float32 holds
     numbers, lower, upper = _parted(ends)
@@ -73,7 +73,7 @@ def within(ends: Ends, bits: int, cohort: int, name: str) -> Values:
         low = () if lower is None else lower.broadcast(state.lower)
         return Pair(low, upper.broadcast(state.upper))
 
-    def write(shared: Pair, value: PyTree):
+    def encode(shared: Pair, value: PyTree):
         _check_modulus(value, None, name)
         low, high = limits(shared)
         smallest, largest = _extremes(value)
@@ -102,7 +102,7 @@ def within(ends: Ends, bits: int, cohort: int, name: str) -> Values:
         )
         return jax.tree.map(residues, value), note, is_finite
 
-    def read(state: Pair, total: PyTree) -> PyTree:
+    def decode(state: Pair, total: PyTree) -> PyTree:
         distance = step(broadcast(state))
 
         def number(x: Residues) -> jax.Array:
@@ -132,13 +132,13 @@ def within(ends: Ends, bits: int, cohort: int, name: str) -> Values:
     def init() -> Pair:
         return Pair(() if lower is None else lower.init(), upper.init())
 
-    return Values(init, broadcast, write, read, metrics, update)
+    return Values(init, broadcast, encode, decode, metrics, update)
 
 
 def wrapping(bits: int, name: str) -> Values:
     """Integers modulo `2**bits`, as they are."""
 
-    def write(shared: PyTree, value: PyTree):
+    def encode(shared: PyTree, value: PyTree):
         del shared
         check_whole(value, name)
         _check_modulus(value, 2**bits, name)
@@ -148,7 +148,7 @@ def wrapping(bits: int, name: str) -> Values:
 
         return jax.tree.map(residues, value), (), jnp.bool_(True)
 
-    def read(state: PyTree, total: PyTree) -> PyTree:
+    def decode(state: PyTree, total: PyTree) -> PyTree:
         del state
         return jax.tree.map(
             lambda x: x.signed().astype(x.dtype), total, is_leaf=is_residues
@@ -157,8 +157,8 @@ def wrapping(bits: int, name: str) -> Values:
     return Values(
         init=lambda: (),
         broadcast=lambda state: state,
-        write=write,
-        read=read,
+        encode=encode,
+        decode=decode,
         metrics=lambda state, note: {},
         update=lambda state, note, key: state,
     )
@@ -241,7 +241,7 @@ def _clip_whole(
     low, high = math.ceil(numbers[0]), math.floor(numbers[1])
     if max(-low, high) > most:
         raise ValueError(
-            f"{name}: sums of the cohort could wrap around: integers from {low} to "
+            f"{name}: the sum could wrap around: integers from {low} to "
             f"{high}, where {most} is the largest size for which they cannot. Take "
             "more bits, fewer clients or a smaller bound."
         )

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedagg._messages.packing import bit_fields
 from fedagg.secagg._crypto import keystream
 from fedagg.secagg._errors import MalformedMessageError
 
@@ -70,7 +71,7 @@ def pack(vector: np.ndarray, bits: int) -> bytes:
     many equal stretches of the vector.
     """
     packed = []
-    for shift, width in _parts(bits):
+    for shift, width in bit_fields(bits):
         part = (vector >> np.uint32(shift)).astype(np.uint8)
         if width < 8:
             part &= np.uint8(2**width - 1)
@@ -93,7 +94,7 @@ def unpack(data: bytes, bits: int, length: int) -> np.ndarray:
         raise MalformedMessageError(f"Expected {length} entries of {bits} bits.")
     vector = np.zeros(length, np.uint32)
     octets, at = np.frombuffer(data, np.uint8), 0
-    for shift, width in _parts(bits):
+    for shift, width in bit_fields(bits):
         part = octets[at : at + (length * width + 7) // 8]
         at += part.size
         if width < 8:
@@ -101,7 +102,7 @@ def unpack(data: bytes, bits: int, length: int) -> np.ndarray:
             part = (part[None] >> shifts[:, None]) & np.uint8(2**width - 1)
             part = part.reshape(-1)
             if part[length:].any():
-                raise MalformedMessageError("Expected zeros behind the last entry.")
+                raise MalformedMessageError("Expected zeros after the last entry.")
             part = part[:length]
         vector |= part.astype(np.uint32) << np.uint32(shift)
     return vector
@@ -109,14 +110,4 @@ def unpack(data: bytes, bits: int, length: int) -> np.ndarray:
 
 def packed_size(bits: int, length: int) -> int:
     """Bytes that `pack` makes of a vector."""
-    return sum((length * width + 7) // 8 for _, width in _parts(bits))
-
-
-def _parts(bits: int) -> list[tuple[int, int]]:
-    """Where each part of an entry begins, and its width."""
-    parts, shift = [], 0
-    while shift < bits:
-        width = next(x for x in (8, 4, 2, 1) if x <= bits - shift)
-        parts.append((shift, width))
-        shift += width
-    return parts
+    return sum((length * width + 7) // 8 for _, width in bit_fields(bits))

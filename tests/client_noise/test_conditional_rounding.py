@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fedagg
 from fedagg._client_noise.conditional_rounding import bound_of, round_within, squares
-from fedagg._client_noise.grid import Setting, grid, setting
+from fedagg._client_noise.grid import Calibration, grid_for
 from fedagg._client_noise.integer_noise import LARGEST_STDDEV
 from fedagg._compression.rotation import rotated_length
 from tests.helpers import recorded_cases
@@ -90,58 +91,57 @@ def test_the_grid_is_the_recorded_one_as_far_as_it_goes(row):
         row[k] for k in ("noise_multiplier", "expected_clients_per_round", "l2_clip")
     )
     kind = "hadamard" if row.get("rotation_type") == "hd" else "dft"
-    made = setting(
+    learnt = fedagg.quantile_bound(clip, 0.5, 0.2)
+    noise = fedagg.skellam(
         z,
+        learnt if row.get("auto_l2_clip", False) else clip,
         n,
         bits=row["bits"],
-        smallest_cohort=None,
-        largest_cohort=None,
         beta=row.get("beta", 0.0),
-        wrap_probability=1e-4,
-        target_quantile=0.5 if row.get("auto_l2_clip", False) else None,
-        count_stddev=None,
     )
 
-    on = grid(made, row["padded_dim"], "test")
+    grid = grid_for(noise.calibration, row["padded_dim"], "test")
 
     assert rotated_length(kind, row["dim"]) == row["padded_dim"]
-    np.testing.assert_allclose(made.multiplier, row["value_noise_mult"], rtol=1e-6)
+    np.testing.assert_allclose(
+        noise.calibration.multiplier, row["value_noise_mult"], rtol=1e-6
+    )
     # TFF has 1e6 steps to one at most, we 1800 to the noise and 2**22 to the clip.
     uncapped = row["uncapped_scale"] * clip
     share = row["local_stddev"] / clip
     most = min(2.0**22, LARGEST_STDDEV / share if share else math.inf)
-    np.testing.assert_allclose(on.steps, min(uncapped, most), rtol=1e-6)
-    np.testing.assert_allclose(on.stddev, share * on.steps, rtol=1e-6)
+    np.testing.assert_allclose(grid.steps, min(uncapped, most), rtol=1e-6)
+    np.testing.assert_allclose(grid.stddev, share * grid.steps, rtol=1e-6)
     if uncapped <= most and row["scale"] == row["uncapped_scale"]:
         inflated = row["inflated_l2"] * row["scale"]
-        np.testing.assert_allclose(on.bound, MARGIN * inflated, rtol=1e-6)
-        np.testing.assert_allclose(on.stddev, row["scaled_local_stddev"], rtol=1e-6)
+        np.testing.assert_allclose(grid.bound, MARGIN * inflated, rtol=1e-6)
+        np.testing.assert_allclose(grid.stddev, row["scaled_local_stddev"], rtol=1e-6)
         # TFF adds 1e-5 to the bound where ours has the margin, and takes whole numbers.
         theirs = row["scaled_inflated_l2"] / inflated
         theirs = row["scaled_l1"] / (theirs if d_is_less(row) else theirs**2)
-        ours = on.bound_of_sizes / (MARGIN if d_is_less(row) else MARGIN**2)
+        ours = grid.bound_of_sizes / (MARGIN if d_is_less(row) else MARGIN**2)
         assert theirs - 1.0 <= ours <= theirs * (1.0 + 1e-6)
 
 
 def test_the_noise_is_calibrated_to_the_smallest_cohort_and_the_range_to_the_largest():
-    made = Setting(2.0, None, 16, 50, 100, BETA, 1e-4)
-    wider = grid(made._replace(largest=200), 4096, "test")
-    fewer = grid(made._replace(smallest=25), 4096, "test")
-    same = grid(made, 4096, "test")
+    calibration = Calibration(2.0, None, 16, 50, 100, BETA, 1e-4)
+    wider = grid_for(calibration._replace(largest_cohort=200), 4096, "test")
+    fewer = grid_for(calibration._replace(smallest_cohort=25), 4096, "test")
+    same = grid_for(calibration, 4096, "test")
 
-    for on, smallest in ((wider, 50), (fewer, 25), (same, 50)):
-        np.testing.assert_allclose(on.stddev * math.sqrt(smallest), 2.0 * on.steps)
+    for grid, smallest in ((wider, 50), (fewer, 25), (same, 50)):
+        np.testing.assert_allclose(grid.stddev * math.sqrt(smallest), 2.0 * grid.steps)
     assert wider.steps < same.steps and fewer.steps < same.steps
 
 
 def test_the_count_fits_into_the_modulus_with_its_noise():
     for bits, n in ((12, 30), (16, 100), (20, 1000), (24, 10)):
-        made = Setting(1.0, 0.05 * n, bits, n, n, BETA, 1e-4)
-        on = grid(made, 2**16, "test")
-        reach = n * on.count_steps + 3.89 * math.sqrt(n) * on.count_stddev
+        calibration = Calibration(1.0, 0.05 * n, bits, n, n, BETA, 1e-4)
+        grid = grid_for(calibration, 2**16, "test")
+        reach = n * grid.count_steps + 3.89 * math.sqrt(n) * grid.count_stddev
         assert reach <= 2.0 ** (bits - 1)
         # The deviation of a sum, in counts that a client moves by one half.
-        counts = math.sqrt(n) * on.count_stddev / (2 * on.count_steps)
+        counts = math.sqrt(n) * grid.count_stddev / (2 * grid.count_steps)
         np.testing.assert_allclose(counts, 0.05 * n)
 
 
@@ -155,7 +155,9 @@ def test_the_count_fits_into_the_modulus_with_its_noise():
 )
 def test_too_few_bits_are_refused_with_the_numbers(bits, clients, size, match):
     count = 80.0 if "learn" in match else None
-    made = Setting(30.0 if count else 1.0, count, bits, clients, clients, BETA, 1e-4)
+    calibration = Calibration(
+        30.0 if count else 1.0, count, bits, clients, clients, BETA, 1e-4
+    )
 
     with pytest.raises(ValueError, match=match):
-        grid(made, size, "test")
+        grid_for(calibration, size, "test")

@@ -11,13 +11,17 @@ import scipy.special
 
 import fedagg
 from fedagg._client_noise.discrete_gaussian import discrete_gaussian_divergence
-from fedagg._client_noise.grid import grid, setting
+from fedagg._client_noise.grid import grid_for
 from fedagg._client_noise.skellam import skellam_divergence
 
 TEMPLATE = {"w": jax.ShapeDtypeStruct((1000,), jnp.float32)}
 CURVES = {
     "skellam": fedagg.skellam_curve,
     "discrete_gaussian": fedagg.discrete_gaussian_curve,
+}
+MECHANISMS = {
+    "skellam": fedagg.skellam,
+    "discrete_gaussian": fedagg.discrete_gaussian,
 }
 every_curve = pytest.mark.parametrize("name", CURVES)
 ORDERS = [2, 3, 5, 8, 16, 32, 64, 128, 256]
@@ -132,21 +136,16 @@ def test_a_curve_is_made_of_what_clients_send(name):
         TEMPLATE, z, n, **options, target_quantile=0.5, count_stddev=2.0, rotation="dft"
     )
 
-    made = setting(
-        z,
-        n,
-        beta=math.exp(-0.5),
-        wrap_probability=1e-4,
-        target_quantile=0.5,
-        count_stddev=2.0,
-        **options,
-    )
-    on = grid(made, 1000, "test")
-    assert math.isclose(on.stddev * math.sqrt(small) / on.steps, made.multiplier)
+    learnt = fedagg.quantile_bound(0.1, 0.5, 0.2)
+    noise = MECHANISMS[name](z, learnt, n, **options, count_stddev=2.0, rotation="dft")
+    multiplier = noise.calibration.multiplier
+    grid = grid_for(noise.calibration, 1000, "test")
+    assert noise.curve(TEMPLATE)(7, 2.0) == curve(7, 2.0)
+    assert math.isclose(grid.stddev * math.sqrt(small) / grid.steps, multiplier)
     for order, distance in ((2, 1.0), (7, 2.0)):
         gaussian = order * distance**2 / 2.0
-        values = gaussian * on.bound**2 / (small * on.stddev**2)
-        count = gaussian * on.count_steps**2 / (small * on.count_stddev**2)
+        values = gaussian * grid.bound**2 / (small * grid.stddev**2)
+        count = gaussian * grid.count_steps**2 / (small * grid.count_stddev**2)
         got = curve(order, distance)
         assert values + count <= got <= 1.02 * (values + count)
         assert math.isclose(count, gaussian / (2.0 * 2.0) ** 2)

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from typing import Any
+from typing import Any, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import fedagg
-from fedagg._client_noise.grid import grid, setting
+from fedagg._client_noise.grid import grid_for
+from fedagg._client_noise.mechanism import Settings
 from tests.helpers import (
     TEMPLATE,
     assert_close,
@@ -26,6 +27,10 @@ CASES = recorded_cases("tff_privacy.json")
 STAGES = {
     "skellam_noise": fedagg.skellam_noise,
     "discrete_gaussian_noise": fedagg.discrete_gaussian_noise,
+}
+MECHANISMS = {
+    "skellam_noise": fedagg.skellam,
+    "discrete_gaussian_noise": fedagg.discrete_gaussian,
 }
 CURVES = {
     "skellam_noise": fedagg.skellam_curve,
@@ -108,7 +113,7 @@ def test_clients_and_rounds_have_noise_of_their_own(name):
     send = jax.jit(jax.vmap(lambda key: stage.client(shared, update, key)[0].value))
 
     sent = np.asarray(
-        send(jax.random.split(jax.random.key(6), 3)).integers.vector, np.float64
+        send(jax.random.split(jax.random.key(6), 3)).value.vector, np.float64
     )
 
     off = np.corrcoef(sent) - np.eye(3)
@@ -116,13 +121,13 @@ def test_clients_and_rounds_have_noise_of_their_own(name):
 
 
 def integers_of(stage: fedagg.Stage, held: np.ndarray) -> Any:
-    """What clients send of values `[n, d]`, around zero."""
+    """What clients send of values `[n, d]`, signed."""
     template = {"x": jnp.zeros(held.shape[1])}
     shared = stage.broadcast(stage.init(template))
 
     def message(x: jax.Array, key: jax.Array):
         update = fedagg.Update({"x": x}, jnp.float32(1.0))
-        return stage.client(shared, update, key)[0].value.integers
+        return stage.client(shared, update, key)[0].value.value
 
     keys = jax.random.split(jax.random.key(1), len(held))
     return jax.jit(jax.vmap(message))(jnp.asarray(held), keys)
@@ -141,37 +146,21 @@ def test_no_client_sends_more_than_the_curve_accounts_for(rotation, learns, beta
             [[3e38, 3e38, 3e38], [0.7, 0.0, 0.0], [1e-45, 0.0, 0.0]],
         ]
     ).astype(np.float32)
-    options: dict[str, Any] = {"target_quantile": 0.5} if learns else {}
-    stage = fedagg.skellam_noise(
-        0.0, 0.7, 40, bits=14, rotation=rotation, beta=beta, **options
-    )
-    on = grid(
-        setting(
-            0.0,
-            40,
-            bits=14,
-            smallest_cohort=None,
-            largest_cohort=None,
-            beta=beta,
-            wrap_probability=1e-4,
-            target_quantile=0.5 if learns else None,
-            count_stddev=None,
-        ),
-        4,
-        "test",
-    )
+    clip = fedagg.quantile_bound(0.7, 0.5, 0.2) if learns else 0.7
+    noise = fedagg.skellam(0.0, clip, 40, bits=14, rotation=rotation, beta=beta)
+    grid = grid_for(noise.calibration, 4, "test")
 
-    sent = integers_of(stage, held)
+    sent = integers_of(noise.stage(), held)
 
     x = np.asarray(sent.vector, np.float64)
     assert x.shape == (606, 4)
-    assert np.linalg.norm(x, axis=1).max() <= on.bound
-    assert np.abs(x).sum(axis=1).max() <= on.bound_of_sizes
+    assert np.linalg.norm(x, axis=1).max() <= grid.bound
+    assert np.abs(x).sum(axis=1).max() <= grid.bound_of_sizes
     apart = np.linalg.norm(x[:, None] - x[None], axis=2).max()
-    assert 1.9 * on.steps <= apart <= 2.0 * on.bound
-    assert np.linalg.norm(x, axis=1).max() >= 0.999 * on.steps
+    assert 1.9 * grid.steps <= apart <= 2.0 * grid.bound
+    assert np.linalg.norm(x, axis=1).max() >= 0.999 * grid.steps
     if learns:
-        assert set(np.asarray(sent.count)) == {on.count_steps, -on.count_steps}
+        assert set(np.asarray(sent.count)) == {grid.count_steps, -grid.count_steps}
         norms = np.linalg.norm(held.astype(np.float64), axis=1)
         sure = ~(np.abs(norms / 0.7 - 1.0) < 1e-5)
         np.testing.assert_array_equal(
@@ -391,19 +380,15 @@ def test_the_wrong_modulus_is_refused_with_the_numbers(name):
 def test_what_would_change_what_is_sent_is_refused():
     stage = fedagg.skellam_noise(1.0, 1.0, 11, bits=16)
 
-    for behind in (
+    for after in (
         fedagg.mean(),
         fedagg.clipping(1.0),
         fedagg.discretization(1.0, stochastic=False),
     ):
-        with pytest.raises(TypeError, match="takes leaves of a float dtype"):
-            first_round_compiled(
-                fedagg.aggregator(stage, behind), *make_updates(), jax.random.key(0)
-            )
+        with pytest.raises(ValueError, match="comes after skellam_noise"):
+            fedagg.aggregator(stage, after)
     with pytest.raises(ValueError, match="weights, which no noise hides"):
-        first_round_compiled(
-            fedagg.aggregator(fedagg.mean(), stage), *make_updates(), jax.random.key(0)
-        )
+        fedagg.aggregator(fedagg.mean(), stage)
     with pytest.raises(TypeError, match="takes leaves of a float dtype"):
         fedagg.aggregator(stage).init({"k": jnp.ones(2, jnp.int32)})
 
@@ -464,17 +449,88 @@ def test_too_few_bits_a_rotation_and_a_bound_are_refused(name):
 
 
 @every_mechanism
-def test_a_curve_takes_what_its_stage_takes(name):
-    stage, curve = (
-        inspect.signature(x).parameters for x in (STAGES[name], CURVES[name])
-    )
+@pytest.mark.parametrize("learns", [False, True])
+def test_stage_sum_and_curve_of_one_description_are_those_made_by_hand(name, learns):
+    updates = make_updates(20)
+    options: dict[str, Any] = {"bits": 18, "smallest_cohort": 12, "largest_cohort": 21}
+    options |= {"rotation": "dft", "beta": 0.1, "wrap_probability": 1e-3}
+    clip = fedagg.quantile_bound(0.4, 0.3, 0.7) if learns else 0.4
+    learnt: dict[str, Any] = {}
+    if learns:
+        options["count_stddev"] = 2.0
+        learnt = {"target_quantile": 0.3, "learning_rate": 0.7}
+    noise = MECHANISMS[name](0.5, clip, 20, **options)
+    stage = STAGES[name](0.5, 0.4, 20, **options, **learnt)
+    before = fedagg.zeroing(30.0)
 
-    shared = stage.keys() & curve.keys()
-    assert shared == stage.keys() - {"clip", "learning_rate", "seed", "name"}
-    assert curve.keys() - shared == {"template"}
-    assert all(stage[x].default == curve[x].default for x in shared)
-    other = inspect.signature(fedagg.skellam_noise).parameters
-    assert all(other[x].default == stage[x].default for x in stage if x != "name")
+    alone = first_round_compiled(fedagg.aggregator(noise.stage()), *updates, KEY)
+    hidden = first_round_compiled(
+        fedagg.aggregator(noise.secure_sum(before)), *updates, KEY
+    )
+    curve = noise.curve(TEMPLATE)
+
+    by_hand = first_round_compiled(fedagg.aggregator(stage), *updates, KEY)
+    assert_same(alone, by_hand)
+    by_hand = secured(fedagg.chain(before, stage), 18, 21)
+    assert_same(hidden, first_round_compiled(by_hand, *updates, KEY))
+    learnt.pop("learning_rate", None)
+    of_stage = CURVES[name](TEMPLATE, 0.5, 20, **options, **learnt)
+    assert all(curve(a, 2.0) == of_stage(a, 2.0) for a in (2, 9, 100))
+
+
+@every_mechanism
+def test_the_options_that_are_passed_on_are_those_of_skellam(name):
+    parameters = inspect.signature(fedagg.skellam).parameters
+    passed_on = {
+        x: p for x, p in parameters.items() if p.kind is p.KEYWORD_ONLY and x != "name"
+    }
+
+    types = get_type_hints(Settings)
+    assert types == {x: get_type_hints(fedagg.skellam)[x] for x in passed_on}
+    misspelt: dict[str, Any] = {"bit": 3}
+    for makes in (MECHANISMS[name], STAGES[name], CURVES[name]):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'bit'"):
+            makes(1.0, 1.0, 40, **misspelt)
+
+
+@every_mechanism
+def test_a_mechanism_prints_as_its_call_and_so_does_what_it_makes(name):
+    noise = MECHANISMS[name](1.0, fedagg.quantile_bound(0.1, 0.5, 0.2), 100, bits=18)
+
+    call = f"{name.removesuffix('_noise')}(1.0, quantile_bound(0.1, 0.5, 0.2), 100, "
+    assert repr(noise) == f"{call}bits=18)"
+    assert repr(noise.stage()) == f"{call}bits=18).stage()"
+    hidden = noise.secure_sum(fedagg.zeroing(2.0))
+    assert repr(hidden) == f"{call}bits=18).secure_sum(zeroing(2.0))"
+    assert repr(STAGES[name](1.0, 1.0, 10)) == f"{name}(1.0, 1.0, 10)"
+    assert noise.stage().traits.is_private and hidden.traits.is_secret
+
+
+def test_a_learnt_clip_is_divided_by_the_public_number_unless_it_has_its_own():
+    updates = make_updates(9)
+    cohort = {"smallest_cohort": 5, "largest_cohort": 12}
+
+    def clip_after(**own: Any) -> float:
+        clip = fedagg.quantile_bound(2.0, 0.5, 1.0, geometric_update=False, **own)
+        noise = fedagg.skellam(0.0, clip, 12, bits=24, **cohort)
+        aggregator = fedagg.aggregator(noise.stage())
+        return float(first_round_compiled(aggregator, *updates, KEY).state[0].clip)
+
+    norms = [
+        np.linalg.norm(np.concatenate([np.ravel(x[i]) for x in updates.value.values()]))
+        for i in range(9)
+    ]
+    centred = sum(0.5 if x <= 2.0 else -0.5 for x in norms)
+    assert math.isclose(clip_after(), 2.0 - centred / 12, rel_tol=1e-6)
+    own = clip_after(expected_num_clients=9)
+    assert math.isclose(own, 2.0 - centred / 9, rel_tol=1e-6)
+
+
+def test_a_clip_that_learns_from_more_than_a_bit_is_refused():
+    bound = fedagg.quantile_bound(1.0, 0.5, 0.1)._replace(note=lambda shared, x: x)
+
+    with pytest.raises(ValueError, match="report one bit each"):
+        fedagg.skellam(1.0, bound, 40)
 
 
 @every_mechanism

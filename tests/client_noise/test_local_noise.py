@@ -1,4 +1,4 @@
-"""Noise at clients: its scale, what is clipped, what may stand behind."""
+"""Noise at clients: its scale, what is clipped, what may come after."""
 
 import math
 
@@ -65,7 +65,7 @@ def test_a_client_that_cannot_be_clipped_sends_noise(held):
     np.testing.assert_array_equal(sent.value["x"], same.value["x"])
 
 
-def test_compressors_and_rules_may_stand_behind():
+def test_compressors_and_rules_may_come_after():
     noise = fedagg.local_gaussian_noise(0.1, 1.0)
     for aggregator in (
         fedagg.aggregator(noise, fedagg.mean(), fedagg.quantization(8, threshold=0)),

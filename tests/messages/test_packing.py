@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedagg._messages.packing import pack, unpack
+from fedagg._messages.packing import bit_fields, pack, unpack
+from fedagg.secagg import _masking
 
 SIZES = [0, 1, 2, 7, 8, 9, 1000]
 
@@ -108,3 +109,16 @@ def test_a_thousand_codes_take_their_bits_and_no_more(bits, octets):
     packed = pack(jnp.asarray(codes_of(bits, 1000)), bits)
 
     assert sum(x.nbytes for x in packed) == octets
+
+
+@pytest.mark.parametrize("bits", range(1, 33))
+def test_the_protocol_packs_as_compression_does(bits):
+    codes = codes_of(bits, 101)
+
+    packed = jax.jit(lambda x: pack(x, bits))(jnp.asarray(codes))
+    data = _masking.pack(codes, bits)
+
+    assert b"".join(np.asarray(x).tobytes() for x in packed) == data
+    assert _masking.packed_size(bits, 101) == len(data)
+    np.testing.assert_array_equal(_masking.unpack(data, bits, 101), codes)
+    assert [width for _, width in bit_fields(bits)] == widths_of(bits)

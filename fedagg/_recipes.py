@@ -1,10 +1,7 @@
 """Recommended compositions."""
 
-import math
-
-from fedagg._bounding.bounding import clipping as clipping_stage
-from fedagg._bounding.bounding import zeroing as zeroing_stage
 from fedagg._bounding.bounds import quantile_bound
+from fedagg._bounding.recommended import Choice, recommended_bounding
 from fedagg._client_noise.discrete_gaussian import discrete_gaussian
 from fedagg._client_noise.skellam import skellam
 from fedagg._compression.quantization import quantization
@@ -15,10 +12,8 @@ from fedagg._rounds.chain import chain
 from fedagg._rounds.mean import mean
 from fedagg._secure.secure_sum import secure_sum
 from fedagg._sentence import prints_as_its_call
-from fedagg._types import Aggregator, Bound, Stage
-
-# Whether to, by the default bound; or a bound.
-Choice = bool | float | Bound
+from fedagg._trees import checks
+from fedagg._types import Aggregator
 
 
 @prints_as_its_call
@@ -54,7 +49,7 @@ def robust_aggregator(
 
     Reference: TensorFlow Federated, `tff.learning.robust_aggregator`.
     """
-    stages = [*_bounding(zeroing, clipping), mean(weighted=weighted)]
+    stages = [*recommended_bounding(zeroing, clipping), mean(weighted=weighted)]
     return aggregator(*stages, sum_over=sum_over)
 
 
@@ -89,7 +84,11 @@ def compression_aggregator(
 
     Reference: TensorFlow Federated 0.87, `tff.learning.compression_aggregator`.
     """
-    stages = [*_bounding(zeroing, clipping), mean(weighted=weighted), quantization()]
+    stages = [
+        *recommended_bounding(zeroing, clipping),
+        mean(weighted=weighted),
+        quantization(),
+    ]
     return aggregator(*stages, sum_over=sum_over)
 
 
@@ -128,7 +127,7 @@ def dp_aggregator(
 
     Reference: TensorFlow Federated, `tff.learning.dp_aggregator`.
     """
-    stages = _bounding(zeroing, False)
+    stages = recommended_bounding(zeroing, False)
     noise = adaptive_gaussian_noise(noise_multiplier, clients_per_round)
     return aggregator(*stages, noise, sum_over=sum_over)
 
@@ -172,7 +171,7 @@ def secure_aggregator(
 
     Reference: TensorFlow Federated, `tff.learning.secure_aggregator`.
     """
-    stages = [*_bounding(zeroing, clipping), mean(weighted=weighted)]
+    stages = [*recommended_bounding(zeroing, clipping), mean(weighted=weighted)]
     largest = quantile_bound(50.0, 0.95, 1.0, multiplier=2.0)
     hidden = secure_sum(
         chain(*stages),
@@ -227,9 +226,7 @@ def distributed_dp_aggregator(
 
     Reference: TensorFlow Federated 0.87, `tff.learning.ddp_secure_aggregator`.
     """
-    if mechanism not in _MECHANISMS:
-        names = ", ".join(_MECHANISMS)
-        raise ValueError(f"mechanism must be one of {names}, got {mechanism=}.")
+    checks.check_choice(tuple(_MECHANISMS), mechanism=mechanism)
     noise = _MECHANISMS[mechanism](
         noise_multiplier,
         quantile_bound(0.1, 0.5, 0.2),
@@ -239,28 +236,8 @@ def distributed_dp_aggregator(
         largest_cohort=largest_cohort,
         rotation=rotation,
     )
-    hidden = noise.secure_sum(*_bounding(zeroing, False))
+    hidden = noise.secure_sum(*recommended_bounding(zeroing, False))
     return aggregator(hidden, sum_over=sum_over)
-
-
-def _bounding(zeroing: Choice, clipping: Choice) -> list[Stage]:
-    """The first stages of all recipes."""
-    largest = quantile_bound(10.0, 0.98, math.log(10.0), multiplier=2.0, increment=1.0)
-    norms = quantile_bound(1.0, 0.8, 0.2)
-    chosen = _chosen("zeroing", zeroing, largest), _chosen("clipping", clipping, norms)
-    stages = zip(chosen, (zeroing_stage, clipping_stage), strict=True)
-    return [stage(bound) for bound, stage in stages if bound is not None]
-
-
-def _chosen(argument: str, choice: Choice, default: Bound) -> Bound | float | None:
-    """The bound that an argument asks for: True the default, False none."""
-    if isinstance(choice, bool):
-        return default if choice else None
-    if isinstance(choice, (int, float, Bound)):
-        return choice
-    raise TypeError(
-        f"{argument}: expected True, False, a number or a Bound, got {choice!r}."
-    )
 
 
 _MECHANISMS = {"skellam": skellam, "discrete_gaussian": discrete_gaussian}

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedagg._execution.builder import NotFoldable
 from fedagg._execution.folding import measured_ahead, sum_folded
 from fedagg._execution.loops import in_steps
 from fedagg._execution.placement import check_not_explicit, put_on_axis, taken_together
 from fedagg._execution.program import Kept, Program
-from fedagg._execution.builder import NotFoldable
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree, rowwise
 from fedagg._types import PyTree

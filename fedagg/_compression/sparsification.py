@@ -113,7 +113,10 @@ def random_k(fraction: float, *, seed: int = 0, name: str = "random_k") -> Stage
 
     def positions_of(state: PublicRound) -> jax.Array:
         starts, lengths = stretches(state)
-        return starts + jax.random.randint(state.key(seed), starts.shape, 0, lengths)
+        drawn = jax.random.randint(
+            state.key(seed), starts.shape, 0, lengths, starts.dtype
+        )
+        return starts + drawn
 
     def broadcast(state: PublicRound) -> tuple[Template, jax.Array]:
         return state.template, positions_of(state)

@@ -29,8 +29,9 @@ class Residues(Payload):
 
     @classmethod
     def of(cls, x: jax.Array, bits: int, dtype: jnp.dtype) -> "Residues":
-        """The residues of int32 or uint32 numbers."""
+        """The residues of integers of 32 bits, or of the lower 32 of 64."""
         words = jax.lax.bitcast_convert_type(x, jnp.uint32)
+        words = words if x.dtype.itemsize == 4 else words[..., 0]
         return cls(words & jnp.uint32(2**bits - 1), bits, str(dtype))
 
     def unsigned(self) -> jax.Array:

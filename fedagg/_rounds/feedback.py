@@ -96,7 +96,7 @@ def with_error_feedback(
         message = steps.client(shared, change, 1.0, key)
         total = steps.add(None, message)
         value = stage.server(state, total.value, total.note, None).value
-        return total, pytree.widen(value)
+        return total, pytree.cast_like(value, change)
 
     def next(
         state: FeedbackState,

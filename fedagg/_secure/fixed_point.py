@@ -77,9 +77,12 @@ class FixedPoint(NamedTuple):
             units = _as_int32(x)
             high, low = units >> self.width, units & jnp.int32(2**self.width - 1)
             most = jnp.int32(2 ** (self.width - 1) - 1)
-            fits = jnp.all((-most <= high) & (high <= most))
+            is_held = (-most <= high) & (high <= most)
+            if x.dtype.itemsize > 4:
+                is_held &= units.astype(x.dtype) == x
+            fits = jnp.all(is_held)
             parts = high, low
-        return Residues.of(jnp.stack(parts), self.bits, x.dtype), fits
+        return Residues.of(jnp.stack(parts), self.bits, pytree.wide(x).dtype), fits
 
     def encode_all(self, notes: PyTree, name: str) -> tuple[PyTree, jax.Array]:
         """A tree of numbers as residues, and whether all are in range."""
@@ -91,7 +94,7 @@ class FixedPoint(NamedTuple):
         return pytree.unflatten(structure, [x for x, _ in encoded]), jnp.all(fits)
 
     def decode(self, total: Residues) -> jax.Array:
-        """The sum of the numbers encoded, in their dtype."""
+        """The sum of the numbers encoded, in 32 bits of their kind or more."""
         high, low = total.signed()[0], total.unsigned()[1]
         # What the low parts carry, so that the rest is signed, and exact in floats.
         carry = ((low >> (self.width - 1)) + 1) >> 1

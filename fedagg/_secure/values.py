@@ -86,7 +86,9 @@ def within(ends: Ends, bits: int, largest_cohort: int, name: str) -> Values:
                 units = _clip_whole(x, numbers, most, name)
             else:
                 # By steps too, since a product rounds.
-                away = jnp.round(jnp.clip(pytree.wide(x), low, high) * per_step)
+                x = pytree.wide(x)
+                near, far, rate = (y.astype(x.dtype) for y in (low, high, per_step))
+                away = jnp.round(jnp.clip(x, near, far) * rate)
                 away = jnp.where(is_finite, jnp.clip(away, -steps, steps), 0.0)
                 units = away.astype(jnp.int32)
             return Residues.of(units, bits, pytree.wide(x).dtype)

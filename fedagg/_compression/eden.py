@@ -1,14 +1,13 @@
 """EDEN and DRIVE: rotate, round to the best few values for a normal, set the scale."""
 
-import dataclasses
 import functools
 import math
-import operator
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from scipy.special import ndtr, ndtri
 
 from fedagg._compression.hadamard import hadamard
@@ -22,20 +21,15 @@ from fedagg._trees import checks
 from fedagg._types import Stage, Traits, Update
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["packed", "scale", "words"],
-    meta_fields=["code_bits", "size"],
-)
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Rotated(Payload):
     """A vector turned once more, each entry one of `2**bits` values, as on the wire."""
 
     packed: tuple[jax.Array, ...]
     scale: jax.Array  # []
     words: jax.Array  # [2] uint32, what the client's own rotation is made of
-    code_bits: int
-    size: int
+    code_bits: int = struct.field(pytree_node=False)
+    size: int = struct.field(pytree_node=False)
 
     def decode(self) -> jax.Array:
         """The vector `[size]`, turned back by the client's own rotation."""
@@ -73,8 +67,8 @@ def eden(bits: int, *, seed: int = 0, name: str = "eden") -> Stage:
     Reference: Vargaftik et al., "EDEN: Communication-Efficient and Robust Distributed
         Mean Estimation for Federated Learning", 2022, section 3.
     """
-    if operator.index(bits) not in range(1, 9):
-        raise ValueError(f"bits must be from 1 to 8, got {bits=}.")
+    checks.check_whole(1, 8, bits=bits)
+    bits = int(bits)
 
     def scale(rotated: jax.Array, rounded: jax.Array) -> jax.Array:
         return jnp.vdot(rotated, rotated) / _or_one(jnp.vdot(rotated, rounded))

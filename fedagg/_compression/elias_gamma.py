@@ -164,7 +164,7 @@ def _gamma_of_rest(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _joined(codes: np.ndarray, lengths: np.ndarray) -> bytes:
-    """Codes of 1 to 64 bits, one behind the other."""
+    """Codes of 1 to 64 bits, one after the other."""
     ends = np.cumsum(lengths)
     starts = ends - lengths
     word, shift = starts >> 6, (starts & 63).astype(np.uint64)

@@ -47,7 +47,7 @@ def random_bits(words: jax.Array, size: int) -> jax.Array:
 
 
 def round_randomly(x: jax.Array, words: jax.Array) -> jax.Array:
-    """Rounds a vector `[d]` of floats down or up, so that each entry's mean is the entry.
+    """Rounds floats `[d]` down or up, so that each entry's mean is the entry.
 
     A whole number stays what it is. Chances are multiples of 2**-16.
     """

@@ -4,14 +4,13 @@ Under a secure sum this is how notes travel: weights, counts, what bounds learn 
 """
 
 import math
-import operator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedagg._messages.residues import Residues, is_residues
-from fedagg._trees import pytree
+from fedagg._trees import checks, pytree
 from fedagg._types import PyTree
 
 
@@ -36,17 +35,13 @@ class FixedPoint(NamedTuple):
         Raises:
             ValueError: if an argument is out of range.
         """
-        bits, largest_cohort = operator.index(bits), operator.index(largest_cohort)
-        if bits not in range(2, 33):
-            raise ValueError(f"bits must be from 2 to 32, got {bits=}.")
-        if not 1 <= largest_cohort < 2**bits:
+        checks.check_whole(2, 32, bits=bits)
+        checks.check_whole(1, largest_cohort=largest_cohort)
+        checks.check_within("[1, inf)", largest_weight=largest_weight)
+        bits, largest_cohort = int(bits), int(largest_cohort)
+        if largest_cohort >= 2**bits:
             raise ValueError(
-                "largest_cohort must be positive and below 2**bits, got "
-                f"{largest_cohort=}, {bits=}."
-            )
-        if not 1.0 <= largest_weight < math.inf:
-            raise ValueError(
-                f"largest_weight must be at least one, got {largest_weight=}."
+                f"largest_cohort must be below 2**bits, got {largest_cohort=}, {bits=}."
             )
         width = min(24, bits - math.ceil(math.log2(largest_cohort)))
         fraction_bits = _fraction_bits(width, largest_weight)

@@ -155,5 +155,5 @@ def test_federated_averaging_keeps_the_memory():
 
 @pytest.mark.parametrize("clients", [0, -1])
 def test_a_number_of_clients_that_is_not_positive_is_an_error(clients):
-    with pytest.raises(ValueError, match="clients must be positive"):
+    with pytest.raises(ValueError, match="clients must be a whole number, 1 or more"):
         fedagg.with_error_feedback(fedagg.top_k(0.5), clients)

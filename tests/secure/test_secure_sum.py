@@ -321,12 +321,12 @@ def test_integers_with_a_learnt_bound_are_refused():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"bits": 33}, "bits must be from 2 to 32"),
-        ({"bits": 1}, "bits must be from 2 to 32"),
-        ({"largest_cohort": 0}, "largest_cohort must be positive"),
+        ({"bits": 33}, "bits must be a whole number, 2 to 32"),
+        ({"bits": 1}, "bits must be a whole number, 2 to 32"),
+        ({"largest_cohort": 0}, "largest_cohort must be a whole number, 1 or more"),
         ({"largest_cohort": 300, "bits": 8}, "below 2\\*\\*bits"),
-        ({"largest_weight": 0.5}, "largest_weight must be at least one"),
-        ({"largest_weight": math.inf}, "largest_weight must be at least one"),
+        ({"largest_weight": 0.5}, r"largest_weight must be in \[1, inf\)"),
+        ({"largest_weight": math.inf}, r"largest_weight must be in \[1, inf\)"),
         (
             {"largest_cohort": 1000, "bits": 16, "largest_weight": 1e6},
             "has? 6 bits and needs 11|6 bits and needs 11",

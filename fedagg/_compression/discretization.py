@@ -1,4 +1,4 @@
-"""Whole numbers of one common step, whose sum is a sum of integers."""
+"""Uniform quantization with one step for all clients, whose sums are of integers."""
 
 from typing import NamedTuple
 

@@ -23,16 +23,16 @@ from fedagg._types import Stage, Traits, Update
 
 @struct.dataclass
 class Rotated(Payload):
-    """A vector turned once more, each entry one of `2**bits` values, as on the wire."""
+    """A vector rotated once more, each entry a code of a few bits, as on the wire."""
 
     packed: tuple[jax.Array, ...]
     scale: jax.Array  # []
-    words: jax.Array  # [2] uint32, what the client's own rotation is made of
+    words: jax.Array  # [2] uint32, the seed of the client's own rotation
     code_bits: int = struct.field(pytree_node=False)
     size: int = struct.field(pytree_node=False)
 
     def decode(self) -> jax.Array:
-        """The vector `[size]`, turned back by the client's own rotation."""
+        """The vector `[size]`, rotated back by the client's own rotation."""
         values = _values(unpack(self.packed, self.code_bits, self.size), self.code_bits)
         return self.scale * _signs(self.words, self.size) * hadamard(values)
 
@@ -104,7 +104,7 @@ def drive(*, seed: int = 0, name: str = "drive") -> Stage:
 
 
 def _coding(bits: int, scale_of: Callable, name: str) -> Stage:
-    """Turns a vector by a rotation of the client's own, and rounds it."""
+    """Rotates a vector by a rotation of the client's own, and quantizes it."""
 
     def client(update: Update, key: jax.Array | None):
         vector = update.value
@@ -124,7 +124,7 @@ def _coding(bits: int, scale_of: Callable, name: str) -> Stage:
 
 
 def _signs(words: jax.Array, size: int) -> jax.Array:
-    """One or minus one for each position."""
+    """A random sign, one or minus one, for each position."""
     bit = (random_bits(words, size) >> 31).astype(jnp.int32)
     return (1 - 2 * bit).astype(jnp.float32)
 
@@ -161,7 +161,7 @@ def _values(codes: jax.Array, bits: int) -> jax.Array:
 
 @functools.cache
 def lloyd_max(bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """The values `[2**bits]` that are best for a standard normal, and borders between.
+    """The optimal quantizer of a standard normal: its values `[2**bits]`, its borders.
 
     Reference: Lloyd, "Least Squares Quantization in PCM", 1982, method I; Max,
         "Quantizing for Minimum Distortion", 1960.

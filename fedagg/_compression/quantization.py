@@ -1,4 +1,4 @@
-"""Each tensor as whole numbers of a few bits: equal steps, QSGD, TernGrad."""
+"""Quantization of each tensor to codes of a few bits: uniform, QSGD, TernGrad."""
 
 import math
 from collections.abc import Callable

@@ -18,7 +18,6 @@ from fedagg._payload import Payload
 from fedagg._trees import pytree
 from fedagg._types import PyTree
 
-
 _ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
 
 

@@ -20,9 +20,9 @@ _MOST_ENTRIES = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A round: its clients, their vectors, who knows whom, how many must stay.
+    """A round: its clients, their vectors, the graph of neighbours, the thresholds.
 
-    Public, and the same for all. Clients are the numbers from zero on. A plan is for
+    Public, and the same for all. Clients are numbered from zero. A plan is for
     one round: `renewed` gives the next one. Make it by `Plan.for_cohort`, or by
     `Plan.complete` for the graph of Bonawitz et al. 2017.
 

@@ -1,4 +1,4 @@
-"""Secrets out of the shares that clients open, and proof that they are right."""
+"""Secrets reconstructed from the shares that clients open, and checked."""
 
 from collections.abc import Callable, Collection, Mapping
 
@@ -84,9 +84,9 @@ def _search(
     shares: Mapping[int, bytes],
     is_right: Callable[[bytes], bool],
 ) -> bytes:
-    """The secret, from any t shares in a row, over the end to the start.
+    """The secret from t consecutive shares, tried from each start, with wrap-around.
 
-    One wrong share, or several in a row, are passed over where t others are left.
+    Wrong shares do no harm where t others, one after the other, are left.
     """
     points = [(j + 1, int.from_bytes(y)) for j, y in shares.items()]
     for start in range(len(points)):

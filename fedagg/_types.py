@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol, overload
 
 import jax
 
@@ -188,8 +188,9 @@ class Steps(NamedTuple):
 
 
 class Next(Protocol):
-    """The type of `next` of an aggregator."""
+    """The type of `next` of an aggregator: with a memory, it returns one as well."""
 
+    @overload
     def __call__(
         self,
         state: PyTree,
@@ -198,8 +199,31 @@ class Next(Protocol):
         key: jax.Array | None = None,
         *,
         work: Callable[..., Any] | None = None,
-        memory: PyTree = None,
-    ) -> Any: ...
+        memory: None = None,
+    ) -> Output: ...
+
+    @overload
+    def __call__(
+        self,
+        state: PyTree,
+        updates: PyTree,
+        weights: Any = None,
+        key: jax.Array | None = None,
+        *,
+        work: Callable[..., Any] | None = None,
+        memory: PyTree,
+    ) -> tuple[Output, PyTree]: ...
+
+
+def _steps_are_missing(*args: Any, **named: Any) -> NoReturn:
+    del args, named
+    raise TypeError(
+        "this aggregator cannot be taken apart: it was made by hand without steps, or, "
+        "as with_error_feedback, keeps a memory of every client at the server."
+    )
+
+
+_NO_STEPS = Steps(*[_steps_are_missing] * 4)
 
 
 class _Pair(NamedTuple):
@@ -215,22 +239,22 @@ class Aggregator(_Pair):
             `jax.ShapeDtypeStruct`.
         next: `(state, updates, weights=None, key=None, *, work=None, memory=None) ->
             Output`, or `(Output, memory)` if a memory is given.
-        steps: the same round as `Steps`, one for each machine that takes part. None if
-            the pair was made by hand.
+        steps: the same round as `Steps`, one for each machine that takes part. Those of
+            a pair made by hand raise a TypeError.
         message: `(template) -> message`, what a client with a value like the template
             sends, as shapes and dtypes. None if the pair was made by hand.
         sentence: how the aggregator prints: the call that made it.
     """
 
-    steps: Steps | None
+    steps: Steps
     message: Callable[[PyTree], PyTree] | None
     sentence: str
 
     def __new__(
         cls,
         init: Callable[[PyTree], PyTree],
-        next: Next,
-        steps: Steps | None = None,
+        next: Callable[..., Any],
+        steps: Steps = _NO_STEPS,
         message: Callable[[PyTree], PyTree] | None = None,
         sentence: str = "Aggregator()",
     ) -> Aggregator:

@@ -247,3 +247,38 @@ def test_a_message_of_the_compression_aggregators_takes_a_byte_an_entry():
     # Beside the notes of three stages.
     values = 8 * (20_001 + 8 + 4 * 20_000)
     assert values < bits <= values + 32 * 8
+
+
+@pytest.mark.parametrize("bound", [0.1, fedagg.quantile_bound(0.1, 0.5, 0.2)])
+def test_a_recipe_takes_a_bound_where_it_bounds(bound):
+    updates = make_updates()
+    recipe = fedagg.robust_aggregator(zeroing=False, clipping=bound)
+    by_hand = fedagg.aggregator(fedagg.clipping(bound), fedagg.mean())
+    zeroing = fedagg.dp_aggregator(0.5, 20.0, zeroing=3.0)
+
+    got = first_round(recipe, *updates)
+
+    assert_same(got, first_round(by_hand, *updates))
+    assert got.metrics["clipping/bound"] == jnp.float32(0.1)
+    assert first_round(zeroing, *updates, jax.random.key(0)).metrics[
+        "zeroing/bound"
+    ] == jnp.float32(3.0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        fedagg.robust_aggregator,
+        fedagg.compression_aggregator,
+        fedagg.secure_aggregator,
+        lambda **x: fedagg.dp_aggregator(0.5, 20.0, zeroing=x["clipping"]),
+        lambda **x: fedagg.distributed_dp_aggregator(0.5, 20, zeroing=x["clipping"]),
+    ],
+)
+def test_a_recipe_refuses_what_is_no_choice(make):
+    for other in ("yes", None, [1.0]):
+        with pytest.raises(TypeError, match="expected True, False, a number or a Boun"):
+            make(clipping=other)
+    for other in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="bound must be positive"):
+            make(clipping=other)

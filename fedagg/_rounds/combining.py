@@ -9,8 +9,7 @@ from fedagg._messages.marks import Single
 from fedagg._messages.message import Message, added
 from fedagg._rounds.chain import chain, check_length, merge_metrics
 from fedagg._rounds.driver import Server, driven
-from fedagg._rounds.steps import server_step, steps_of
-from fedagg._rounds.view import message_of
+from fedagg._rounds.steps import message_of, message_of_nobody, server_step, steps_of
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import pytree, rowwise
 from fedagg._trees.keys import split_key
@@ -83,7 +82,12 @@ def combining(rule: Rule, *stages: Stage) -> Aggregator:
             merge_metrics(output.metrics, combined.metrics),
         )
 
-    def server(state: PyTree, total: Message, key: jax.Array | None = None) -> Output:
+    def server(
+        state: PyTree, total: Message | None, key: jax.Array | None = None
+    ) -> Output:
+        if total is None:  # as of one who is absent
+            message = message_of_nobody(shown, state)
+            total = pytree.zeros(jax.eval_shape(lambda x: add(None, x), message))
         return finish(state, total, total.value, key)
 
     shown = Stage(whole.init, whole.broadcast, client, whole.server, whole.traits)

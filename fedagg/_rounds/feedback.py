@@ -12,8 +12,7 @@ from fedagg._messages.marks import Single
 from fedagg._messages.message import Message, added
 from fedagg._rounds.aggregator import aggregator
 from fedagg._rounds.chain import merge_metrics
-from fedagg._rounds.steps import Work, steps_of
-from fedagg._rounds.view import message_of
+from fedagg._rounds.steps import Work, message_of, steps_of
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree, rowwise
 from fedagg._trees.weights import as_weights

@@ -38,10 +38,38 @@ def steps_of(stage: Stage) -> Steps:
     ) -> Any:
         return client_step(stage, shared, row, weight, key, memory, work)
 
-    def server(state: PyTree, total: Message, key: jax.Array | None = None) -> Output:
+    def server(
+        state: PyTree, total: Message | None, key: jax.Array | None = None
+    ) -> Output:
+        if total is None:
+            nothing = jax.eval_shape(added, message_of_nobody(stage, state))
+            total = pytree.zeros(nothing)
         return server_step(stage, state, total, key)
 
     return Steps(stage.broadcast, client, add_step, server)
+
+
+def message_of(stage: Stage, template: PyTree) -> Message:
+    """The message of a client with a value like the template, as shapes and dtypes."""
+    steps = steps_of(stage)
+    shared = jax.eval_shape(lambda x: steps.broadcast(stage.init(x)), template)
+    one, key = jnp.float32(1.0), jax.random.key(0)
+    return jax.eval_shape(steps.client, shared, pytree.abstract(template), one, key)
+
+
+def message_of_nobody(stage: Stage, state: PyTree) -> Message:
+    """A message, as shapes and dtypes, for a total to which nothing was added.
+
+    Raises:
+        ValueError: if the state does not remember a template.
+    """
+    template = Remembered.template_of(state)
+    if template is None:
+        raise ValueError(
+            "total: nothing was added, and the state does not remember the template "
+            "that says what zero is: give the state that init or a round returned."
+        )
+    return message_of(stage, template)
 
 
 def client_step(

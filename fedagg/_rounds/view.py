@@ -2,13 +2,9 @@
 
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-
 from fedagg._messages.message import Message, count_bits
 from fedagg._messages.payload import inside, is_payload, parts_of
-from fedagg._rounds.steps import steps_of
-from fedagg._trees import pytree
+from fedagg._rounds.steps import message_of
 from fedagg._types import Aggregator, PyTree, Stage
 
 
@@ -100,14 +96,6 @@ def message_bits(stage: Aggregator | Stage, template: PyTree) -> int:
     """
     message = _message_of(stage, template, "stage")
     return count_bits((message.value, message.note))
-
-
-def message_of(stage: Stage, template: PyTree) -> Message:
-    """The message of a client with a value like the template, as shapes and dtypes."""
-    steps = steps_of(stage)
-    shared = jax.eval_shape(lambda x: steps.broadcast(stage.init(x)), template)
-    one, key = jnp.float32(1.0), jax.random.key(0)
-    return jax.eval_shape(steps.client, shared, pytree.abstract(template), one, key)
 
 
 def _message_of(x: Aggregator | Stage, template: PyTree, argument: str) -> Message:

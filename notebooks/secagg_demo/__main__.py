@@ -133,7 +133,7 @@ def run_processes(folder: pathlib.Path, clients: int, options) -> Iterator[dict]
 def replay(folder: pathlib.Path, data: Any, test: tuple, reports: list[dict]):
     """Runs the same rounds in one process, and compares the models."""
     variables = task.first_variables()
-    aggregator = fedagg.aggregator(task.stage)
+    aggregator = task.aggregator
     next_round, state = jax.jit(aggregator.next), aggregator.init(variables)
     training = fedagg.federated_averaging(task.work, optax.sgd(1.0), aggregator)
     next_whole, whole = jax.jit(training.next), training.init(variables)
@@ -157,7 +157,7 @@ def replay(folder: pathlib.Path, data: Any, test: tuple, reports: list[dict]):
         whole, _, _ = next_whole(whole, data, weights, key)
 
         stored = (folder / f"model-{number}").read_bytes()
-        form = variables, task.stage.init(variables)
+        form = variables, aggregator.init(variables)
         there = jax.tree.leaves(serialization.from_bytes(form, stored))
         here = jax.tree.leaves((variables, state))
         inside = jax.tree.leaves(whole.variables)

@@ -40,11 +40,11 @@ async def serve(
     await asyncio.to_thread(sys.stdin.readline)  # the word to begin
 
     variables = task.first_variables()
-    state = task.stage.init(variables)
+    state = task.aggregator.init(variables)
     for number in range(rounds):
         start, cohort = time.monotonic(), peers.connected()
         plan = task.make_plan(len(cohort))
-        told = serialization.to_bytes((variables, task.stage.broadcast(state)))
+        told = serialization.to_bytes((variables, task.steps.broadcast(state)))
         try:
             total, survivors = await peers.round(
                 cohort, plan, [roster[i] for i in cohort], number, told

@@ -41,9 +41,15 @@ work = fedagg.local_training(
 )
 # What the bound on entries learns from goes through the sum too, as weights do. No
 # floats are added up in it, so that clients alone and side by side send the same bits.
-stage = fedagg.secure_sum(
-    fedagg.mean(), fedagg.quantile_bound(0.05, 0.9, 0.2), largest_cohort=CLIENTS
+aggregator = fedagg.aggregator(
+    fedagg.secure_sum(
+        fedagg.mean(),
+        fedagg.quantile_bound(0.05, 0.9, 0.2),
+        largest_cohort=CLIENTS,
+        largest_weight=1.0,
+    )
 )
+steps = aggregator.steps
 
 
 def first_variables() -> Any:
@@ -52,9 +58,9 @@ def first_variables() -> Any:
 
 
 def form() -> tuple[Any, Any]:
-    """What the server sends in a round, the model and the stage's part, of zeros."""
+    """What the server sends in a round, the model and what else is told, of zeros."""
     variables = _zeros(jax.eval_shape(first_variables))
-    return variables, stage.broadcast(stage.init(variables))
+    return variables, steps.broadcast(aggregator.init(variables))
 
 
 def key_of(number: int) -> jax.Array:
@@ -68,23 +74,16 @@ def change_of(variables: Any, row: Any, round_key: jax.Array, client: jax.Array)
     return work(variables, row, jax.random.fold_in(round_key, client))[0]
 
 
-def message_of(shared: Any, change: Any, weight: jax.Array) -> Any:
-    """A client's message, of uint32 throughout. The stages draw nothing."""
-    update, note = stage.client(shared, fedagg.Update(change, weight), None)
-    return update.value, note
-
-
 @jax.jit
 def vector_of(shared: Any, change: Any, weight: jax.Array) -> jax.Array:
-    """A client's message as one vector."""
-    return ravel_pytree(message_of(shared, change, weight))[0]
+    """A client's message as one vector of uint32. Its stages draw nothing."""
+    return ravel_pytree(steps.client(shared, change, weight))[0]
 
 
 @functools.cache
 def read_vector() -> tuple[int, Any]:
     """The length of a message's vector, and the function that undoes `vector_of`."""
-    variables, shared = form()
-    message = jax.eval_shape(message_of, shared, variables, jnp.float32(0.0))
+    message = aggregator.message(jax.eval_shape(first_variables))
     vector, undo = ravel_pytree(_zeros(message))
     return vector.size, undo
 
@@ -92,8 +91,7 @@ def read_vector() -> tuple[int, Any]:
 @jax.jit
 def output_of(state: Any, total: np.ndarray) -> fedagg.Output:
     """What the server makes of the sum of vectors."""
-    value, note = read_vector()[1](total)
-    return stage.server(state, value, note, None)
+    return steps.server(state, read_vector()[1](total))
 
 
 def make_plan(clients: int) -> secagg.Plan:

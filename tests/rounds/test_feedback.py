@@ -5,7 +5,7 @@ import optax
 import pytest
 
 import fedagg
-from tests.helpers import assert_close, assert_same
+from tests.helpers import WAYS, assert_close, assert_same, every_way
 
 N = 5
 RNG = np.random.default_rng(3)
@@ -157,3 +157,53 @@ def test_federated_averaging_keeps_the_memory():
 def test_a_number_of_clients_that_is_not_positive_is_an_error(clients):
     with pytest.raises(ValueError, match="clients must be positive"):
         fedagg.with_error_feedback(fedagg.top_k(0.5), clients)
+
+
+@every_way
+def test_every_way_to_sum_gives_the_same(way):
+    cohort = jnp.array([4, 0, 2])
+    plain = fedagg.with_error_feedback(fedagg.top_k(0.2), N)
+    other = fedagg.with_error_feedback(fedagg.top_k(0.2), N, sum_over=WAYS[way]())
+    state = plain.next(plain.init(TEMPLATE), (VALUES, EVERYBODY)).state
+    rows = take([4, 0, 2])
+
+    expected = jax.jit(plain.next)(state, (rows, cohort), jnp.array([1.0, 0.0, 1.0]))
+    got = jax.jit(other.next)(state, (rows, cohort), jnp.array([1.0, 0.0, 1.0]))
+
+    assert_close(got, expected)
+
+
+def test_a_number_that_comes_twice_counts_once_with_its_first_row():
+    feedback = fedagg.with_error_feedback(fedagg.top_k(0.5), N)
+    state = feedback.init(TEMPLATE)
+
+    once = feedback.next(state, (take([3, 1]), jnp.array([3, 1])))
+    twice = feedback.next(state, (take([3, 1, 2, 0]), jnp.array([3, 1, 3, 1])))
+
+    assert_close(twice.state, once.state)
+    assert_close(twice.value, once.value)
+
+
+@pytest.mark.parametrize("others", [3, 8])
+def test_the_memory_of_another_population_is_refused(others):
+    feedback = fedagg.with_error_feedback(fedagg.top_k(0.5), N)
+    state = fedagg.with_error_feedback(fedagg.top_k(0.5), others).init(TEMPLATE)
+
+    message = f"the memory of {N} clients, .* got that of {others}"
+    with pytest.raises(ValueError, match=message):
+        feedback.next(state, (VALUES, EVERYBODY))
+
+
+@pytest.mark.parametrize(
+    "updates, error, message",
+    [
+        (VALUES, ValueError, r"a pair \(updates, indices\)"),
+        ((VALUES, jnp.ones(N)), TypeError, "indices: expected integers, got dtype f"),
+        ((VALUES, jnp.arange(N - 1)), ValueError, "must agree on the number of"),
+    ],
+)
+def test_updates_without_the_numbers_of_clients_are_refused(updates, error, message):
+    feedback = fedagg.with_error_feedback(fedagg.top_k(0.5), N)
+
+    with pytest.raises(error, match=message):
+        feedback.next(feedback.init(TEMPLATE), updates)

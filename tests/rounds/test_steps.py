@@ -125,3 +125,22 @@ def test_a_training_has_steps_too():
         assert_close(parts, whole)
         np.testing.assert_array_equal(kept_of_each, kept)
         state, memory = whole.state, kept
+
+
+@pytest.mark.parametrize("name", ["mean", "robust_aggregator", "median", "eden"])
+def test_a_round_without_messages_is_one_without_clients(name):
+    aggregator, updates = build(name), make_updates()
+    state = aggregator.init(TEMPLATE)
+
+    whole = aggregator.next(state, updates.value, jnp.zeros(N), jax.random.key(0))
+    parts = aggregator.steps.server(state, None, jax.random.key(1))
+
+    assert_same(parts, whole)
+
+
+def test_a_state_that_does_not_remember_says_so_where_nothing_was_added():
+    aggregator = fedagg.robust_aggregator()
+    state = tuple(aggregator.init(TEMPLATE))
+
+    with pytest.raises(ValueError, match="total: nothing was added"):
+        aggregator.steps.server(state, None)

@@ -148,3 +148,18 @@ def test_bits_beyond_32_bits_are_counted_to_the_last_one():
     assert total > 2**33
     assert int(metrics["elias_gamma/wraps"]) == total // 2**32
     assert int(metrics["elias_gamma/bits"]) == total % 2**32
+
+
+def test_two_that_measure_each_other_have_two_names():
+    twice = fedagg.with_distortion(fedagg.with_distortion(fedagg.qsgd(3)))
+    named = fedagg.with_distortion(
+        fedagg.with_distortion(fedagg.qsgd(3), name="inner"), name="outer"
+    )
+    rows = jnp.ones((4, 5))
+
+    with pytest.raises(ValueError, match="'distortion' is reported twice"):
+        first_round_compiled(fedagg.aggregator(twice), rows, None, jax.random.key(0))
+    metrics = first_round_compiled(
+        fedagg.aggregator(named), rows, None, jax.random.key(0)
+    ).metrics
+    assert metrics["inner"] == metrics["outer"] > 0.0

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
+from fedagg._aggregator import Aggregator, Steps
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
 from fedagg._trees.weights import as_weights
-from fedagg._types import Aggregator, Output, PyTree, Steps
+from fedagg._types import Output, PyTree
 
 ClientWork = Callable[
     [PyTree, Any, jax.Array | None], tuple[PyTree, dict[str, jax.Array]]

@@ -25,6 +25,7 @@ check: $(VENV)/.all
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python -c tests/outside/pyrefly.toml
 
 bench: $(VENV)/.all
 	$(BIN)/python -m benchmarks.throughput

@@ -129,12 +129,13 @@ def _measure(
     return [f"{seconds:.3f}", f"{seconds / arithmetic:.1f}", f"{first:.1f}", held]
 
 
-def _step(workload: Workload) -> Callable[[PyTree, PyTree], PyTree]:
+def _step(workload: Workload) -> jax.stages.Wrapped:
     """One step of a client, on its own."""
 
     def step(variables: PyTree, batch: PyTree) -> PyTree:
         def loss(variables: PyTree) -> jax.Array:
-            return LOSS(workload.model.apply(variables, batch[0]), batch[1]).mean()
+            logits: Any = workload.model.apply(variables, batch[0])
+            return LOSS(logits, batch[1]).mean()
 
         gradient = jax.grad(loss)(variables)
         return jax.tree.map(lambda x, g: x - workload.rate * g, variables, gradient)
@@ -171,7 +172,7 @@ def _operations(workload: Workload) -> float:
     """Floating-point operations of a step, as XLA counts them."""
     variables = _training(workload, None)[1]
     lowered = _step(workload).lower(variables, _batches(workload, 0)[0])
-    cost = lowered.compile().cost_analysis()
+    cost: Any = lowered.compile().cost_analysis()
     return float((cost[0] if isinstance(cost, list) else cost)["flops"])
 
 

@@ -4,6 +4,7 @@ An aggregator is a pair of pure functions, `init` and `next`, made of stages: wh
 client computes, a sum over clients, and what the server makes of the sum.
 """
 
+from fedagg._aggregator import Aggregator, Steps
 from fedagg._bounding.bounding import clipping, zeroing
 from fedagg._bounding.bounds import quantile_bound
 from fedagg._client_noise.discrete_gaussian import (
@@ -56,7 +57,7 @@ from fedagg._secure.secure_sum import secure_modular_sum, secure_sum
 from fedagg._training.data import pad_clients
 from fedagg._training.federated_averaging import federated_averaging
 from fedagg._training.local_training import linen_loss, local_training, nnx_loss
-from fedagg._types import Aggregator, Bound, Output, Rule, Stage, Steps, Traits, Update
+from fedagg._types import Bound, Output, Rule, Stage, Traits, Update
 
 __all__ = [
     "Aggregator",

@@ -1,5 +1,6 @@
 """Recommended compositions."""
 
+from fedagg._aggregator import Aggregator
 from fedagg._bounding.bounds import quantile_bound
 from fedagg._bounding.recommended import Choice, recommended_bounding
 from fedagg._client_noise.discrete_gaussian import discrete_gaussian
@@ -13,7 +14,6 @@ from fedagg._rounds.mean import mean
 from fedagg._secure.secure_sum import secure_sum
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
-from fedagg._types import Aggregator
 
 
 @prints_as_its_call

@@ -5,7 +5,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from fedagg._types import Aggregator, Stage
+from fedagg._aggregator import Aggregator
+from fedagg._types import Stage
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -1,10 +1,10 @@
-"""The types that everything in fedagg is made of."""
+"""The types that rounds are made of."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 
@@ -160,87 +160,6 @@ class Rule(NamedTuple):
     init: Callable[[PyTree], PyTree]
     combine: Callable[[PyTree, Update, jax.Array | None], Output]
     sentence: str = "Rule()"
-
-    def __repr__(self) -> str:
-        return self.sentence
-
-
-class Steps(NamedTuple):
-    """A round taken apart: four pure functions that run on different machines.
-
-    `next` of an aggregator is one way to drive them. A server that waits for clients,
-    or adds what arrives late, is another.
-
-    Attributes:
-        broadcast: `(state) -> shared`, all that clients are told, at the server.
-        client: `(shared, row, weight, key[, memory]) -> message`, at one client. With a
-            memory, what the client kept of earlier rounds, it returns
-            `(message, memory)`.
-        add: `(total, message) -> total`, at the server, which decodes the message. The
-            total of nobody is None.
-        server: `(state, total, key) -> Output`, at the server.
-    """
-
-    broadcast: Callable[[PyTree], PyTree]
-    client: Callable[..., Any]
-    add: Callable[[PyTree, PyTree], PyTree]
-    server: Callable[[PyTree, PyTree, jax.Array | None], Output]
-
-
-class Next(Protocol):
-    """The type of `next` of an aggregator."""
-
-    def __call__(
-        self,
-        state: PyTree,
-        updates: PyTree,
-        weights: Any = None,
-        key: jax.Array | None = None,
-        *,
-        work: Callable[..., Any] | None = None,
-        memory: PyTree = None,
-    ) -> Any: ...
-
-
-class _Pair(NamedTuple):
-    init: Callable[[PyTree], PyTree]
-    next: Next
-
-
-class Aggregator(_Pair):
-    """A round, as a pair of pure functions: `init, next = aggregator`.
-
-    Attributes:
-        init: `(template) -> state`. The template is one client's value, as arrays or as
-            `jax.ShapeDtypeStruct`.
-        next: `(state, updates, weights=None, key=None, *, work=None, memory=None) ->
-            Output`, or `(Output, memory)` if a memory is given.
-        steps: the same round as `Steps`, one for each machine that takes part. None if
-            the pair was made by hand.
-        message: `(template) -> message`, what a client with a value like the template
-            sends, as shapes and dtypes. None if the pair was made by hand.
-        sentence: how the aggregator prints: the call that made it.
-    """
-
-    steps: Steps | None
-    message: Callable[[PyTree], PyTree] | None
-    sentence: str
-
-    def __new__(
-        cls,
-        init: Callable[[PyTree], PyTree],
-        next: Next,
-        steps: Steps | None = None,
-        message: Callable[[PyTree], PyTree] | None = None,
-        sentence: str = "Aggregator()",
-    ) -> Aggregator:
-        self = super().__new__(cls, init, next)
-        self.steps, self.message, self.sentence = steps, message, sentence
-        return self
-
-    def _replace(self, **changes: Any) -> Aggregator:
-        """This aggregator with another `next`, jitted, say, and the same steps."""
-        return type(self)(**(self._asdict() | vars(self) | changes))
 
     def __repr__(self) -> str:
         return self.sentence

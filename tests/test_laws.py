@@ -7,7 +7,7 @@ the property they name.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.serialization
 import jax
@@ -317,15 +317,21 @@ def build(name: str, sum_over: Any = None) -> fedagg.Aggregator:
     return fedagg.aggregator(*STAGES[name], sum_over=sum_over)
 
 
-@functools.cache
-def compiled(name: str, way: str = "default") -> fedagg.Aggregator:
+class Compiled(NamedTuple):
     """An aggregator whose `next` takes a number for a key, so that no key is reused."""
+
+    init: Callable[[Any], Any]
+    next: Callable[..., fedagg.Output]
+
+
+@functools.cache
+def compiled(name: str, way: str = "default") -> Compiled:
     aggregator = build(name, WAYS[way]())
 
     def next_round(state: Any, updates: Any, weights: Any, seed: Any) -> fedagg.Output:
         return aggregator.next(state, updates, weights, jax.random.key(seed))
 
-    return fedagg.Aggregator(aggregator.init, jax.jit(next_round))
+    return Compiled(aggregator.init, jax.jit(next_round))
 
 
 def one_round(

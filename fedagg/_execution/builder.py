@@ -19,7 +19,7 @@ from fedagg._execution.plans import (
     combine,
     entries,
 )
-from fedagg._execution.program import Program
+from fedagg._execution.program import Program, aval_of
 from fedagg._trees.measures import measure
 
 # Leaves that may stay lazy: their products in float32 are exact to its rounding.
@@ -40,7 +40,7 @@ class Builder:
 
     def __init__(self, program: Program, folds: bool):
         count = len(program.constants)
-        avals = [x.aval for x in program.jaxpr.invars]
+        avals = [aval_of(x) for x in program.jaxpr.invars]
         self.folds, self.count = folds, count + len(avals)
         self.first_leaf = count + len(program.bound)
         self.leaves = avals[len(program.bound) :]

@@ -44,7 +44,8 @@ def sum_folded(program: Program, clients: PyTree) -> PyTree:
     def numbers_of(*leaves: jax.Array) -> tuple[dict, list, jax.Array | None]:
         """What is summed as it is; each scaling; whether the rows are finite."""
         arrays = plan.run([*program.constants, *program.bound, *leaves])
-        plain = {i: arrays[x] for i, x in enumerate(plan.outputs) if i not in rows}
+        outputs = enumerate(plan.outputs)
+        plain = {i: arrays[x] for i, x in outputs if not isinstance(x, LazyLeaf)}
         scalings = [
             combine([arrays[i] for i in factors], [arrays[i] for i in masks])
             for factors, masks in alike
@@ -83,7 +84,9 @@ def measured_ahead(
         numbers = itertools.chain.from_iterable(plan.measured.values())
         given = dict(zip(numbers, client[1], strict=True))
         arrays = plan.run([*program.constants, *program.bound, *client[0]], given)
-        return pytree.unflatten(program.structure, [arrays[i] for i in plan.outputs])
+        # All of them are numbers, as nothing stays lazy where nothing folds.
+        outputs = [arrays[i] for i in plan.outputs if not isinstance(i, LazyLeaf)]
+        return pytree.unflatten(program.structure, outputs)
 
     return contribution, (leaves, jax.vmap(measures)(*leaves))
 

@@ -23,6 +23,11 @@ def is_kept(x: Any) -> bool:
     return isinstance(x, Kept)
 
 
+def aval_of(variable: Any) -> Any:
+    """Shape and dtype of a variable, which JAX types as something without either."""
+    return variable.aval
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
@@ -66,7 +71,7 @@ class Program:
     @property
     def result(self) -> PyTree:
         """Shapes and dtypes of the result."""
-        avals = [x.aval for x in self.jaxpr.outvars]
+        avals = [aval_of(x) for x in self.jaxpr.outvars]
         shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in avals]
         return pytree.unflatten(self.structure, shapes)
 

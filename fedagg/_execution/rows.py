@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, primitives
 
 from fedagg._execution.builder import Builder, NotFoldable
-from fedagg._execution.plans import Broadcast, Entrywise, LazyLeaf, Plan, Value
-from fedagg._execution.program import Program
+from fedagg._execution.plans import Broadcast, Entrywise, LazyLeaf, Number, Plan, Value
+from fedagg._execution.program import Program, aval_of
 from fedagg._trees.measures import Measures, measure_p
 
 
@@ -26,13 +26,15 @@ def plan_of(program: Program, *, folds: bool) -> Plan:
         NotFoldable: if it is to fold, and an array as large as a leaf is needed.
     """
     builder = Builder(program, folds)
-    outputs = _follow(builder, program.jaxpr, builder.constants, builder.arguments)
-    for i, variable in enumerate(program.jaxpr.outvars):
-        aval, x = variable.aval, outputs[i]
+    values = _follow(builder, program.jaxpr, builder.constants, builder.arguments)
+    outputs: list[LazyLeaf | Number] = []
+    for variable, x in zip(program.jaxpr.outvars, values, strict=True):
+        aval = aval_of(variable)
         if not (folds and aval.shape and isinstance(x, LazyLeaf)):
-            outputs[i] = builder.array(x, aval)
+            x = builder.array(x, aval)
         elif aval.dtype != jnp.float32:
             raise NotFoldable
+        outputs.append(x)
     return Plan(builder.steps, outputs, builder.measured).without_unused()
 
 
@@ -43,11 +45,13 @@ def _follow(
     arguments: Sequence[Value],
 ) -> list[Value]:
     """The outputs, equation by equation: by the primitive's rule, else by a step."""
-    known = dict(zip(jaxpr.constvars, constants, strict=True))
+    known: dict[Any, Value] = dict(zip(jaxpr.constvars, constants, strict=True))
     known.update(zip(jaxpr.invars, arguments, strict=True))
 
     def read(x: Any) -> Value:
-        return builder.constant(x.val, x.aval) if isinstance(x, Literal) else known[x]
+        if isinstance(x, Literal):
+            return builder.constant(x.val, aval_of(x))
+        return known[x]
 
     for equation in jaxpr.eqns:
         values = [read(x) for x in equation.invars]
@@ -65,7 +69,7 @@ def _compute(
     """The equation as it stands, as a step."""
     primitive = equation.primitive
     for variable in equation.outvars:
-        builder.check_size(variable.aval)
+        builder.check_size(aval_of(variable))
 
     def run(*arrays: jax.Array) -> Sequence[jax.Array]:
         parameters = primitive.get_bind_params(equation.params)
@@ -74,7 +78,7 @@ def _compute(
         return results if primitive.multiple_results else [results]
 
     pairs = zip(values, equation.invars, strict=True)
-    inputs = tuple(builder.array(x, variable.aval) for x, variable in pairs)
+    inputs = tuple(builder.array(x, aval_of(variable)) for x, variable in pairs)
     return builder.step(run, inputs, len(equation.outvars), bool(equation.effects))
 
 
@@ -88,7 +92,7 @@ def _call(builder: Builder, equation: JaxprEqn, values: Sequence[Value]):
     closed = equation.params["jaxpr"]
     variables = closed.jaxpr.constvars
     pairs = zip(closed.consts, variables, strict=True)
-    constants = [builder.constant(x, variable.aval) for x, variable in pairs]
+    constants = [builder.constant(x, aval_of(variable)) for x, variable in pairs]
     return _follow(builder, closed.jaxpr, constants, values)
 
 
@@ -100,7 +104,7 @@ def _measure(builder: Builder, equation: JaxprEqn, values: Sequence[Value]):
 
 
 def _broadcast(builder: Builder, equation: JaxprEqn, values: Sequence[Value]):
-    scalar = builder.scalar(values[0], equation.invars[0].aval)
+    scalar = builder.scalar(values[0], aval_of(equation.invars[0]))
     return None if scalar is None else [Broadcast(scalar)]
 
 
@@ -120,8 +124,8 @@ def _convert(builder: Builder, equation: JaxprEqn, values: Sequence[Value]):
 def _multiply(builder: Builder, equation: JaxprEqn, values: Sequence[Value]):
     if not _is_wide(equation):
         return None
-    first, second = zip(values, [x.aval for x in equation.invars], strict=True)
-    shape = equation.outvars[0].aval.shape
+    first, second = zip(values, [aval_of(x) for x in equation.invars], strict=True)
+    shape = aval_of(equation.outvars[0]).shape
     for (x, is_of), (y, aval) in [(first, second), (second, first)]:
         if isinstance(x, LazyLeaf) and is_of.shape == shape:
             scalar = builder.scalar(y, aval)
@@ -132,11 +136,11 @@ def _multiply(builder: Builder, equation: JaxprEqn, values: Sequence[Value]):
 
 def _select(builder: Builder, equation: JaxprEqn, values: Sequence[Value]):
     """Keeps a leaf where a condition holds, with zero elsewhere."""
-    if len(values) != 3 or equation.invars[0].aval.dtype != jnp.bool_:
+    if len(values) != 3 or aval_of(equation.invars[0]).dtype != jnp.bool_:
         return None
     which, zero, x = values
     if isinstance(x, LazyLeaf) and builder.is_zero(zero):
-        mask = builder.scalar(which, equation.invars[0].aval)
+        mask = builder.scalar(which, aval_of(equation.invars[0]))
         return None if mask is None else [x._replace(masks=(*x.masks, mask))]
     return None
 
@@ -152,18 +156,22 @@ def _entrywise(fn: Callable[[jax.Array], jax.Array]):
 
 
 def _sum(builder: Builder, equation: JaxprEqn, values: Sequence[Value]):
-    if not _is_whole(equation, values):
+    entries = values[0]
+    if not isinstance(entries, Entrywise) or not _is_whole(equation):
         return None
-    fn, x = values[0].fn, values[0].leaf
-    if fn is jnp.square and not x.factors:
-        return [Measures(*builder.measures([x])).squares]
-    return [builder.sum(fn, [x])]
+    if entries.fn is jnp.square and not entries.leaf.factors:
+        _, _, squares = builder.measures([entries.leaf])
+        return [squares]
+    return [builder.sum(entries.fn, [entries.leaf])]
 
 
 def _maximum(builder: Builder, equation: JaxprEqn, values: Sequence[Value]):
-    if not _is_whole(equation, values) or values[0].fn is not jnp.abs:
+    entries = values[0]
+    if not isinstance(entries, Entrywise) or not _is_whole(equation):
         return None
-    low, high, _ = builder.measures([values[0].leaf])
+    if entries.fn is not jnp.abs:
+        return None
+    low, high, _ = builder.measures([entries.leaf])
     return builder.cached(("size", low, high), _size, (low, high))
 
 
@@ -171,15 +179,15 @@ def _size(low: jax.Array, high: jax.Array) -> list[jax.Array]:
     return [Measures(low, high, low).size()]
 
 
-def _is_whole(equation: JaxprEqn, values: Sequence[Value]) -> bool:
-    """Whether this reduces all entries of a lazy leaf."""
-    all_axes = len(equation.params["axes"]) == equation.invars[0].aval.ndim
-    return isinstance(values[0], Entrywise) and all_axes and _is_wide(equation)
+def _is_whole(equation: JaxprEqn) -> bool:
+    """Whether this reduces all entries, in float32."""
+    all_axes = len(equation.params["axes"]) == aval_of(equation.invars[0]).ndim
+    return all_axes and _is_wide(equation)
 
 
 def _is_wide(equation: JaxprEqn) -> bool:
     """Whether it computes in float32: what is narrower rounds."""
-    return equation.invars[0].aval.dtype == jnp.float32
+    return aval_of(equation.invars[0]).dtype == jnp.float32
 
 
 _RULES = {

@@ -26,7 +26,7 @@ Fn = Callable[[PyTree], PyTree]
 SumOver = Callable[[Fn, PyTree], PyTree]
 
 
-def _of_programs(
+def of_programs(
     sum_parted: Callable[[Program, PyTree], tuple[list, list]],
 ) -> SumOver:
     """A way to sum, from one for programs that return what is summed, and kept."""
@@ -43,7 +43,7 @@ def _of_programs(
 def at_once() -> SumOver:
     """Sums under one `vmap`: fastest where all messages fit in memory at once."""
 
-    return _of_programs(_sum_at_once)
+    return of_programs(_sum_at_once)
 
 
 def _sum_at_once(program: Program, clients: PyTree) -> tuple[list, list]:
@@ -104,7 +104,7 @@ def in_chunks(size: int) -> SumOver:
         one = body_of_one if size == 1 else body
         return jax.lax.scan(one, (zero, rowwise.repeat(row, n)), chunks)[0]
 
-    return _of_programs(sum_in_chunks)
+    return of_programs(sum_in_chunks)
 
 
 @prints_as_its_call
@@ -171,7 +171,7 @@ def across(
             kept = rowwise.cut_rows(taken_together(kept), 0, n)
         return total, kept
 
-    return _of_programs(sum_across)
+    return of_programs(sum_across)
 
 
 def _sum_present(
@@ -193,7 +193,7 @@ _CHUNK_BYTES = {"cpu": 2**21}
 _CHUNK_BYTES_ELSEWHERE = 2**28
 
 
-@_of_programs
+@of_programs
 def by_size(program: Program, clients: PyTree) -> tuple[list, list]:
     """The default way to sum.
 

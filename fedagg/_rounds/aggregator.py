@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fedagg._aggregator import Aggregator
 from fedagg._execution.ways import SumOver, by_size
 from fedagg._messages.message import Message
 from fedagg._rounds.chain import chain
@@ -9,7 +10,7 @@ from fedagg._rounds.driver import Server, driven
 from fedagg._rounds.steps import add_step, message_of, server_step, steps_of
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees.remembered import Remembered
-from fedagg._types import Aggregator, Output, PyTree, Stage
+from fedagg._types import Output, PyTree, Stage
 
 
 @prints_as_its_call

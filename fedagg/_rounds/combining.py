@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 
+from fedagg._aggregator import Aggregator, Steps
 from fedagg._execution.ways import at_once
 from fedagg._messages.marks import Single
 from fedagg._messages.message import Message, added
@@ -14,7 +15,7 @@ from fedagg._sentence import prints_as_its_call
 from fedagg._trees import pytree, rowwise
 from fedagg._trees.keys import split_key
 from fedagg._trees.remembered import Remembered
-from fedagg._types import Aggregator, Output, PyTree, Rule, Stage, Steps, Update
+from fedagg._types import Output, PyTree, Rule, Stage, Update
 
 
 @prints_as_its_call

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from fedagg._aggregator import Next
 from fedagg._execution.program import Kept, Program
 from fedagg._execution.ways import SumOver
 from fedagg._messages.marks import in_units
@@ -16,7 +17,7 @@ from fedagg._trees import checks, pytree
 from fedagg._trees.keys import fold_key
 from fedagg._trees.remembered import check_stacked
 from fedagg._trees.weights import as_weights, unit_of
-from fedagg._types import Next, Output, PyTree, Stage, Traits
+from fedagg._types import Output, PyTree, Stage, Traits
 
 # Stream of the server's key beside the clients', which are numbered from zero.
 _SERVER = 2**32 - 1

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from fedagg._aggregator import Aggregator
 from fedagg._execution.placement import taken_together
 from fedagg._execution.ways import SumOver
 from fedagg._messages.marks import Single
@@ -16,7 +17,7 @@ from fedagg._rounds.steps import Work, message_of, steps_of
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree, rowwise
 from fedagg._trees.weights import as_weights
-from fedagg._types import Aggregator, Output, PyTree, Stage
+from fedagg._types import Output, PyTree, Stage
 
 
 class FeedbackState(NamedTuple):

@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fedagg._aggregator import Steps
 from fedagg._messages.message import Message, added, sent
 from fedagg._rounds.chain import merge_metrics
 from fedagg._trees import checks, pytree
 from fedagg._trees.keys import fold_key
 from fedagg._trees.remembered import Remembered
 from fedagg._trees.weights import as_weight, is_present
-from fedagg._types import Output, PyTree, Stage, Steps, Update
+from fedagg._types import Output, PyTree, Stage, Update
 
 Work = Callable[..., Any]
 

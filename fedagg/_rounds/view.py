@@ -2,10 +2,11 @@
 
 from typing import NamedTuple
 
+from fedagg._aggregator import Aggregator
 from fedagg._messages.message import Message, count_bits
 from fedagg._messages.payload import inside, is_payload, parts_of
 from fedagg._rounds.steps import message_of
-from fedagg._types import Aggregator, PyTree, Stage
+from fedagg._types import PyTree, Stage
 
 
 class Seen(NamedTuple):
@@ -101,12 +102,10 @@ def message_bits(stage: Aggregator | Stage, template: PyTree) -> int:
 def _message_of(x: Aggregator | Stage, template: PyTree, argument: str) -> Message:
     if isinstance(x, Stage):
         return message_of(x, template)
-    if not isinstance(x, Aggregator) or x.message is None:
+    if not isinstance(x, Aggregator):
         raise TypeError(
             f"{argument}: expected a Stage, or an Aggregator that `aggregator` or a "
-            f"recipe made, got {x!r}. A pair made by hand says nothing of its messages:"
-            " give its stages, chain(*stages), or where only `next` is another, "
-            "aggregator._replace(next=...)."
+            f"recipe made, got {x!r}."
         )
     return x.message(template)
 

@@ -8,13 +8,18 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
+from fedagg._aggregator import Aggregator, Steps
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
 from fedagg._trees.weights import as_weights
-from fedagg._types import Aggregator, Output, PyTree, Steps
+from fedagg._types import Output, PyTree
 
 ClientWork = Callable[
     [PyTree, Any, jax.Array | None], tuple[PyTree, dict[str, jax.Array]]
+]
+RememberingWork = Callable[
+    [PyTree, Any, jax.Array | None, PyTree],
+    tuple[PyTree, dict[str, jax.Array], PyTree],
 ]
 
 
@@ -28,7 +33,7 @@ class TrainingState(NamedTuple):
 
 @prints_as_its_call
 def federated_averaging(
-    client_work: ClientWork,
+    client_work: ClientWork | RememberingWork,
     server_optimizer: optax.GradientTransformation,
     aggregator: Aggregator,
 ) -> Aggregator:
@@ -120,9 +125,7 @@ def federated_averaging(
         change, kept = change
         return stepped(state, change, jnp.any(present)), kept
 
-    steps = None
-    if aggregator.steps is not None:
-        steps = _steps(client_work, aggregator.steps, stepped)
+    steps = _steps(client_work, aggregator.steps, stepped)
     return Aggregator(init, next, steps, aggregator.message)
 
 
@@ -133,7 +136,9 @@ class _Shared(NamedTuple):
     aggregator: PyTree
 
 
-def _steps(client_work: ClientWork, of: Steps, stepped: Callable[..., Output]) -> Steps:
+def _steps(
+    client_work: Callable[..., Any], of: Steps, stepped: Callable[..., Output]
+) -> Steps:
     """The steps of a training, from those of its aggregator."""
 
     def broadcast(state: TrainingState) -> _Shared:

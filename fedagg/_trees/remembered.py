@@ -81,6 +81,6 @@ flax.serialization.register_serialization_state(
     Remembered,
     lambda state: flax.serialization.to_state_dict(tuple(state)),
     lambda state, saved: Remembered.like(
-        state, flax.serialization.from_state_dict(tuple(state), saved)
+        state, tuple(flax.serialization.from_state_dict(tuple(state), saved))
     ),
 )

@@ -93,7 +93,7 @@ def test_what_clients_keep_stays_on_their_device():
         return aggregator.next(state, rows, work=work, memory=memory)
 
     arguments = aggregator.init(jnp.float32(0.0)), rows, memory
-    program = next_round.lower(*arguments).compile().as_text()
+    program = str(next_round.lower(*arguments).compile().as_text())
     _, kept = next_round(*arguments)
 
     assert kept.sharding.is_equivalent_to(by_client, kept.ndim)

@@ -1,5 +1,7 @@
 """A round step by step, as machines of their own would run it, is the round in one."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ from tests.test_laws import RECIPES, RULES, STAGES, build
 KEY = 5
 
 
-def step_by_step(steps, state, rows, weights, key, memory=None):
+def step_by_step(steps, state, rows, weights, key, memory=None) -> Any:
     """What a server and clients on machines of their own do; the absent do nothing."""
     client, add = jax.jit(steps.client), jax.jit(steps.add)
     shared, total = steps.broadcast(state), None
@@ -69,7 +71,11 @@ def test_the_value_comes_back_in_the_dtypes_of_the_template(dtype):
 
     whole = aggregator.next(state, *updates)
     parts = step_by_step(
-        aggregator.steps, state, *map(jax.device_get, updates), jax.random.key(0)
+        aggregator.steps,
+        state,
+        jax.device_get(updates.value),
+        jax.device_get(updates.weight),
+        jax.random.key(0),
     )
 
     assert {x.dtype.name for x in jax.tree.leaves(parts.value)} == {dtype}

@@ -1,6 +1,7 @@
 """Minimum, maximum and sum of squares: a primitive under every transformation."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ def arrays(n=None, seed=0):
 
 
 def expected(arrays):
-    x = np.concatenate([np.ravel(x) for x in arrays]).astype(np.float64)
+    x: Any = np.concatenate([np.ravel(x) for x in arrays]).astype(np.float64)
     return Measures(x.min(), x.max(), np.sum(x**2))
 
 

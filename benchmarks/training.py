@@ -164,8 +164,10 @@ def _plain_loop(workload: Workload) -> PyTree:
 
 def _compare(got: PyTree, expected: PyTree) -> None:
     """Raises an AssertionError if a round's model is another than the loop's."""
+    # An accelerator rounds factors of convolutions to 10 bits, unless told otherwise.
+    tolerance = 1e-4 if jax.default_backend() == "cpu" else 1e-2
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(x, y, rtol=10 * tolerance, atol=tolerance)
 
 
 def _operations(workload: Workload) -> float:

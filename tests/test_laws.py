@@ -364,8 +364,10 @@ def test_an_absent_client_changes_nothing_whatever_it_holds(name):
     ]
 
     assert_same_round(clean, without)
+    # On an accelerator a sum with a NaN to be dropped is made in another order.
+    compare = assert_same if jax.default_backend() == "cpu" else assert_same_round
     for output in dirty:
-        assert_same(output, clean)
+        compare(output, clean)
 
 
 @pytest.mark.parametrize(

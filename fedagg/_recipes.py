@@ -67,20 +67,17 @@ def compression_aggregator(
     as codes of 8 bits, rounded randomly without bias: `quantization()`, of the value
     times its weight. Needs a key each round.
 
-    The defaults are TensorFlow Federated's.
-
-    Reports `zeroing/bound`, `zeroing/count`, `clipping/bound`, `clipping/count` and
-    `mean/weight`, each `[]`, where the stage is in use.
+    The defaults are TensorFlow Federated's. Reports what `robust_aggregator` does.
 
     Args:
-        zeroing: whether to set far-out clients to zero, or the bound to do it by.
-        clipping: whether to clip, or the bound to clip to.
-        weighted: whether the mean takes weights.
-        sum_over: a way to sum, as `aggregator` takes it.
+        zeroing: as in `robust_aggregator`, and so are all that follow.
+        clipping: likewise.
+        weighted: likewise.
+        sum_over: likewise.
 
     Raises:
-        TypeError: if an argument is of another type.
-        ValueError: if a bound is not positive.
+        TypeError: as `robust_aggregator` does.
+        ValueError: as `robust_aggregator` does; in `next`, without a key.
 
     Reference: TensorFlow Federated 0.87, `tff.learning.compression_aggregator`.
     """

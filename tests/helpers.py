@@ -1,6 +1,7 @@
 """What tests of rounds share: clients, ways to sum, comparisons."""
 
 import json
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -58,6 +59,19 @@ def make_updates(n: int = N, seed: int = 0, template: Any = None) -> fedagg.Upda
     value = jax.tree.map(leaf, TEMPLATE if template is None else template)
     weight = jnp.asarray(draw.integers(1, 20, size=n).astype(np.float32))
     return fedagg.Update(value, weight)
+
+
+def extreme_clients(count: int) -> np.ndarray:
+    """Vectors of three entries: of all sizes, near one, and what is no number."""
+    draw = np.random.default_rng(1)
+    return np.concatenate(
+        [
+            draw.normal(size=(count, 3)) * 10.0 ** draw.uniform(-30, 30, (count, 1)),
+            draw.normal(size=(count, 3)) * draw.uniform(0.3, 0.9, (count, 1)),
+            [[math.nan, 1.0, 1.0], [math.inf, 0.0, 0.0], [-math.inf, math.nan, 0.0]],
+            [[3e38, 3e38, 3e38], [0.7, 0.0, 0.0], [1e-45, 0.0, 0.0]],
+        ]
+    ).astype(np.float32)
 
 
 def with_absent(updates: fedagg.Update, held: float, rows: Any) -> fedagg.Update:

@@ -206,11 +206,11 @@ STAGES: dict[str, tuple[fedagg.Stage, ...]] = {
 
 RULES: dict[str, tuple[tuple[fedagg.Stage, ...], fedagg.Rule]] = {
     "median": ((), fedagg.median()),
-    "median_behind_stages": (
+    "median_after_stages": (
         (fedagg.zeroing(largest(), keep_weight=False), fedagg.clipping(norms())),
         fedagg.median(),
     ),
-    "median_behind_jitter": ((jitter(),), fedagg.median()),
+    "median_after_jitter": ((jitter(),), fedagg.median()),
 }
 
 RECIPES: dict[str, Callable[..., fedagg.Aggregator]] = {
@@ -243,7 +243,7 @@ DRAWS_FOR_CLIENTS = {
     "discrete_gaussian_noise",
     "distributed_dp_aggregator",
     "jitter_of_a_user",
-    "median_behind_jitter",
+    "median_after_jitter",
 }
 ANSWERS_WITHOUT_CLIENTS = {
     "gaussian_noise": "noise, which hides that nobody is there",
@@ -255,7 +255,14 @@ ANSWERS_WITHOUT_CLIENTS = {
     "dp_aggregator": "noise, and p = 1/2",
     "clipping_with_noise_on_the_count": "a round without clients reads as p = 1/2",
     "jitter_of_a_user": "the server's own draw is added",
-    "median_behind_jitter": "the server's own draw is added",
+    "median_after_jitter": "the server's own draw is added",
+}
+
+# Normal draws of 64 bits are other numbers than those of 32.
+DRAWS_NORMALS = {
+    *("gaussian_noise", "gaussian_noise_weighted", "gaussian_noise_adaptive"),
+    *("tree_noise", "tree_noise_of_a_learnt_clip"),
+    *("local_gaussian_noise", "dp_aggregator"),
 }
 
 # Those that differ from another one by an option. The laws about what goes in and out
@@ -266,7 +273,7 @@ KIN = {
     *("gaussian_noise_weighted", "skellam_noise_adaptive_and_secure"),
     *("discrete_gaussian_noise", "tree_noise_of_a_learnt_clip"),
     *("robust_unweighted", "robust_without_zeroing", "robust_without_clipping"),
-    *("median_behind_stages",),
+    *("median_after_stages",),
 }
 
 everything = pytest.mark.parametrize("name", [*STAGES, *RULES, *RECIPES])
@@ -403,6 +410,22 @@ def test_integers_and_draws_sum_to_the_same_bits_in_every_way(way, stages):
         )
 
 
+@pytest.mark.thorough
+@everything
+def test_a_round_is_the_same_with_full_optimization(name):
+    updates = with_absent(make_updates(), math.nan, [0, 4])
+    if name in RULES:  # which have one way only
+        aggregator = build(name)
+        state, key = aggregator.init(TEMPLATE), jax.random.key(KEY)
+        expected = aggregator.next(state, *updates, key)
+    else:
+        expected = one_round(name, updates, way="one_by_one")
+
+    got = one_round(name, updates)
+
+    assert_same_round(got, expected)
+
+
 @everything_but_kin
 def test_a_round_lowers_for_accelerators(name):
     aggregator, updates = compiled(name), make_updates()
@@ -482,6 +505,102 @@ def test_the_value_comes_back_in_the_structure_and_dtypes_of_the_template(name, 
     chex.assert_trees_all_equal_shapes_and_dtypes(output.value, template)
     chex.assert_trees_all_equal_shapes_and_dtypes(output.state, state)
     chex.assert_rank(list(output.metrics.values()), 0)
+
+
+def with_64_bits(updates: fedagg.Update, dtypes: tuple[str, str]) -> fedagg.Update:
+    """The same numbers in other dtypes, and weights as int64."""
+    value = {
+        name: jnp.asarray(np.asarray(updates.value[name]).astype(dtype))
+        for name, dtype in zip(("b", "w"), dtypes, strict=True)
+    }
+    return fedagg.Update(value, jnp.asarray(np.asarray(updates.weight), jnp.int64))
+
+
+def two_rounds(
+    name: str, updates: fedagg.Update, way: str = "default"
+) -> list[fedagg.Output]:
+    state, outputs = build(name).init(take(updates.value, 0)), []
+    for _ in range(2):
+        outputs.append(one_round(name, updates, state, way))
+        assert avals(outputs[-1].state) == avals(state)
+        state = outputs[-1].state
+    return outputs
+
+
+def assert_is_64_bits_of(
+    got: fedagg.Output, expected: fedagg.Output, updates: fedagg.Update, name: str
+) -> None:
+    """A round in the dtypes of the updates, with the numbers of one with 32 bits."""
+    assert avals(got.value) == avals(take(updates.value, 0))
+    if name in DRAWS_NORMALS:
+        got_all, expected_all = (x.value | x.metrics for x in (got, expected))
+        assert got_all.keys() == expected_all.keys()
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(got_all))
+    else:
+        assert_close((got.value, got.metrics), (expected.value, expected.metrics))
+
+
+@everything
+def test_rounds_with_64_bits_are_those_with_32(name):
+    expected = two_rounds(name, make_updates())
+
+    with jax.enable_x64(True):
+        updates = with_64_bits(make_updates(), ("float32", "float64"))
+        outputs = two_rounds(name, updates)
+
+        for got, want in zip(outputs, expected, strict=True):
+            assert_is_64_bits_of(got, want, updates, name)
+
+
+@everything_but_kin
+def test_a_round_of_64_bits_runs_step_by_step(name):
+    expected = one_round(name, make_updates())
+
+    with jax.enable_x64(True):
+        aggregator = build(name)
+        updates = with_64_bits(make_updates(), ("float64", "float64"))
+        state = aggregator.init(take(updates.value, 0))
+        got = aggregator.next(state, *updates, jax.random.key(KEY))
+
+        assert avals(got.state) == avals(state)
+        assert_is_64_bits_of(got, expected, updates, name)
+
+
+@everything_but_kin
+def test_rounds_of_32_bits_are_the_same_where_64_are_on(name):
+    expected = two_rounds(name, make_updates())
+
+    with jax.enable_x64(True):
+        outputs = two_rounds(name, make_updates())
+
+    for got, want in zip(outputs, expected, strict=True):
+        assert avals(got) == avals(want)
+        assert_close(got, want)
+
+
+@every_way
+@pytest.mark.parametrize("name", ["robust_aggregator", "quantization", "secure_sum"])
+def test_every_way_sums_64_bits(way, name):
+    expected = one_round(name, make_updates())
+
+    with jax.enable_x64(True):
+        updates = with_64_bits(make_updates(), ("float32", "float64"))
+        got = two_rounds(name, updates, way)[0]
+
+        assert_is_64_bits_of(got, expected, updates, name)
+
+
+@pytest.mark.parametrize("name", [x for x in (*STAGES, *RULES, *RECIPES) if x != "sum"])
+def test_integers_are_refused_with_the_path_of_the_leaf(name):
+    template = {
+        "a": {"k": jax.ShapeDtypeStruct((3,), jnp.int32)},
+        "w": jax.ShapeDtypeStruct((2,), jnp.float32),
+    }
+    updates, aggregator = make_updates(template=template), build(name)
+
+    with pytest.raises(TypeError, match=r"\['a'\]\['k'\] has dtype int32"):
+        state = aggregator.init(template)
+        jax.eval_shape(aggregator.next, state, *updates, jax.random.key(0))
 
 
 @everything

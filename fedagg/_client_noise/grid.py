@@ -5,13 +5,13 @@ the sum of the largest cohort, and its noise is enough in that of the smallest.
 """
 
 import math
-import operator
 from statistics import NormalDist
 from typing import NamedTuple
 
 from fedagg._client_noise.conditional_rounding import bound_of
 from fedagg._client_noise.integer_noise import LARGEST_STDDEV
 from fedagg._privacy.private import check_positive, split_noise
+from fedagg._trees import checks
 
 # Steps of a clip, at most: integers stay below 2**24, up to which float32 is exact.
 _MOST_STEPS = 2.0**22
@@ -87,28 +87,23 @@ def calibrate(
         noise_multiplier, clients_per_round, count_stddev if learns else math.inf
     )
     expected = math.ceil(clients_per_round)
-    smallest = expected if smallest_cohort is None else operator.index(smallest_cohort)
-    largest = max(smallest, expected)
-    largest = largest if largest_cohort is None else operator.index(largest_cohort)
-    if not 1 <= smallest <= largest:
+    smallest = expected if smallest_cohort is None else smallest_cohort
+    largest = max(smallest, expected) if largest_cohort is None else largest_cohort
+    checks.check_whole(1, smallest_cohort=smallest, largest_cohort=largest)
+    if smallest > largest:
         raise ValueError(
-            "smallest_cohort must be positive and at most largest_cohort, got "
+            "smallest_cohort must be at most largest_cohort, got "
             f"{smallest} and {largest}."
         )
-    if operator.index(bits) not in range(2, 33):
-        raise ValueError(f"bits must be from 2 to 32, got {bits=}.")
-    if not 0.0 <= beta < 1.0:
-        raise ValueError(f"beta must be in [0, 1), got {beta=}.")
-    if not 0.0 < wrap_probability < 1.0:
-        raise ValueError(
-            f"wrap_probability must be in (0, 1), got {wrap_probability=}."
-        )
+    checks.check_whole(2, 32, bits=bits)
+    checks.check_within("[0, 1)", beta=beta)
+    checks.check_within("(0, 1)", wrap_probability=wrap_probability)
     return Calibration(
         multiplier,
         stddev if learns else None,
-        bits,
-        smallest,
-        largest,
+        int(bits),
+        int(smallest),
+        int(largest),
         beta,
         wrap_probability,
     )

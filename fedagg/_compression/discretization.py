@@ -1,4 +1,4 @@
-"""Whole numbers of one common step, whose sum is a sum of integers."""
+"""Uniform quantization with one step for all clients, whose sums are of integers."""
 
 from typing import NamedTuple
 
@@ -49,11 +49,11 @@ def discretization(
     Reference: TensorFlow Federated, `tff.aggregators`, the factories
         `DeterministicDiscretizationFactory` and `StochasticDiscretizationFactory`.
     """
+    checks.check_positive(step_size=step_size)
     limits = jnp.finfo(jnp.float32)
     if not float(limits.tiny) <= step_size <= float(limits.max):
         raise ValueError(
-            "step_size must be positive and finite, and so in float32; got "
-            f"{step_size=}."
+            f"step_size must be positive and finite in float32, got {step_size=}."
         )
     step = jnp.float32(step_size)
 

@@ -1,14 +1,13 @@
 """EDEN and DRIVE: rotate, round to the best few values for a normal, set the scale."""
 
-import dataclasses
 import functools
 import math
-import operator
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from scipy.special import ndtr, ndtri
 
 from fedagg._compression.hadamard import hadamard
@@ -22,23 +21,18 @@ from fedagg._trees import checks
 from fedagg._types import Stage, Traits, Update
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["packed", "scale", "words"],
-    meta_fields=["code_bits", "size"],
-)
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Rotated(Payload):
-    """A vector turned once more, each entry one of `2**bits` values, as on the wire."""
+    """A vector rotated once more, each entry a code of a few bits, as on the wire."""
 
     packed: tuple[jax.Array, ...]
     scale: jax.Array  # []
-    words: jax.Array  # [2] uint32, what the client's own rotation is made of
-    code_bits: int
-    size: int
+    words: jax.Array  # [2] uint32, the seed of the client's own rotation
+    code_bits: int = struct.field(pytree_node=False)
+    size: int = struct.field(pytree_node=False)
 
     def decode(self) -> jax.Array:
-        """The vector `[size]`, turned back by the client's own rotation."""
+        """The vector `[size]`, rotated back by the client's own rotation."""
         values = _values(unpack(self.packed, self.code_bits, self.size), self.code_bits)
         return self.scale * _signs(self.words, self.size) * hadamard(values)
 
@@ -73,8 +67,8 @@ def eden(bits: int, *, seed: int = 0, name: str = "eden") -> Stage:
     Reference: Vargaftik et al., "EDEN: Communication-Efficient and Robust Distributed
         Mean Estimation for Federated Learning", 2022, section 3.
     """
-    if operator.index(bits) not in range(1, 9):
-        raise ValueError(f"bits must be from 1 to 8, got {bits=}.")
+    checks.check_whole(1, 8, bits=bits)
+    bits = int(bits)
 
     def scale(rotated: jax.Array, rounded: jax.Array) -> jax.Array:
         return jnp.vdot(rotated, rotated) / _or_one(jnp.vdot(rotated, rounded))
@@ -110,7 +104,7 @@ def drive(*, seed: int = 0, name: str = "drive") -> Stage:
 
 
 def _coding(bits: int, scale_of: Callable, name: str) -> Stage:
-    """Turns a vector by a rotation of the client's own, and rounds it."""
+    """Rotates a vector by a rotation of the client's own, and quantizes it."""
 
     def client(update: Update, key: jax.Array | None):
         vector = update.value
@@ -130,7 +124,7 @@ def _coding(bits: int, scale_of: Callable, name: str) -> Stage:
 
 
 def _signs(words: jax.Array, size: int) -> jax.Array:
-    """One or minus one for each position."""
+    """A random sign, one or minus one, for each position."""
     bit = (random_bits(words, size) >> 31).astype(jnp.int32)
     return (1 - 2 * bit).astype(jnp.float32)
 
@@ -167,7 +161,7 @@ def _values(codes: jax.Array, bits: int) -> jax.Array:
 
 @functools.cache
 def lloyd_max(bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """The values `[2**bits]` that are best for a standard normal, and borders between.
+    """The optimal quantizer of a standard normal: its values `[2**bits]`, its borders.
 
     Reference: Lloyd, "Least Squares Quantization in PCM", 1982, method I; Max,
         "Quantizing for Minimum Distortion", 1960.

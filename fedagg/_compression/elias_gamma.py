@@ -147,7 +147,7 @@ def _check_size(size: int) -> None:
 
 
 def _end(at: np.ndarray) -> int:
-    """One more than the last of the positions."""
+    """One more than the last position, or zero without any."""
     return int(at[-1]) + 1 if at.size else 0
 
 
@@ -164,7 +164,7 @@ def _gamma_of_rest(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _joined(codes: np.ndarray, lengths: np.ndarray) -> bytes:
-    """Codes of 1 to 64 bits, one behind the other."""
+    """Codes of 1 to 64 bits, one after the other."""
     ends = np.cumsum(lengths)
     starts = ends - lengths
     word, shift = starts >> 6, (starts & 63).astype(np.uint64)
@@ -178,9 +178,9 @@ def _joined(codes: np.ndarray, lengths: np.ndarray) -> bytes:
 
 
 def _starts(octets: np.ndarray, most: int) -> tuple[np.ndarray, int]:
-    """The bits at which entries' codes begin, and where the last of them ends.
+    """The bits at which entries' codes begin, and the end of the last code.
 
-    Stops after a piece in which they become more than `most`.
+    Stops after a piece of the input in which they become more than `most`.
     """
     found, at = [], 0
     while True:
@@ -197,9 +197,10 @@ def _starts(octets: np.ndarray, most: int) -> tuple[np.ndarray, int]:
 
 
 def _ends(octets: np.ndarray) -> np.ndarray:
-    """For each bit, where an entry's code ends that begins there.
+    """For each bit, where a code of an entry would end that begins at this bit.
 
-    With one entry more, for the end of the bits, beyond which codes end that they cut.
+    A code that the end of the input cuts off ends after it. The last number, one more
+    than there are bits, is for a code that begins at the end.
     """
     bits = np.unpackbits(octets, bitorder="little")
     position = np.arange(bits.size + 1)

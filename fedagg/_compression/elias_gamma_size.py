@@ -17,7 +17,7 @@ _PART = 2**14
 def elias_gamma(*, name: str = "elias_gamma") -> Stage:
     """Counts the bits of messages whose integers are coded by `elias_gamma_encode`.
 
-    Put it behind a stage that makes integers: `discretization`, `quantization`, `qsgd`,
+    Put it after a stage that makes integers: `discretization`, `quantization`, `qsgd`,
     `terngrad`. Each tensor of them is coded by itself, `qsgd`'s and `terngrad`'s as
     multiples of their step; what else is in a value, such as that step, counts as it
     is. The messages themselves stay as they are.

@@ -1,13 +1,11 @@
-"""Each tensor as whole numbers of a few bits: equal steps, QSGD, TernGrad."""
+"""Quantization of each tensor to codes of a few bits: uniform, QSGD, TernGrad."""
 
-import dataclasses
-import functools
 import math
-import operator
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from fedagg._compression.random import map_seeded, random_bits
 from fedagg._messages.packing import pack, unpack
@@ -21,21 +19,16 @@ from fedagg._types import PyTree, Stage, Traits, Update
 _LEAST = 1e-30
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["packed", "step", "low"],
-    meta_fields=["code_bits", "zero", "shape"],
-)
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Quantized(Payload):
     """A tensor as codes: `low + (code - zero) * step`, as it goes on the wire."""
 
     packed: tuple[jax.Array, ...]  # codes of `code_bits` bits
     step: jax.Array  # []
     low: jax.Array | None  # [], or nothing where it is zero
-    code_bits: int
-    zero: int
-    shape: tuple[int, ...]
+    code_bits: int = struct.field(pytree_node=False)
+    zero: int = struct.field(pytree_node=False)
+    shape: tuple[int, ...] = struct.field(pytree_node=False)
 
     def decode(self) -> jax.Array:
         """The tensor as float32; NaN throughout if an entry was not finite."""
@@ -68,7 +61,7 @@ def quantization(
     `zeroing` before this.
 
     Ranges differ from client to client, so that codes cannot be added: the server
-    decodes each message first. Put this behind `mean`, which cannot weigh codes.
+    decodes each message first. Put this after `mean`, which cannot weigh codes.
 
     Args:
         bits: from 1 to 16.
@@ -86,15 +79,15 @@ def quantization(
         2017, section 2.2; TensorFlow Federated,
         `tff.aggregators.EncodedSumFactory.quantize_above_threshold`.
     """
-    bits = _whole("bits", bits, 1, 16)
-    threshold = _whole("threshold", threshold, 0)
+    checks.check_whole(1, 16, bits=bits)
+    checks.check_whole(0, threshold=threshold)
+    levels = 2 ** int(bits) - 1
 
     def encode(x: jax.Array, words: jax.Array | None) -> jax.Array | Quantized:
         if x.size <= threshold:
             return x
         low, high = minimum_and_maximum([x])
-        step = (high - low) / (2**bits - 1)
-        return _in_steps(x, 2**bits - 1, words, low, step)
+        return _in_steps(x, levels, words, low, (high - low) / levels)
 
     return _of_each_tensor(encode, name, draws=stochastic)
 
@@ -120,10 +113,11 @@ def qsgd(levels: int, *, name: str = "qsgd") -> Stage:
     Reference: Alistarh et al., "QSGD: Communication-Efficient SGD via Gradient
         Quantization and Encoding", 2017, section 3.1.
     """
-    levels = _whole("levels", levels, 1, 2**15 - 1)
+    checks.check_whole(1, 2**15 - 1, levels=levels)
+    most = int(levels)
 
     def encode(x: jax.Array, words: jax.Array | None) -> Quantized:
-        return _in_steps(x, levels, words, None, pytree.norm(x) / levels)
+        return _in_steps(x, most, words, None, pytree.norm(x) / most)
 
     return _of_each_tensor(encode, name)
 
@@ -175,7 +169,7 @@ def _in_steps(
     """Rounds to whole steps, from `low` on or `levels` to either side of zero."""
     zero = 0 if low is not None else levels
     bits = (levels + zero).bit_length()
-    fraction = min(16, 31 - bits)  # bits behind the point, for fixed-point numbers
+    fraction = min(16, 31 - bits)  # bits after the point, for fixed-point numbers
     step = jnp.where(step > _LEAST, step, 0.0 * step)  # a NaN stays
     is_one = step == 0.0
     per_step = jnp.where(is_one, 0.0, 2**fraction / jnp.where(is_one, 1.0, step))
@@ -189,15 +183,3 @@ def _in_steps(
         codes = (away.astype(jnp.int32) + up) >> fraction
     packed = pack(codes + zero, bits)
     return Quantized(packed, step, low, bits, zero, x.shape)
-
-
-def _whole(name: str, x: int, least: int, most: int | None = None) -> int:
-    """Checks a whole number of the public functions above."""
-    try:
-        number = operator.index(x)
-    except TypeError:
-        number = least - 1
-    if number < least or (most is not None and number > most):
-        upto = "or more" if most is None else f"to {most}"
-        raise ValueError(f"{name} must be a whole number, {least} {upto}, got {x!r}.")
-    return number

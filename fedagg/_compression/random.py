@@ -47,10 +47,10 @@ def random_bits(words: jax.Array, size: int) -> jax.Array:
 
 
 def round_randomly(x: jax.Array, words: jax.Array) -> jax.Array:
-    """Rounds a float32 vector `[d]` down or up, so that each entry's mean is the entry.
+    """Rounds floats `[d]` down or up, so that each entry's mean is the entry.
 
     A whole number stays what it is. Chances are multiples of 2**-16.
     """
     below = jnp.floor(x)
-    draw = (random_bits(words, x.size) >> 16).astype(jnp.int32).astype(jnp.float32)
+    draw = (random_bits(words, x.size) >> 16).astype(jnp.int32).astype(x.dtype)
     return below + (draw + 0.5 < 2.0**16 * (x - below)).astype(x.dtype)

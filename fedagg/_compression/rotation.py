@@ -28,15 +28,15 @@ def rotation(kind: str, *, seed: int = 0, name: str = "rotation") -> Stage:
 
     All entries together are one vector, filled up with zeros and rotated. It keeps its
     norm, and its largest entry falls to about `sqrt(2 log(d) / d)` of that whatever the
-    value was, which suits a `quantization` behind this. The server rotates the sum
-    back, so that without such a stage the sum is the same, to rounding.
+    value was, which suits a `quantization` after this. The server rotates the sum back,
+    so that without such a stage the sum is the same, to rounding.
 
     `"hadamard"` flips signs at random and takes the Walsh-Hadamard transform, of a
     length that is a power of two. `"dft"` makes complex numbers of the two halves of
     the vector, turns each by a random angle and takes the Fourier transform: it adds
     one entry at most, and takes longer.
 
-    What stages behind this see is one float32 vector `[length]`. A NaN or an infinity
+    What stages after this see is one float32 vector `[length]`. A NaN or an infinity
     in one entry of a present client is in all entries of the sum after it: put
     `zeroing` before this. Rotations follow from `seed` and the number of rounds in
     which anyone was present, and hide nothing.
@@ -93,8 +93,7 @@ def rotated_length(kind: str, size: int) -> int:
 
 
 def _family(kind: str) -> _Kind:
-    if kind not in _KINDS:
-        raise ValueError(f"kind must be one of {', '.join(_KINDS)}, got {kind=}.")
+    checks.check_choice(tuple(_KINDS), kind=kind)
     return _KINDS[kind]
 
 

@@ -1,11 +1,10 @@
 """One bit an entry, and a majority vote."""
 
-import dataclasses
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from fedagg._compression.random import map_seeded, random_bits
 from fedagg._messages.packing import pack, unpack
@@ -15,18 +14,13 @@ from fedagg._trees import checks, pytree
 from fedagg._types import PyTree, Stage, Traits, Update
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["packed", "vote"],
-    meta_fields=["shape"],
-)
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Signs(Payload):
     """The signs of a tensor, as they go on the wire."""
 
     packed: tuple[jax.Array, ...]  # a bit an entry: one for positive
     vote: jax.Array  # [] one, or zero for a tensor that does not vote
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = struct.field(pytree_node=False)
 
     def decode(self) -> jax.Array:
         """One, minus one, or zero throughout, as float32."""

@@ -1,32 +1,27 @@
 """A few entries of a value: the largest ones, or some drawn by all clients alike."""
 
-import dataclasses
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from fedagg._messages.packing import pack, unpack
 from fedagg._payload import Payload
 from fedagg._sentence import prints_as_its_call
+from fedagg._trees import checks
 from fedagg._trees.template import PublicRound, Template
 from fedagg._types import Output, PyTree, Stage, Traits, Update
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["values", "positions"],
-    meta_fields=["size"],
-)
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Sparse(Payload):
     """Some entries of a vector, and where they stand, as they go on the wire."""
 
     values: jax.Array  # [k]
     positions: tuple[jax.Array, ...]  # codes of as many bits as the last position has
-    size: int
+    size: int = struct.field(pytree_node=False)
 
     def decode(self) -> jax.Array:
         """The vector `[size]`, zero elsewhere."""
@@ -58,7 +53,7 @@ def top_k(fraction: float, *, name: str = "top_k") -> Stage:
     Reference: Aji and Heafield, "Sparse Communication for Distributed Gradient
         Descent", 2017, section 3.
     """
-    _check(fraction)
+    checks.check_within("(0, 1]", fraction=fraction)
 
     def client(shared: Template, update: Update, key: jax.Array | None):
         del key
@@ -102,7 +97,7 @@ def random_k(fraction: float, *, seed: int = 0, name: str = "random_k") -> Stage
     Reference: Konečný et al., "Federated Learning: Strategies for Improving
         Communication Efficiency", 2016, section 2, "random mask"; drawn by stretches.
     """
-    _check(fraction)
+    checks.check_within("(0, 1]", fraction=fraction)
 
     def stretches(state: PublicRound) -> tuple[jax.Array, jax.Array]:
         """Where each begins, and its length."""
@@ -113,7 +108,10 @@ def random_k(fraction: float, *, seed: int = 0, name: str = "random_k") -> Stage
 
     def positions_of(state: PublicRound) -> jax.Array:
         starts, lengths = stretches(state)
-        return starts + jax.random.randint(state.key(seed), starts.shape, 0, lengths)
+        drawn = jax.random.randint(
+            state.key(seed), starts.shape, 0, lengths, starts.dtype
+        )
+        return starts + drawn
 
     def broadcast(state: PublicRound) -> tuple[Template, jax.Array]:
         return state.template, positions_of(state)
@@ -134,11 +132,6 @@ def random_k(fraction: float, *, seed: int = 0, name: str = "random_k") -> Stage
         return Output(state.after(note), state.template.unravel(vector), {})
 
     return Stage(PublicRound.first, broadcast, client, server, Traits(name))
-
-
-def _check(fraction: float) -> None:
-    if not 0.0 < fraction <= 1.0:
-        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction=}.")
 
 
 def _count(fraction: float, size: int) -> int:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fedagg._execution.builder import NotFoldable
 from fedagg._execution.folding import measured_ahead, sum_folded
@@ -68,9 +67,7 @@ def in_chunks(size: int) -> SumOver:
     Raises:
         ValueError: if `size` is not a positive integer.
     """
-    is_whole = isinstance(size, (int, np.integer)) and not isinstance(size, bool)
-    if not is_whole or size < 1:
-        raise ValueError(f"in_chunks takes a positive integer, got {size=}.")
+    checks.check_whole(1, size=size)
 
     def sum_in_chunks(program: Program, clients: PyTree) -> tuple[list, list]:
         check_not_explicit(clients, f"in_chunks({size})")
@@ -205,7 +202,7 @@ def by_size(program: Program, clients: PyTree) -> tuple[list, list]:
     """
     check_not_explicit(clients, "the default way to sum")
     way = in_chunks(_chunk_size(program))
-    if program.has_effects:  # which a look at it in vain would leave behind
+    if program.has_effects:  # which a look at it in vain would run as well
         total, kept = way(_as_pair(program), clients)
         return total, kept.value
     if not program.result[1]:

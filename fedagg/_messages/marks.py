@@ -1,14 +1,14 @@
-"""Marks on what travels, which do not change it: what is known of it and of its sum.
+"""Marks on what travels: facts about a value or its sum, which do not change it.
 
 `Noised` says that the sum of a value is released with noise, `Single` that the server
 needs a client's value by itself.
 """
 
 import dataclasses
-import functools
 from typing import ClassVar
 
 import jax
+from flax import struct
 
 from fedagg._messages.payload import decode
 from fedagg._messages.residues import Residues
@@ -17,10 +17,7 @@ from fedagg._trees import pytree
 from fedagg._types import PyTree
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=[]
-)
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Noised(Payload):
     """What is released of its sum, the stage that marks it noises for privacy."""
 
@@ -31,17 +28,12 @@ class Noised(Payload):
     marks: ClassVar[str] = "value"
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["value"],
-    meta_fields=["modulus_bits"],
-)
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class NoisedModulo(Payload):
     """Integers with noise in them, whose sum is meant modulo `2**modulus_bits`."""
 
     value: PyTree
-    modulus_bits: int
+    modulus_bits: int = struct.field(pytree_node=False)
 
     is_added: ClassVar[bool] = True
     is_noised: ClassVar[bool] = True
@@ -57,10 +49,7 @@ class NoisedModulo(Payload):
         return jax.tree.map(lambda x: _signed(x, self.modulus_bits), self.value)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["weight", "unit"], meta_fields=[]
-)
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class WeightNote(Payload):
     """A client's weight as a note; of the sum, the unit that it is in as well."""
 
@@ -89,10 +78,7 @@ def _signed(x: jax.Array, bits: int) -> jax.Array:
     return Residues.of(x, bits, x.dtype).signed()
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["value", "weight"], meta_fields=[]
-)
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Single(Payload):
     """A value that the server needs of this client by itself, and not in a sum."""
 

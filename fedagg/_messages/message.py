@@ -24,7 +24,7 @@ def sent(
     """The message of a client.
 
     Where the value is added as it is, a client whose value does not count sends zeros.
-    Where it must be decoded first, nothing is known of how a zero would be coded.
+    Where it must be decoded first it stays as it is, and the server leaves it out.
     """
     if coded_parts(value):
         return Message(value, note, metrics, is_present)

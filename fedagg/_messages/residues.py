@@ -1,36 +1,31 @@
 """Numbers as integers modulo a power of two, as they go under a secure sum."""
 
-import dataclasses
-import functools
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from fedagg._payload import Payload
 from fedagg._types import PyTree
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["words"],
-    meta_fields=["modulus_bits", "dtype"],
-)
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Residues(Payload):
     """Integers modulo `2**modulus_bits`, of which the server learns the sum alone."""
 
     words: jax.Array  # uint32, whose sums wrap around
-    modulus_bits: int
-    dtype: str  # of the numbers that they stand for
+    modulus_bits: int = struct.field(pytree_node=False)
+    dtype: str = struct.field(pytree_node=False)  # of the numbers that they stand for
 
     is_added: ClassVar[bool] = True
     marks: ClassVar[str] = "words"
 
     @classmethod
     def of(cls, x: jax.Array, bits: int, dtype: jnp.dtype) -> "Residues":
-        """The residues of int32 or uint32 numbers."""
+        """The residues of integers of 32 bits, or of the lower 32 of 64."""
         words = jax.lax.bitcast_convert_type(x, jnp.uint32)
+        words = words if x.dtype.itemsize == 4 else words[..., 0]
         return cls(words & jnp.uint32(2**bits - 1), bits, str(dtype))
 
     def unsigned(self) -> jax.Array:

@@ -117,7 +117,7 @@ def adaptive_tree_noise(
     Args:
         noise_multiplier: total noise of a node of both trees, in units of sensitivity.
         clients_per_round: both denominators, a number that is known beforehand.
-        initial_clip: the first clip. Positive.
+        initial_clip: the first clip and estimate. Positive.
         restart_warmup: rounds before the first restart, fewer than `restart_every`.
         restart_every: rounds between restarts.
         target_quantile: fraction of clients to leave as they are, in [0, 1].

@@ -81,8 +81,7 @@ def with_error_feedback(
         Practically Faster Error Feedback", 2021, algorithm 2; with some of the clients
         in a round, Fatkhullin et al., "EF21 with Bells & Whistles", 2021, "EF21-PP".
     """
-    if clients < 1:
-        raise ValueError(f"clients must be positive, got {clients=}.")
+    checks.check_whole(1, clients=clients)
     adding = aggregator(sum_over=sum_over)
     steps = steps_of(stage)
 
@@ -96,7 +95,7 @@ def with_error_feedback(
         message = steps.client(shared, change, 1.0, key)
         total = steps.add(None, message)
         value = stage.server(state, total.value, total.note, None).value
-        return total, pytree.widen(value)
+        return total, pytree.cast_like(value, change)
 
     def next(
         state: FeedbackState,

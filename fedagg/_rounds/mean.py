@@ -15,7 +15,7 @@ def mean(*, weighted: bool = True) -> Stage:
 
     With no client present, the mean is zero. A NaN or an infinity in a present client's
     value reaches the mean: put `zeroing` before this. The last stage that changes a
-    client's value, as a rule: those behind it see value times weight.
+    client's value, as a rule: those after it see value times weight.
 
     Reports `mean/weight` `[]`, the sum of the weights, or the number of clients present
     where not `weighted`.

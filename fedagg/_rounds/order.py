@@ -58,7 +58,7 @@ def _check_pair(one: Traits, other: Traits, before: str, after: str) -> None:
 
 
 def traits_of_chain(stages: Sequence[Stage]) -> Traits:
-    """What is known of stages in sequence."""
+    """The traits of stages in sequence, as of one stage."""
     all_traits = [stage.traits for stage in stages]
     return Traits(
         name=f"chain({', '.join(x.name or 'a stage' for x in all_traits)})",

@@ -4,14 +4,13 @@ Under a secure sum this is how notes travel: weights, counts, what bounds learn 
 """
 
 import math
-import operator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedagg._messages.residues import Residues, is_residues
-from fedagg._trees import pytree
+from fedagg._trees import checks, pytree
 from fedagg._types import PyTree
 
 
@@ -36,17 +35,13 @@ class FixedPoint(NamedTuple):
         Raises:
             ValueError: if an argument is out of range.
         """
-        bits, largest_cohort = operator.index(bits), operator.index(largest_cohort)
-        if bits not in range(2, 33):
-            raise ValueError(f"bits must be from 2 to 32, got {bits=}.")
-        if not 1 <= largest_cohort < 2**bits:
+        checks.check_whole(2, 32, bits=bits)
+        checks.check_whole(1, largest_cohort=largest_cohort)
+        checks.check_within("[1, inf)", largest_weight=largest_weight)
+        bits, largest_cohort = int(bits), int(largest_cohort)
+        if largest_cohort >= 2**bits:
             raise ValueError(
-                "largest_cohort must be positive and below 2**bits, got "
-                f"{largest_cohort=}, {bits=}."
-            )
-        if not 1.0 <= largest_weight < math.inf:
-            raise ValueError(
-                f"largest_weight must be at least one, got {largest_weight=}."
+                f"largest_cohort must be below 2**bits, got {largest_cohort=}, {bits=}."
             )
         width = min(24, bits - math.ceil(math.log2(largest_cohort)))
         fraction_bits = _fraction_bits(width, largest_weight)
@@ -77,9 +72,12 @@ class FixedPoint(NamedTuple):
             units = _as_int32(x)
             high, low = units >> self.width, units & jnp.int32(2**self.width - 1)
             most = jnp.int32(2 ** (self.width - 1) - 1)
-            fits = jnp.all((-most <= high) & (high <= most))
+            is_held = (-most <= high) & (high <= most)
+            if x.dtype.itemsize > 4:
+                is_held &= units.astype(x.dtype) == x
+            fits = jnp.all(is_held)
             parts = high, low
-        return Residues.of(jnp.stack(parts), self.bits, x.dtype), fits
+        return Residues.of(jnp.stack(parts), self.bits, pytree.wide(x).dtype), fits
 
     def encode_all(self, notes: PyTree, name: str) -> tuple[PyTree, jax.Array]:
         """A tree of numbers as residues, and whether all are in range."""
@@ -91,7 +89,7 @@ class FixedPoint(NamedTuple):
         return pytree.unflatten(structure, [x for x, _ in encoded]), jnp.all(fits)
 
     def decode(self, total: Residues) -> jax.Array:
-        """The sum of the numbers encoded, in their dtype."""
+        """The sum of the numbers encoded, in 32 bits of their kind or more."""
         high, low = total.signed()[0], total.unsigned()[1]
         # What the low parts carry, so that the rest is signed, and exact in floats.
         carry = ((low >> (self.width - 1)) + 1) >> 1

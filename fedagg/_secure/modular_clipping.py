@@ -1,14 +1,12 @@
 """Integers that wrap around within a range."""
 
 import math
-import operator
 
 import jax
 import jax.numpy as jnp
 
-from fedagg._secure.values import check_whole
 from fedagg._sentence import prints_as_its_call
-from fedagg._trees import pytree
+from fedagg._trees import checks, pytree
 from fedagg._types import PyTree, Stage, Traits, Update
 
 
@@ -41,12 +39,12 @@ def modular_clipping(
         Federated Learning with Secure Aggregation", 2021, section 4; TensorFlow
         Federated, `tff.aggregators.ModularClippingSumFactory`.
     """
-    lower, upper = operator.index(lower), operator.index(upper)
+    checks.check_whole(-(2**31), 2**31 - 1, lower=lower, upper=upper)
+    lower, upper = int(lower), int(upper)
     width = upper - lower
-    if not (-(2**31) <= lower < upper <= 2**31 - 1 and width < 2**31):
+    if not 0 < width < 2**31:
         raise ValueError(
-            f"lower must be below upper, both in int32 and less than 2**31 apart; got "
-            f"{lower=}, {upper=}."
+            f"lower must be below upper, by less than 2**31; got {lower=}, {upper=}."
         )
 
     def wrap(x: jax.Array) -> jax.Array:
@@ -58,7 +56,7 @@ def modular_clipping(
 
     def client(update: Update, key: jax.Array | None):
         del key
-        check_whole(update.value, name)
+        checks.check_integers(update.value, name)
         return update._replace(value=jax.tree.map(wrap, update.value)), ()
 
     def server(total: PyTree, note: PyTree, key: jax.Array | None):

@@ -11,7 +11,7 @@ from fedagg._bounding.bounds import as_bound
 from fedagg._messages.marks import NoisedModulo
 from fedagg._messages.payload import parts_of
 from fedagg._messages.residues import Residues, is_residues
-from fedagg._trees import pytree
+from fedagg._trees import checks, pytree
 from fedagg._trees.keys import split_key
 from fedagg._trees.measures import minimum_and_maximum
 from fedagg._types import Bound, PyTree
@@ -86,7 +86,9 @@ def within(ends: Ends, bits: int, largest_cohort: int, name: str) -> Values:
                 units = _clip_whole(x, numbers, most, name)
             else:
                 # By steps too, since a product rounds.
-                away = jnp.round(jnp.clip(pytree.wide(x), low, high) * per_step)
+                x = pytree.wide(x)
+                near, far, rate = (y.astype(x.dtype) for y in (low, high, per_step))
+                away = jnp.round(jnp.clip(x, near, far) * rate)
                 away = jnp.where(is_finite, jnp.clip(away, -steps, steps), 0.0)
                 units = away.astype(jnp.int32)
             return Residues.of(units, bits, pytree.wide(x).dtype)
@@ -140,7 +142,7 @@ def wrapping(bits: int, name: str) -> Values:
 
     def encode(shared: PyTree, value: PyTree):
         del shared
-        check_whole(value, name)
+        checks.check_integers(value, name)
         _check_modulus(value, 2**bits, name)
 
         def residues(x: jax.Array) -> Residues:
@@ -162,16 +164,6 @@ def wrapping(bits: int, name: str) -> Values:
         metrics=lambda state, note: {},
         update=lambda state, note, key: state,
     )
-
-
-def check_whole(value: PyTree, name: str) -> None:
-    """Raises a TypeError that names the first leaf which is not of integers."""
-    for path, x in pytree.leaves_with_names(value):
-        if not jnp.issubdtype(x.dtype, jnp.integer):
-            raise TypeError(
-                f"{name} takes leaves of integers; {path} has dtype {x.dtype}. Put a "
-                "stage that rounds before it, such as discretization."
-            )
 
 
 def _check_modulus(value: PyTree, modulus: int | None, name: str) -> None:

@@ -172,7 +172,7 @@ def _check_state(state: Any) -> None:
 
 
 def split_model(variables: PyTree) -> tuple[PyTree, PyTree]:
-    """The parameters, and the collections beside them: None where it is all one."""
+    """The parameters and the other collections: None if all are parameters."""
     if not isinstance(variables, Mapping) or "params" not in variables:
         return variables, None
     rest = {name: x for name, x in variables.items() if name != "params"}

@@ -9,7 +9,7 @@ import optax
 
 from fedagg._sentence import prints_as_its_call
 from fedagg._training.federated_averaging import ClientWork, join_model, split_model
-from fedagg._trees import pytree, rowwise
+from fedagg._trees import checks, pytree, rowwise
 from fedagg._trees.keys import split_key
 from fedagg._types import PyTree
 
@@ -57,12 +57,10 @@ def local_training(
         Decentralized Data", 2017, algorithm 1; Li et al., "Federated Optimization in
         Heterogeneous Networks", 2020, algorithm 2.
     """
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be positive, got {batch_size=}.")
-    if epochs < 1:
-        raise ValueError(f"epochs must be positive, got {epochs=}.")
-    if not proximal >= 0.0:
-        raise ValueError(f"proximal must not be negative, got {proximal=}.")
+    if batch_size is not None:
+        checks.check_whole(1, batch_size=batch_size)
+    checks.check_whole(1, epochs=epochs)
+    checks.check_not_negative(proximal=proximal)
     shuffle = shuffle and batch_size is not None
 
     def work(variables: PyTree, row: Any, key: jax.Array | None):

@@ -18,6 +18,8 @@ from fedagg._payload import Payload
 from fedagg._trees import pytree
 from fedagg._types import PyTree
 
+_ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
+
 
 def check_positive(**numbers: Any) -> None:
     """For what must be above zero, and finite."""
@@ -105,11 +107,24 @@ def check_floating(tree: PyTree, name: str) -> None:
                 f"{name} takes arrays; {path or 'the value'} is a {type(x).__name__}. "
                 f"Put {name} before the stage that makes it."
             )
+    advice = "Cast it, or aggregate it apart."
+    _check_leaves(tree, name, jnp.floating, "a float dtype", advice)
+
+
+def check_integers(tree: PyTree, name: str) -> None:
+    """Raises a TypeError that names the first leaf which is not of integers."""
+    advice = "Put a stage that rounds before it, such as discretization."
+    _check_leaves(tree, name, jnp.integer, "integers", advice)
+
+
+def _check_leaves(
+    tree: PyTree, name: str, kind: Any, expected: str, advice: str
+) -> None:
     for path, x in pytree.leaves_with_names(tree):
-        if not jnp.issubdtype(x.dtype, jnp.floating):
+        if not jnp.issubdtype(x.dtype, kind):
             raise TypeError(
-                f"{name} takes leaves of a float dtype; {path} has dtype {x.dtype}. "
-                "Cast it, or aggregate it apart."
+                f"{name} takes leaves of {expected}; {path} has dtype {x.dtype}. "
+                f"{advice}"
             )
 
 
@@ -138,7 +153,7 @@ def count_clients(stacked: PyTree, name: str = "updates") -> int:
         raise ValueError(f"{name} holds no arrays: expected leaves of shape [n, ...].")
     first, n = leaves[0][0], None
     for path, x in leaves:
-        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        if not isinstance(x, _ARRAYS):
             raise TypeError(
                 f"{name}: expected arrays of shape [n, ...] as leaves; {path} is a "
                 f"{type(x).__name__}."

@@ -88,9 +88,9 @@ def norm(tree: PyTree, order: float = 2.0) -> jax.Array:
 
 
 def squared_norm(tree: PyTree) -> jax.Array:
-    """The square of the L2 norm `[]`, differentiable at zero."""
+    """The square of the L2 norm `[]` as float32, differentiable at zero."""
     squares = [jnp.sum(jnp.square(wide(x))) for x in jax.tree.leaves(tree)]
-    return sum(squares, jnp.float32(0.0))
+    return sum((x.astype(jnp.float32) for x in squares), jnp.float32(0.0))
 
 
 def scale(factor: jax.Array, tree: PyTree) -> PyTree:

@@ -7,17 +7,14 @@ import numpy as np
 
 from fedagg.secagg import _crypto, _messages, _shamir
 from fedagg.secagg._envelopes import Way, open_shares, seal_shares
-from fedagg.secagg._errors import (
-    ContradictionError,
-    TooFewClientsError,
-    WrongStepError,
-)
+from fedagg.secagg._errors import ContradictionError, TooFewClientsError, WrongStepError
 from fedagg.secagg._masking import add_masks, check_vector, pack, reduce
 from fedagg.secagg._messages import SERVER
 from fedagg.secagg._plan import Plan
 from fedagg.secagg._statements import (
     about_keys,
     about_survivors,
+    check_neighbours,
     check_roster,
     check_signatures,
     commitment,
@@ -89,7 +86,9 @@ class Client:
         """
         if self._step == "nothing" or (message is None) != (self._step == "advertise"):
             raise WrongStepError(f"The next step is {self._step!r}.")
-        return getattr(self, self._step)(*(() if message is None else (message,)))
+        return (
+            self.advertise() if message is None else _STEPS[self._step](self, message)
+        )
 
     def advertise(self) -> bytes:
         """Step 0, AdvertiseKeys: fresh keys for envelopes (c) and for masks (s)."""
@@ -117,7 +116,7 @@ class Client:
         keys = {j: (c, s) for j, c, s, _ in received}
         if keys.pop(self._index, None) != self._public:
             raise ContradictionError("The list of keys lacks this client's own.")
-        self._check_neighbours(keys, self._neighbours)
+        check_neighbours(self._plan, keys, self._neighbours)
         if len({c for c, _ in keys.values()} | {self._public[0]}) <= len(keys):
             raise ContradictionError("Two clients have one key.")
         if self._roster is not None:
@@ -152,7 +151,7 @@ class Client:
         """
         self._enter("masked_input")
         envelopes = dict(self._read(_messages.SharesOfNeighbours, message).envelopes)
-        self._check_neighbours(envelopes, self._keys)
+        check_neighbours(self._plan, envelopes, self._keys)
         for j, envelope in envelopes.items():
             way = Way(self._plan, j, self._index)
             agreed = _crypto.agree(self._c, self._keys[j][0])
@@ -185,7 +184,7 @@ class Client:
             raise ContradictionError("The list of survivors lacks this client.")
         if len(self._survivors) < self._plan.quorum:
             raise TooFewClientsError(f"Only {len(self._survivors)} clients survived.")
-        self._check_neighbours(self._survivors & self._neighbours, self._shares)
+        check_neighbours(self._plan, self._survivors & self._neighbours, self._shares)
         signature = self._sign(about_survivors(self._plan, self._survivors))
         return self._leave("unmask", _messages.Consistency(signature))
 
@@ -209,7 +208,7 @@ class Client:
             raise ContradictionError("A client is both alive and dropped.")
         if alive | dropped != self._shares.keys():
             raise ContradictionError("The lists are not of those who sent shares.")
-        self._check_neighbours(alive, self._shares)
+        check_neighbours(self._plan, alive, self._shares)
         if self._roster is None and told.signatures:
             raise ContradictionError("Signatures, though the plan has none.")
         if self._roster is not None:
@@ -240,10 +239,10 @@ class Client:
             return _messages.NO_SIGNATURE
         return _crypto.sign(self._identity, about)
 
-    def _check_neighbours(self, named, known) -> None:
-        """Those named are among the known, and as many as the threshold."""
-        strangers = set(named) - set(known)
-        if strangers:
-            raise ContradictionError(f"Clients {sorted(strangers)} are not expected.")
-        if len(named) < self._plan.threshold:
-            raise TooFewClientsError(f"Only {len(named)} neighbours are left.")
+
+_STEPS = {  # those that take a message of the server
+    "share_keys": Client.share_keys,
+    "masked_input": Client.masked_input,
+    "consistency": Client.consistency,
+    "unmask": Client.unmask,
+}

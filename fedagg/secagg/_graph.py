@@ -33,5 +33,5 @@ def _ring(clients: int, seed: bytes) -> tuple[list[int], list[int]]:
 
 
 def _rank(seed: bytes, client: int) -> bytes:
-    """As good as a random number for each client; no two are the same."""
+    """A pseudorandom number for each client, all of them different."""
     return hashlib.sha256(b"fedagg graph" + seed + client.to_bytes(4)).digest()

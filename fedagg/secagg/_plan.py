@@ -20,9 +20,9 @@ _MOST_ENTRIES = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A round: its clients, their vectors, who knows whom, how many must stay.
+    """A round: its clients, their vectors, the graph of neighbours, the thresholds.
 
-    Public, and the same for all. Clients are the numbers from zero on. A plan is for
+    Public, and the same for all. Clients are numbered from zero. A plan is for
     one round: `renewed` gives the next one. Make it by `Plan.for_cohort`, or by
     `Plan.complete` for the graph of Bonawitz et al. 2017.
 
@@ -42,15 +42,14 @@ class Plan:
     graph_seed: bytes  # 32 bytes that nobody could choose
 
     def __post_init__(self):
-        for name, least, most in (
-            ("clients", 2, _MOST_CLIENTS),
-            ("length", 0, _MOST_ENTRIES),
-            ("bits", 1, 32),
-            ("degree", 1, self.clients - 1),
-            ("threshold", 1, self.degree),
-            ("quorum", 2, self.clients),
+        for name, value, least, most in (
+            ("clients", self.clients, 2, _MOST_CLIENTS),
+            ("length", self.length, 0, _MOST_ENTRIES),
+            ("bits", self.bits, 1, 32),
+            ("degree", self.degree, 1, self.clients - 1),
+            ("threshold", self.threshold, 1, self.degree),
+            ("quorum", self.quorum, 2, self.clients),
         ):
-            value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
                 raise ValueError(
                     f"Expected {name} in {least} to {most}, got {value!r}."
@@ -65,8 +64,7 @@ class Plan:
                 f"Expected a quorum of more than half of {self.clients} clients, "
                 f"got {self.quorum}: else two quorums can have no client in common."
             )
-        for name in ("session", "graph_seed"):
-            value = getattr(self, name)
+        for name, value in (("session", self.session), ("graph_seed", self.graph_seed)):
             if type(value) is not bytes or len(value) != 32:
                 raise ValueError(f"Expected {name} of 32 bytes, got {value!r}.")
 
@@ -199,8 +197,7 @@ class Plan:
 
     def encode(self) -> bytes:
         """The plan as bytes."""
-        fields = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return _FORM.pack(_MAGIC, *fields)
+        return _FORM.pack(_MAGIC, *dataclasses.astuple(self))
 
     @classmethod
     def decode(cls, data: bytes) -> "Plan":

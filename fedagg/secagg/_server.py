@@ -14,13 +14,12 @@ from fedagg.secagg._errors import (
 from fedagg.secagg._masking import add_masks, reduce, unpack
 from fedagg.secagg._messages import SERVER
 from fedagg.secagg._plan import Plan
-from fedagg.secagg._recovery import recover_b, recover_s
+from fedagg.secagg._recovery import masks_left
 from fedagg.secagg._shamir import PRIME
 from fedagg.secagg._statements import (
     about_keys,
     about_survivors,
     check_roster,
-    pairwise_mask,
 )
 
 
@@ -94,7 +93,7 @@ class Server:
         """
         if client not in self._asked:
             raise ContradictionError(f"Client {client} has nothing to send now.")
-        getattr(self, f"_receive_{self._step}")(client, message)
+        _STEPS[self._step][0](self, client, message)
         self._asked.remove(client)
 
     def close(self) -> dict[int, bytes]:
@@ -108,7 +107,7 @@ class Server:
         if self._step == "nothing":
             raise WrongStepError("The round is over.")
         step, self._step = self._step, "nothing"  # if this fails, the round has
-        following, messages = getattr(self, f"_close_{step}")()
+        following, messages = _STEPS[step][1](self)
         self._step, self._asked = following, set(messages)
         return {
             client: _messages.encode(message, self._plan, SERVER, client)
@@ -207,26 +206,17 @@ class Server:
         self._openings[client] = dict([*opened.self_masks, *opened.masking_keys])
 
     def _close_openings(self):
-        plan, masks = self._plan, []
-        for i in sorted(self._sharers):
-            helpers = self._neighbours(i, self._openings)
-            if len(helpers) < plan.threshold:
-                raise TooFewClientsError(
-                    f"{len(helpers)} neighbours opened a secret of client {i}, "
-                    f"not {plan.threshold}."
-                )
-            shares = {j: self._openings[j][i] for j in helpers}
-            if i in self._vectors:
-                mask = recover_b(plan, i, shares, self._commitments[i])
-                masks.append(mask._replace(sign=-1))
-                continue
-            s = recover_s(plan, i, shares, self._keys[i].masking)
-            for j in self._neighbours(i, self._vectors):
-                # What i would have added is what j has left in the sum, but for a sign.
-                masks.append(pairwise_mask(plan, i, s, j, self._keys[j].masking))
+        masks = masks_left(
+            self._plan,
+            self._sharers,
+            self._vectors,
+            self._openings,
+            self._commitments,
+            {i: keys.masking for i, keys in self._keys.items()},
+        )
         for start in range(0, len(masks), 256):  # as each holds a cipher's state
             add_masks(self._sum, masks[start : start + 256])
-        self._total = reduce(self._sum, plan.bits)
+        self._total = reduce(self._sum, self._plan.bits)
         return "nothing", {}
 
     def _read(self, kind: type[_messages.M], i: int, message: bytes) -> _messages.M:
@@ -248,3 +238,13 @@ class Server:
         if len(clients) < self._plan.quorum:
             wanted = self._plan.quorum
             raise TooFewClientsError(f"{len(clients)} clients {what}, not {wanted}.")
+
+
+# What takes a message of a step, and what ends it.
+_STEPS = {
+    "keys": (Server._receive_keys, Server._close_keys),
+    "shares": (Server._receive_shares, Server._close_shares),
+    "vectors": (Server._receive_vectors, Server._close_vectors),
+    "signatures": (Server._receive_signatures, Server._close_signatures),
+    "openings": (Server._receive_openings, Server._close_openings),
+}

@@ -1,4 +1,4 @@
-"""Shamir's sharing of a secret: t shares give it, fewer say nothing.
+"""Shamir's sharing of a secret: t shares give it, fewer reveal nothing.
 
 Reference: Shamir, "How to Share a Secret", 1979.
 """

@@ -40,6 +40,22 @@ def check_signatures(
         _crypto.verify(roster[client], signature, about)
 
 
+def check_neighbours(
+    plan: Plan, named: Collection[int], known: Collection[int]
+) -> None:
+    """Passes if those named are among the known, and as many as the threshold.
+
+    Raises:
+        ContradictionError: if one is not known.
+        TooFewClientsError: if they are fewer.
+    """
+    strangers = set(named) - set(known)
+    if strangers:
+        raise ContradictionError(f"Clients {sorted(strangers)} are not expected.")
+    if len(named) < plan.threshold:
+        raise TooFewClientsError(f"Only {len(named)} neighbours are left.")
+
+
 def commitment(plan: Plan, client: int, b: bytes) -> bytes:
     """What a client publishes of b, so that wrong shares are seen."""
     return _crypto.commit(_crypto.context("commitment", plan.identifier, client) + b)

@@ -16,6 +16,7 @@ from tests.helpers import (
     TEMPLATE,
     assert_close,
     assert_same,
+    extreme_clients,
     first_round,
     first_round_compiled,
     make_updates,
@@ -137,15 +138,7 @@ def integers_of(stage: fedagg.Stage, held: np.ndarray) -> Any:
 @pytest.mark.parametrize("learns", [False, True])
 @pytest.mark.parametrize("beta", [0.0, math.exp(-0.5)])
 def test_no_client_sends_more_than_the_curve_accounts_for(rotation, learns, beta):
-    draw = np.random.default_rng(1)
-    held = np.concatenate(
-        [
-            draw.normal(size=(300, 3)) * 10.0 ** draw.uniform(-30, 30, (300, 1)),
-            draw.normal(size=(300, 3)) * draw.uniform(0.3, 0.9, (300, 1)),
-            [[math.nan, 1.0, 1.0], [math.inf, 0.0, 0.0], [-math.inf, math.nan, 0.0]],
-            [[3e38, 3e38, 3e38], [0.7, 0.0, 0.0], [1e-45, 0.0, 0.0]],
-        ]
-    ).astype(np.float32)
+    held = extreme_clients(300)
     clip = fedagg.quantile_bound(0.7, 0.5, 0.2) if learns else 0.7
     noise = fedagg.skellam(0.0, clip, 40, bits=14, rotation=rotation, beta=beta)
     grid = grid_for(noise.calibration, 4, "test")
@@ -584,5 +577,5 @@ def test_the_recipe_refuses_what_it_does_not_know():
         fedagg.distributed_dp_aggregator(0.5, 40, mechanism="binomial")
     with pytest.raises(ValueError, match="a twentieth of clients_per_round"):
         fedagg.distributed_dp_aggregator(1.0, 10)
-    with pytest.raises(ValueError, match="bits must be from 2 to 32"):
+    with pytest.raises(ValueError, match="bits must be a whole number, 2 to 32"):
         fedagg.distributed_dp_aggregator(0.5, 40, 40)

@@ -153,7 +153,7 @@ def test_a_message_is_codes_a_scale_a_seed_and_a_count(bits):
 
 @pytest.mark.parametrize("bits", [0, 9, -1])
 def test_bits_out_of_range_are_an_error(bits):
-    with pytest.raises(ValueError, match="bits must be from 1 to 8"):
+    with pytest.raises(ValueError, match="bits must be a whole number, 1 to 8"):
         fedagg.eden(bits)
 
 

@@ -569,7 +569,7 @@ def test_an_absent_client_that_holds_a_nan_is_left_out(name):
     assert output.metrics == {"mean/weight": 3.0}
 
 
-def test_behind_a_mean_the_error_is_below_the_steps_of_the_weighted_values():
+def test_after_a_mean_the_error_is_below_the_steps_of_the_weighted_values():
     # Value times weight is what is rounded: its range grows with the weight.
     rows, weights = normal(2, 300, seed=32), np.asarray([1.0, 9.0], np.float32)
     stage = fedagg.quantization(8, threshold=0)

@@ -175,7 +175,7 @@ def test_work_needs_the_memory_of_a_chunk():
 
 @pytest.mark.parametrize("size", [0, -1, 2.0, None, "3"])
 def test_a_chunk_has_a_positive_whole_number_of_clients(size):
-    with pytest.raises(ValueError, match="in_chunks takes a positive integer, got"):
+    with pytest.raises(ValueError, match="size must be a whole number, 1 or more, got"):
         fedagg.in_chunks(size)
 
 

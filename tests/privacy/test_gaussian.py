@@ -12,6 +12,7 @@ import fedagg
 from tests.helpers import (
     assert_close,
     assert_same,
+    extreme_clients,
     first_round_compiled,
     make_updates,
     recorded_cases,
@@ -193,15 +194,7 @@ def sums_of(stage: fedagg.Stage, value: Any, weights: Any) -> Any:
 def test_no_neighbour_moves_the_sum_further_than_the_noise_is_made_for(
     learns, largest_weight
 ):
-    draw = np.random.default_rng(1)
-    held = np.concatenate(
-        [
-            draw.normal(size=(400, 3)) * 10.0 ** draw.uniform(-30, 30, (400, 1)),
-            draw.normal(size=(400, 3)) * draw.uniform(0.3, 0.9, (400, 1)),
-            [[math.nan, 1.0, 1.0], [math.inf, 0.0, 0.0], [-math.inf, math.nan, 0.0]],
-            [[3e38, 3e38, 3e38], [0.7, 0.0, 0.0], [1e-45, 0.0, 0.0]],
-        ]
-    ).astype(np.float32)
+    held = extreme_clients(400)
     weights = jnp.asarray(np.resize([1.0, 0.5, 4.0, 9.0, 1e30], len(held)), jnp.float32)
     options = {"largest_weight": largest_weight}
     if learns:

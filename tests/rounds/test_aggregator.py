@@ -65,19 +65,19 @@ def decoded(stacked: Any) -> Any:
 
 
 @every_way
-@pytest.mark.parametrize("behind", [(), (fedagg.clipping(5.0), fedagg.mean())])
-def test_a_value_that_needs_decoding_is_decoded_before_it_is_added(way, behind):
+@pytest.mark.parametrize("before", [(), (fedagg.clipping(5.0), fedagg.mean())])
+def test_a_value_that_needs_decoding_is_decoded_before_it_is_added(way, before):
     values = {"w": make_updates().value["w"]}
-    aggregator = fedagg.aggregator(*behind, coding(), sum_over=WAYS[way]())
+    aggregator = fedagg.aggregator(*before, coding(), sum_over=WAYS[way]())
 
     weights = with_rows(jnp.ones(N), [3], 0.0)
     value = first_round_compiled(aggregator, values, weights).value
 
     present = np.delete(np.asarray(values["w"], np.float64), 3, axis=0)
-    if behind:
+    if before:
         norms = np.sqrt((present**2).sum((1, 2), keepdims=True))
         present = present * np.minimum(1.0, 5.0 / norms)
-    expected = decoded({"w": present})["w"].sum(0) / (10 if behind else 1)
+    expected = decoded({"w": present})["w"].sum(0) / (10 if before else 1)
     # Rounding to the grid may differ where float32 meets the middle of a step.
     assert_close(value, {"w": expected}, rtol=1e-4)
 

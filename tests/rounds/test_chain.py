@@ -120,11 +120,11 @@ def test_each_stage_and_each_client_draws_from_a_key_of_its_own():
     assert len(set(draws)) == len(draws) == 12
 
 
-def test_a_stage_behind_one_that_makes_a_client_absent_does_not_hear_of_it():
+def test_a_stage_after_one_that_makes_a_client_absent_does_not_hear_of_it():
     aggregator = fedagg.aggregator(
         affine("before", 1.0, 0.0),
         fedagg.zeroing(1.0, keep_weight=False),
-        affine("behind", 1.0, 0.0),
+        affine("after", 1.0, 0.0),
     )
 
     output = first_round(aggregator, jnp.asarray([0.5, math.nan, 9.0, 0.25]))
@@ -134,7 +134,7 @@ def test_a_stage_behind_one_that_makes_a_client_absent_does_not_hear_of_it():
         "before/clients": 4.0,
         "zeroing/bound": 1.0,
         "zeroing/count": 2.0,
-        "behind/clients": 2.0,
+        "after/clients": 2.0,
     }
 
 
@@ -147,7 +147,7 @@ def test_metrics_come_in_the_order_of_the_stages():
     ]
 
 
-def test_a_stage_behind_a_rotation_is_made_for_its_vector():
+def test_a_stage_after_a_rotation_is_made_for_its_vector():
     # All entries are rotated, then a rotation of the vector, then all of it is sent.
     rotations = fedagg.rotation("dft"), fedagg.rotation("hadamard", seed=1)
     aggregator = fedagg.aggregator(*rotations, fedagg.top_k(1.0))
@@ -159,7 +159,7 @@ def test_a_stage_behind_a_rotation_is_made_for_its_vector():
     assert_close(output.value, total, rtol=1e-4)
 
 
-def test_a_stage_behind_one_that_codes_is_refused_by_name():
+def test_a_stage_after_one_that_codes_is_refused_by_name():
     with pytest.raises(ValueError, match="codes. Put mean before quantization"):
         fedagg.chain(fedagg.quantization(8, 0), fedagg.mean())
 

@@ -132,6 +132,26 @@ def test_the_value_comes_back_in_the_dtypes_of_the_rows():
     }
 
 
+@pytest.mark.parametrize(
+    "stage", [fedagg.top_k(0.5), fedagg.eden(4), fedagg.quantization(4, 0)], ids=str
+)
+def test_rows_of_64_bits_have_a_memory_of_64_bits(stage):
+    key = jax.random.key(0)
+    narrow = fedagg.with_error_feedback(stage, N)
+    start = narrow.init(jax.tree.map(lambda x: x[0], VALUES))
+    expected = jax.jit(narrow.next)(start, (VALUES, EVERYBODY), None, key)
+
+    with jax.enable_x64(True):
+        feedback = fedagg.with_error_feedback(stage, N)
+        rows = jax.tree.map(lambda x: x.astype(jnp.float64), VALUES)
+        state = feedback.init(jax.tree.map(lambda x: x[0], rows))
+        output = jax.jit(feedback.next)(state, (rows, EVERYBODY), None, key)
+
+    wide = (output.value, output.state.memory, output.state.mean)
+    assert {x.dtype for x in jax.tree.leaves(wide)} == {jnp.dtype("float64")}
+    assert_close(output.value, expected.value)
+
+
 def test_federated_averaging_keeps_the_memory():
     targets = jnp.asarray(np.random.default_rng(4).normal(size=(N, 8)), jnp.float32)
 
@@ -155,7 +175,7 @@ def test_federated_averaging_keeps_the_memory():
 
 @pytest.mark.parametrize("clients", [0, -1])
 def test_a_number_of_clients_that_is_not_positive_is_an_error(clients):
-    with pytest.raises(ValueError, match="clients must be positive"):
+    with pytest.raises(ValueError, match="clients must be a whole number, 1 or more"):
         fedagg.with_error_feedback(fedagg.top_k(0.5), clients)
 
 

@@ -321,12 +321,12 @@ def test_integers_with_a_learnt_bound_are_refused():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"bits": 33}, "bits must be from 2 to 32"),
-        ({"bits": 1}, "bits must be from 2 to 32"),
-        ({"largest_cohort": 0}, "largest_cohort must be positive"),
+        ({"bits": 33}, "bits must be a whole number, 2 to 32"),
+        ({"bits": 1}, "bits must be a whole number, 2 to 32"),
+        ({"largest_cohort": 0}, "largest_cohort must be a whole number, 1 or more"),
         ({"largest_cohort": 300, "bits": 8}, "below 2\\*\\*bits"),
-        ({"largest_weight": 0.5}, "largest_weight must be at least one"),
-        ({"largest_weight": math.inf}, "largest_weight must be at least one"),
+        ({"largest_weight": 0.5}, r"largest_weight must be in \[1, inf\)"),
+        ({"largest_weight": math.inf}, r"largest_weight must be in \[1, inf\)"),
         (
             {"largest_cohort": 1000, "bits": 16, "largest_weight": 1e6},
             "has? 6 bits and needs 11|6 bits and needs 11",
@@ -387,3 +387,51 @@ def test_the_recipe_is_the_robust_one_to_the_step():
         assert_close(hidden.metrics[name], x)
     (state,) = hidden.state
     assert_same(state.stage, tuple(robust.state))
+
+
+def noting(note: Any) -> fedagg.Stage:
+    """A user's own stage with this note, whose sum is a metric."""
+    return fedagg.Stage.stateless(
+        lambda update, key: (update, jnp.asarray(note)),
+        lambda total, note, key: (total, {"note": note}),
+    )
+
+
+@pytest.mark.parametrize(
+    "note, total",
+    [(True, 11), (np.int8(100), 1100), (np.uint16(3), 33), (np.float16(0.5), 5.5)],
+)
+def test_a_note_of_a_narrow_dtype_is_summed_as_a_number(note, total):
+    output = first_round_compiled(
+        secured(50.0, noting(note), largest_weight=200.0), *make_updates()
+    )
+
+    assert output.metrics["note"] == total
+
+
+def test_integers_of_64_bits_are_summed_as_those_of_32():
+    narrow = np.arange(-11, 22).reshape(11, 3)
+
+    with jax.enable_x64(True):
+        wide = {"k": jnp.asarray(narrow, jnp.int64)}
+        within = secured(50.0, NOTHING)
+        modulo = fedagg.aggregator(
+            fedagg.secure_modular_sum(NOTHING, bits=8, largest_cohort=11)
+        )
+        for aggregator in (within, modulo):
+            got = first_round_compiled(aggregator, wide).value["k"]
+            far = first_round_compiled(modulo, {"k": wide["k"] + 2**40}).value["k"]
+
+            assert got.dtype == far.dtype == jnp.int64
+            np.testing.assert_array_equal(got, narrow.sum(axis=0))
+            np.testing.assert_array_equal(far, narrow.sum(axis=0))
+
+
+def test_a_note_beyond_32_bits_leaves_its_client_out():
+    with jax.enable_x64(True):
+        output = first_round_compiled(
+            secured(50.0, noting(np.int64(2**33 + 1))), *make_updates()
+        )
+
+        assert output.metrics["secure_sum/left_out_count"] == 11
+        assert output.metrics["note"] == 0

@@ -176,10 +176,10 @@ def test_nnx_dropout_differs_from_layer_to_layer():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"batch_size": 0}, "batch_size must be positive"),
-        ({"epochs": 0}, "epochs must be positive"),
-        ({"proximal": -1.0}, "proximal must not be negative"),
-        ({"proximal": float("nan")}, "proximal must not be negative"),
+        ({"batch_size": 0}, "batch_size must be a whole number, 1 or more"),
+        ({"epochs": 0}, "epochs must be a whole number, 1 or more"),
+        ({"proximal": -1.0}, "proximal must be finite and not negative"),
+        ({"proximal": float("nan")}, "proximal must be finite and not negative"),
     ],
 )
 def test_numbers_out_of_range_are_refused(options, message):

@@ -343,6 +343,11 @@ def one_round(
     return aggregator.next(state, updates.value, updates.weight, KEY)
 
 
+def avals(tree: Any) -> Any:
+    """Structure, shapes, dtypes and weak types."""
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+
+
 @everything
 def test_an_absent_client_changes_nothing_whatever_it_holds(name):
     updates = make_updates()

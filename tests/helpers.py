@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,10 +112,8 @@ def stack(trees: list[Any]) -> Any:
 
 def assert_same(got: Any, expected: Any) -> None:
     """The same structure, dtypes and bits; a NaN equals a NaN."""
-    assert jax.tree.structure(got) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, expected)
+    chex.assert_trees_all_equal(got, expected)
 
 
 def assert_close(got: Any, expected: Any, rtol: float = 1e-5) -> None:

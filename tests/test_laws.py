@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import flax.serialization
 import jax
 import jax.numpy as jnp
@@ -467,21 +468,20 @@ def test_rounds_scan(name):
 
 @everything_but_kin
 def test_next_is_traced_once_and_the_state_keeps_its_type(name):
-    aggregator, traces = build(name), []
+    aggregator = build(name)
+    chex.clear_trace_counter()  # which goes by the function's name
 
     @jax.jit
+    @chex.assert_max_traces(n=1)
     def next_round(state: Any, updates: fedagg.Update, key: jax.Array) -> fedagg.Output:
-        traces.append(None)
         return aggregator.next(state, updates.value, updates.weight, key)
 
     state = aggregator.init(TEMPLATE)
-    seen = [avals(state)]
     for i in range(3):
+        before = state
         state = next_round(state, make_updates(seed=i), jax.random.key(i)).state
-        seen.append(avals(state))
 
-    assert len(traces) == 1
-    assert seen[1:] == seen[:-1]
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, before)
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(state))
     assert not any(x.weak_type for x in jax.tree.leaves(state))
 
@@ -509,14 +509,9 @@ def test_the_value_comes_back_in_the_structure_and_dtypes_of_the_template(name, 
 
     output = jax.eval_shape(aggregator.next, state, *updates, jax.random.key(0))
 
-    assert jax.tree.structure(output.value) == jax.tree.structure(template)
-    assert [(x.shape, x.dtype) for x in jax.tree.leaves(output.value)] == [
-        (x.shape, x.dtype) for x in jax.tree.leaves(template)
-    ]
-    assert [(x.shape, x.dtype) for x in jax.tree.leaves(output.state)] == [
-        (x.shape, x.dtype) for x in jax.tree.leaves(state)
-    ]
-    assert all(x.shape == () for x in output.metrics.values())
+    chex.assert_trees_all_equal_shapes_and_dtypes(output.value, template)
+    chex.assert_trees_all_equal_shapes_and_dtypes(output.state, state)
+    chex.assert_rank(list(output.metrics.values()), 0)
 
 
 def with_64_bits(updates: fedagg.Update, dtypes: tuple[str, str]) -> fedagg.Update:

@@ -35,7 +35,7 @@ def aggregator(*stages: Stage, sum_over: SumOver | None = None) -> Aggregator:
       inside the sum. Where the value is an `Update`, its weight takes the place of the
       one in `weights`, which then says who is present. The `metrics`, a dict of
       scalars, come back as means over the present clients, weighted; a client whose
-      metric is not finite is left out of that metric.
+      metric is not finite is left out of that metric, which is NaN where nobody is left.
     - With `memory`, what each client kept of earlier rounds, `[n, ...]` on every leaf,
       `work(row, key, memory) -> (value, metrics, memory)` returns what it keeps now,
       and `next` returns `(Output, memory)`. It is never summed. A client that is

@@ -78,11 +78,22 @@ def driven(stage: Stage, server: Server, sum_over: SumOver) -> Next:
         if is_in_proportion:
             total = total._replace(note=in_units(total.note, unit))
         output = server.finish(state, total, stacked, fold_key(key, _SERVER), values[0])
+        if memory is not None:
+            _check_kept(kept, clients.memory)
         if work is None:  # after the stages, whose errors say more
             check_stacked(state, updates)
         return output if memory is None else (output, kept)
 
     return next
+
+
+def _check_kept(kept: PyTree, memory: PyTree) -> None:
+    """Raises a TypeError if a way to sum added up what clients keep."""
+    if pytree.shapes(kept) != pytree.shapes(memory):
+        raise TypeError(
+            "sum_over: this way to sum adds up what clients keep, which is to be "
+            "stacked: hand its function to one of fedagg's, which do."
+        )
 
 
 def _is_in_proportion(traits: Traits) -> bool:

@@ -187,6 +187,6 @@ def _note_metrics(metrics: dict[str, jax.Array], weight: jax.Array) -> PyTree:
 def _means(notes: PyTree) -> dict[str, jax.Array]:
     """Weighted means; NaN where nobody said anything."""
     return {
-        name: jnp.where(weight > 0.0, total / jnp.where(weight > 0.0, weight, 1.0), 0.0)
+        name: jnp.where(weight > 0.0, total / weight, jnp.nan)
         for name, (total, weight) in notes.items()
     }

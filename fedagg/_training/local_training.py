@@ -103,7 +103,8 @@ def local_training(
         (end, _), (losses, counted) = jax.lax.scan(
             step, (start, optimizer.init(start[0])), (places, counts, keys)
         )
-        mean_loss = jnp.sum(losses) / jnp.maximum(jnp.sum(counted), 1.0)
+        # Not a number for a client without examples, which has no say in a mean.
+        mean_loss = jnp.sum(losses) / jnp.sum(counted)
         change = pytree.subtract(join_model(*end), join_model(*start))
         return change, {"training/loss": mean_loss}
 

@@ -59,6 +59,11 @@ def _described(tree: PyTree) -> str:
     return ", ".join(described)
 
 
+def shapes(tree: PyTree) -> list[tuple[int, ...]]:
+    """Those of all leaves."""
+    return [jnp.shape(x) for x in jax.tree.leaves(tree)]
+
+
 def is_alike(tree: PyTree, other: PyTree) -> bool:
     """Whether two trees have the same structure."""
     return jax.tree.structure(tree) == jax.tree.structure(other)

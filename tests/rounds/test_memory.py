@@ -178,3 +178,15 @@ def test_a_weight_that_work_says_is_checked_as_others_are():
 def test_work_and_memory_that_do_not_fit_are_refused(work, memory, message):
     with pytest.raises((TypeError, ValueError), match=message):
         first_round(fedagg.aggregator(), ROWS, work=work, memory=memory)
+
+
+def test_a_way_to_sum_that_adds_up_what_clients_keep_is_told():
+    def adding(fn, clients):
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.vmap(fn)(clients))
+
+    aggregator = fedagg.aggregator(sum_over=adding)
+    state = aggregator.init(ROWS[0])
+
+    assert aggregator.next(state, ROWS).value == jnp.sum(ROWS)
+    with pytest.raises(TypeError, match="adds up what clients keep"):
+        aggregator.next(state, ROWS, work=counting, memory=MEMORY)

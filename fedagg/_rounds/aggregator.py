@@ -34,8 +34,8 @@ def aggregator(*stages: Stage, sum_over: SumOver | None = None) -> Aggregator:
       data set), and `work(row, key) -> (value, metrics)` makes the client's value
       inside the sum. Where the value is an `Update`, its weight takes the place of the
       one in `weights`, which then says who is present. The `metrics`, a dict of
-      scalars, come back as means over the present clients, weighted; a client whose
-      metric is not finite is left out of that metric, which is NaN where nobody is left.
+      scalars, come back as means over the present clients, weighted. A client whose
+      metric is not finite is left out of that metric, NaN is that of nobody.
     - With `memory`, what each client kept of earlier rounds, `[n, ...]` on every leaf,
       `work(row, key, memory) -> (value, metrics, memory)` returns what it keeps now,
       and `next` returns `(Output, memory)`. It is never summed. A client that is

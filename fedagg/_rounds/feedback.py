@@ -16,7 +16,7 @@ from fedagg._rounds.chain import merge_metrics
 from fedagg._rounds.steps import Work, message_of, steps_of
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree, rowwise
-from fedagg._trees.weights import as_weights
+from fedagg._trees.weights import as_weights, is_present
 from fedagg._types import Output, PyTree, Stage
 
 
@@ -108,8 +108,10 @@ def with_error_feedback(
         rows, indices = _parted(updates)
         _check_memory(state.memory, clients)
         n = checks.count_clients(updates)
-        is_known = (indices >= 0) & (indices < clients) & _is_first(indices)
-        weights = jnp.where(is_known, as_weights(weights, n), 0.0)
+        weights = as_weights(weights, n)
+        is_known = (indices >= 0) & (indices < clients) & is_present(weights)
+        is_known &= _is_first(jnp.where(is_known, indices, clients))
+        weights = jnp.where(is_known, weights, 0.0)
         dtypes = []
 
         def client(work: Any, state: PyTree, row: PyTree, key: Any, memory: PyTree):

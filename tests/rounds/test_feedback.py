@@ -200,8 +200,13 @@ def test_a_number_that_comes_twice_counts_once_with_its_first_row():
     once = feedback.next(state, (take([3, 1]), jnp.array([3, 1])))
     twice = feedback.next(state, (take([3, 1, 2, 0]), jnp.array([3, 1, 3, 1])))
 
-    assert_close(twice.state, once.state)
-    assert_close(twice.value, once.value)
+    absent = feedback.next(
+        state, (take([2, 3, 1]), jnp.array([3, 3, 1])), jnp.array([0.0, 1.0, 1.0])
+    )
+
+    for other in (twice, absent):
+        assert_close(other.state, once.state)
+        assert_close(other.value, once.value)
 
 
 @pytest.mark.parametrize("others", [3, 8])

@@ -25,7 +25,7 @@ KEY = 5
 
 def step_by_step(steps, state, rows, weights, key, memory=None) -> Any:
     """What a server and clients on machines of their own do; the absent do nothing."""
-    client, add = jax.jit(steps.client), jax.jit(steps.add)
+    client = jax.jit(steps.client)
     shared, total = steps.broadcast(state), None
     kept = {} if memory is None else {i: take(memory, i) for i in range(len(weights))}
     for i, weight in enumerate(weights):
@@ -35,7 +35,7 @@ def step_by_step(steps, state, rows, weights, key, memory=None) -> Any:
                 message = client(shared, row, weight, key_of_client)
             else:
                 message, kept[i] = client(shared, row, weight, key_of_client, kept[i])
-            total = add(total, message)
+            total = steps.add(total, message)
     key_of_server = jax.random.fold_in(key, 2**32 - 1)
     output = jax.jit(steps.server)(state, total, key_of_server)
     return output if memory is None else (output, [kept[i] for i in sorted(kept)])

@@ -96,9 +96,7 @@ def _groups_as_features(lhs: jax.Array, groups: int) -> jax.Array:
     """Groups of a batch `[groups * n, ..., c]` side by side: `[n, ..., groups * c]`."""
     batch, *space, features = lhs.shape
     lhs = lhs.reshape(groups, batch // groups, *space, features)
-    return jnp.moveaxis(lhs, 0, -2).reshape(
-        batch // groups, *space, groups * features
-    )
+    return jnp.moveaxis(lhs, 0, -2).reshape(batch // groups, *space, groups * features)
 
 
 def _slid_over_kernel(

@@ -46,7 +46,7 @@ def rewritten_on_cpus(
 
 
 class _Rewriting:
-    """Rewrites jaxprs, each once: what calls one jaxpr twice shares what is compiled."""
+    """Rewrites jaxprs, each once, so that calls of the same one stay that."""
 
     def __init__(self, rules: Mapping[Primitive, Rule]):
         self.rules = rules

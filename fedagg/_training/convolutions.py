@@ -16,7 +16,7 @@ hand:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,7 +30,8 @@ Numbers = jax.lax.ConvDimensionNumbers
 def in_order_of_kernels(equation: JaxprEqn) -> Callable[..., jax.Array] | None:
     """The rule of `conv_general_dilated`; None where nothing is to be done."""
     params, numbers = equation.params, equation.params["dimension_numbers"]
-    lhs, rhs = (x.aval for x in equation.invars)
+    avals: list[Any] = [x.aval for x in equation.invars]
+    lhs, rhs = avals
     floats = all(jnp.issubdtype(x.dtype, jnp.floating) for x in (lhs, rhs))
     if not floats or params["out_sharding"] is not None:
         return None
@@ -51,7 +52,7 @@ def _numbers(ndim: int) -> Numbers:
     return Numbers(features, (last, last - 1, *space), features)
 
 
-def _order(spec: tuple[int, ...]) -> list[int]:
+def _order(spec: Sequence[int]) -> list[int]:
     """Axes as batch, space, features; a spec has batch, features, space."""
     batch, features, *space = spec
     return [batch, *space, features]
@@ -89,7 +90,7 @@ def _convolution(
         result = _slid_over_kernel(lhs, rhs, **params)
     else:
         result = jax.lax.conv_general_dilated(lhs, rhs, **params)
-    return jnp.transpose(result, np.argsort(_order(numbers.out_spec)))
+    return jnp.transpose(result, np.argsort(_order(numbers.out_spec)).tolist())
 
 
 def _groups_as_features(lhs: jax.Array, groups: int) -> jax.Array:

@@ -7,6 +7,7 @@ entrywise comparisons find the same entry of each, and the gradient has the same
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,8 @@ def without_windows(equation: JaxprEqn) -> Callable[..., jax.Array] | None:
     window, padding = tuple(params["window_dimensions"]), params["padding"]
     is_maximum = params["select_prim"] is primitives.ge_p
     apart = tuple(params["window_strides"]) == window
-    floats = all(jnp.issubdtype(x.aval.dtype, jnp.floating) for x in equation.invars)
+    avals: list[Any] = [x.aval for x in equation.invars]
+    floats = all(jnp.issubdtype(x.dtype, jnp.floating) for x in avals)
     if not (is_maximum and apart and floats) or math.prod(window) > _LARGEST:
         return None
 

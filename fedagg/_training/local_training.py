@@ -9,6 +9,7 @@ import optax
 
 from fedagg._sentence import prints_as_its_call
 from fedagg._training.federated_averaging import ClientWork, join_model, split_model
+from fedagg._training.gradient import value_and_grad
 from fedagg._trees import checks, pytree, rowwise
 from fedagg._trees.keys import split_key
 from fedagg._types import PyTree
@@ -89,9 +90,9 @@ def local_training(
         def step(carry, batch):
             (parameters, collections), optimizer_state = carry
             places, counts, key = batch
-            (_, (value, changed)), gradient = jax.value_and_grad(
-                batch_loss, has_aux=True
-            )(parameters, collections, rowwise.take(examples, places), counts, key)
+            (_, (value, changed)), gradient = value_and_grad(batch_loss)(
+                parameters, collections, rowwise.take(examples, places), counts, key
+            )
             change, new_state = optimizer.update(gradient, optimizer_state, parameters)
             stepped = (optax.apply_updates(parameters, change), changed), new_state
             count = jnp.sum(counts, dtype=jnp.float32)

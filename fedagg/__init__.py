@@ -56,7 +56,8 @@ from fedagg._secure.modular_clipping import modular_clipping
 from fedagg._secure.secure_sum import secure_modular_sum, secure_sum
 from fedagg._training.data import pad_clients
 from fedagg._training.federated_averaging import federated_averaging
-from fedagg._training.local_training import linen_loss, local_training, nnx_loss
+from fedagg._training.local_training import local_training
+from fedagg._training.losses import linen_loss, nnx_loss
 from fedagg._types import Bound, Output, Rule, Stage, Traits, Update
 
 __all__ = [

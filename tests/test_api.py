@@ -27,7 +27,12 @@ PARTS = [
 # What these make has a source in the literature; the core has none.
 CORE = {
     *("_rounds.aggregator", "_rounds.chain", "_rounds.combining", "_rounds.view"),
-    *("_execution.ways", "_training.data", "_training.local_training"),
+    *(
+        "_execution.ways",
+        "_training.data",
+        "_training.local_training",
+        "_training.losses",
+    ),
     "_training.federated_averaging",
 }
 

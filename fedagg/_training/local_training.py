@@ -1,7 +1,7 @@
 """Client work for `federated_averaging`: training a model on a client's examples."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +32,14 @@ def local_training(
     A row of client data is `(examples, mask)`, as `pad_clients` makes it: leaves of
     `examples` are `[m, ...]`, and `mask` `[m]` is False where there is no example. In
     each epoch the client's examples are put in batches, the last of which may be short;
-    a client takes as many steps as it has batches. A step follows the gradient of the
-    mean loss over the batch. A short batch is filled up with other examples of the same
-    client, so that batch statistics see real data; their losses do not count.
+    a client takes as many steps as it has batches. (One client at a time, that is, by
+    `in_chunks(1)`; side by side all wait for the one with most.) A step follows the
+    gradient of the mean loss over the batch. A short batch is filled up with other
+    examples of the same client, so that batch statistics see real data; their losses do
+    not count.
 
     Reports `training/loss` `[]`, the mean loss over examples and epochs, each as it was
-    before the step on its batch.
+    before the step on its batch; NaN for a client without examples.
 
     Args:
         loss: `(variables, examples, key) -> (losses, collections)`: the loss of each
@@ -74,51 +76,94 @@ def local_training(
         start = split_model(variables)
         size = mask.shape[0] if batch_size is None else min(batch_size, mask.shape[0])
         order_key, loss_key = split_key(key, 2)
-        places, counts = _batches(mask, size, epochs, order_key if shuffle else None)
-
-        def batch_loss(parameters, collections, batch, counts, key):
-            model = join_model(parameters, collections)
-            losses, changed = loss(model, batch, key)
-            # At least one: a batch that counts no example takes no step, below.
-            count = jnp.maximum(jnp.sum(counts), 1).astype(losses.dtype)
-            value = jnp.sum(jnp.where(counts, losses, 0.0)) / count
-            distance = pytree.squared_norm(pytree.subtract(parameters, start[0]))
-            penalty = (proximal / 2.0 * distance).astype(value.dtype)
-            total = value + penalty if proximal > 0.0 else value
-            return total, (value, collections and collections | changed)
-
-        def step(carry, batch):
-            (parameters, collections), optimizer_state = carry
-            places, counts, key = batch
-            (_, (value, changed)), gradient = value_and_grad(batch_loss)(
-                parameters, collections, rowwise.take(examples, places), counts, key
-            )
-            change, new_state = optimizer.update(gradient, optimizer_state, parameters)
-            stepped = (optax.apply_updates(parameters, change), changed), new_state
-            count = jnp.sum(counts, dtype=jnp.float32)
-            counted = jnp.where(count > 0.0, count * value.astype(jnp.float32), 0.0)
-            return pytree.where(count > 0.0, stepped, carry), (counted, count)
-
-        steps = len(places)
-        keys = None if loss_key is None else jax.random.split(loss_key, steps)
-        (end, _), (losses, counted) = jax.lax.scan(
-            step, (start, optimizer.init(start[0])), (places, counts, keys)
-        )
+        batches = _batches(mask, size, epochs, order_key if shuffle else None)
+        keys = None
+        if loss_key is not None:
+            keys = jax.random.split(loss_key, len(batches.places))
+        end, total, count = train(start, examples, batches, keys)
         # Not a number for a client without examples, which has no say in a mean.
-        mean_loss = jnp.sum(losses) / jnp.sum(counted)
         change = pytree.subtract(join_model(*end), join_model(*start))
-        return change, {"training/loss": mean_loss}
+        return change, {"training/loss": total / count}
+
+    def batch_loss(parameters, collections, start, batch, counts, key):
+        model = join_model(parameters, collections)
+        losses, changed = loss(model, batch, key)
+        # At least one: a batch that counts no example takes no step.
+        count = jnp.maximum(jnp.sum(counts), 1).astype(losses.dtype)
+        value = jnp.sum(jnp.where(counts, losses, 0.0)) / count
+        distance = pytree.squared_norm(pytree.subtract(parameters, start[0]))
+        penalty = (proximal / 2.0 * distance).astype(value.dtype)
+        total = value + penalty if proximal > 0.0 else value
+        return total, (value, collections and collections | changed)
+
+    def step(carry, start, examples, batch):
+        """One step, if the batch counts an example."""
+        (parameters, collections), optimizer_state, total, counted = carry
+        places, counts, key = batch
+        (_, (value, changed)), gradient = value_and_grad(batch_loss)(
+            parameters,
+            collections,
+            start,
+            rowwise.take(examples, places),
+            counts,
+            key,
+        )
+        change, new_state = optimizer.update(gradient, optimizer_state, parameters)
+        count = jnp.sum(counts, dtype=jnp.float32)
+        total += count * value.astype(jnp.float32)
+        model = optax.apply_updates(parameters, change), changed
+        stepped = model, new_state, total, counted + count
+        return pytree.where(count > 0.0, stepped, carry)
+
+    def first(start):
+        return start, optimizer.init(start[0]), jnp.float32(0.0), jnp.float32(0.0)
+
+    @jax.custom_jvp
+    def train(start, examples, batches, keys):
+        """The model after the client's own steps, the sum of its losses, their number.
+
+        Steps on padding are not run, where clients train one at a time.
+        """
+        own = batches.steps
+
+        def body(i, carry):
+            at = i // own * (len(batches.places) // epochs) + i % own
+            batch = batches.places[at], batches.counts[at]
+            key = None if keys is None else keys[at]
+            return step(carry, start, examples, (*batch, key))
+
+        end, _, total, count = jax.lax.fori_loop(0, epochs * own, body, first(start))
+        return end, total, count
+
+    @train.defjvp
+    def _(primals, tangents):
+        """Through a loop of known length, which has derivatives in both modes."""
+
+        def through_all(start, examples, batches, keys):
+            def body(carry, batch):
+                return step(carry, start, examples, batch), None
+
+            stacked = batches.places, batches.counts, keys
+            end, _, total, count = jax.lax.scan(body, first(start), stacked)[0]
+            return end, total, count
+
+        return jax.jvp(through_all, primals, tangents)
 
     return work
 
 
+class _Batches(NamedTuple):
+    """A client's batches of all epochs, padding at the end of each."""
+
+    places: jax.Array  # [steps, size], positions of examples
+    counts: jax.Array  # [steps, size] bool, which of them count
+    steps: jax.Array  # [], those of an epoch that have an example
+
+
 def _batches(
     mask: jax.Array, size: int, epochs: int, key: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    """Positions of examples `[steps, size]` and which of them count, over all epochs.
-
-    Examples come before padding, so that a client's first batches are full.
-    """
+) -> _Batches:
+    """Batches over all epochs. Examples come before padding: the first are full."""
     count = jnp.sum(mask, dtype=jnp.int32)
     places = jnp.arange(-(-mask.shape[0] // size) * size, dtype=jnp.int32)
 
@@ -136,74 +181,5 @@ def _batches(
     else:
         orders = jax.vmap(epoch)(jax.random.split(key, epochs))
     counts = jnp.tile(places < count, epochs)
-    return orders.reshape(-1, size), counts.reshape(-1, size)
-
-
-def linen_loss(
-    model: Any, loss: Callable[[Any, Any], jax.Array], **kwargs: Any
-) -> Loss:
-    """Makes `local_training`'s loss from a Flax linen module.
-
-    The model is what `model.init` returns, a dict of collections. All of them but
-    "params" may change in training (`batch_stats`, say) and are aggregated like the
-    parameters. Randomness is drawn from the stream "dropout".
-
-    Args:
-        model: a `flax.linen.Module` that takes a batch of inputs.
-        loss: `(outputs, targets) -> [b]`, such as
-            `optax.softmax_cross_entropy_with_integer_labels`. A client's examples are
-            pairs `(inputs, targets)`.
-        **kwargs: further arguments of the module's call, such as `train=True`.
-    """
-
-    def batch_loss(variables: PyTree, examples: Any, key: jax.Array | None):
-        inputs, targets = examples
-        outputs, changed = model.apply(
-            variables,
-            inputs,
-            mutable=[name for name in variables if name != "params"],
-            rngs=None if key is None else {"dropout": key},
-            **kwargs,
-        )
-        return loss(outputs, targets), dict(changed)
-
-    return batch_loss
-
-
-def nnx_loss(
-    model: Any, loss: Callable[[Any, Any], jax.Array]
-) -> tuple[dict[str, PyTree], Loss]:
-    """Makes the model's variables and `local_training`'s loss from a Flax nnx module.
-
-    Variables are `{"params": ..., "state": ...}`, both of `nnx.State`: the parameters,
-    and all else but random number generators, which draw anew from each step's key.
-    `nnx.update(model, variables["params"], variables["state"])` puts them back into the
-    module.
-
-    Args:
-        model: a `flax.nnx.Module` that takes a batch of inputs, in the mode to train in
-            (`model.train()`).
-        loss: `(outputs, targets) -> [b]`, such as
-            `optax.softmax_cross_entropy_with_integer_labels`. A client's examples are
-            pairs `(inputs, targets)`.
-
-    Returns:
-        `(variables, loss)`, for `federated_averaging`'s `init` and for
-        `local_training`.
-    """
-    from flax import nnx  # takes longer to import than all the rest
-
-    graph, parameters, generators, state = nnx.split(
-        model, nnx.Param, nnx.RngState, ...
-    )
-
-    def batch_loss(variables: PyTree, examples: Any, key: jax.Array | None):
-        inputs, targets = examples
-        # Copies, since nnx refuses to write to variables of an outer trace.
-        now = pytree.copy((variables["params"], variables["state"]))
-        module = nnx.merge(graph, *now, pytree.renew_keys(generators, key))
-        outputs = module(inputs)
-        _, _, _, changed = nnx.split(module, nnx.Param, nnx.RngState, ...)
-        return loss(outputs, targets), {"state": changed}
-
-    return {"params": parameters, "state": state}, batch_loss
+    steps = -(-count // size)
+    return _Batches(orders.reshape(-1, size), counts.reshape(-1, size), steps)

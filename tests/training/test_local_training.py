@@ -197,3 +197,52 @@ def test_a_missing_key_is_named():
 
     with pytest.raises(ValueError, match="local_training draws .* needs a key"):
         training.next(training.init(variables), data, sizes)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_one_at_a_time_clients_take_no_step_on_padding(epochs):
+    sizes, steps = (1, 7, 0, 30, 4), []
+    data, weights = make_clients(sizes)
+
+    def loss(variables, examples, key):
+        jax.debug.callback(lambda: steps.append(None))
+        inputs, _ = examples
+        return jnp.sum(jnp.square(inputs - variables["x"][None]), axis=1), {}
+
+    work = fedagg.local_training(
+        loss, optax.sgd(0.01), batch_size=4, epochs=epochs, shuffle=False
+    )
+    mean = fedagg.aggregator(fedagg.mean(), sum_over=fedagg.in_chunks(1))
+    training = fedagg.federated_averaging(work, optax.sgd(1.0), mean)
+    output = jax.jit(training.next)(
+        training.init({"x": jnp.zeros(4)}), data, jnp.ones(len(sizes))
+    )
+    jax.block_until_ready(output)
+    jax.effects_barrier()
+
+    assert len(steps) == epochs * sum(-(-size // 4) for size in sizes)
+    assert np.isfinite(output.metrics["training/loss"])
+
+
+def test_a_round_has_a_derivative_with_respect_to_the_model():
+    data, weights = make_clients((5, 2))
+
+    def loss(variables, examples, key):
+        inputs, _ = examples
+        return jnp.sum(jnp.square(jnp.tanh(inputs) - variables["x"][None]), axis=1), {}
+
+    work = fedagg.local_training(loss, optax.sgd(0.1), batch_size=2, shuffle=False)
+    training = fedagg.federated_averaging(
+        work, optax.sgd(1.0), fedagg.aggregator(fedagg.mean())
+    )
+
+    def end(x):
+        return jnp.sum(training.next(training.init({"x": x}), data, weights).value["x"])
+
+    x = jnp.asarray([0.1, -0.3, 0.2, 0.5])
+    gradient = jax.jit(jax.grad(end))(x)
+
+    # A step takes a distance by a factor of 1 - 2 * 0.1; three batches and one.
+    share = np.asarray(weights) / np.sum(weights)
+    expected = share[0] * 0.8**3 + share[1] * 0.8
+    np.testing.assert_allclose(gradient, np.full(4, expected), rtol=1e-5)

@@ -1,0 +1,80 @@
+"""Losses of Flax models, for the work of a client."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from fedagg._training.local_training import Loss
+from fedagg._trees import pytree
+from fedagg._types import PyTree
+
+
+def linen_loss(
+    model: Any, loss: Callable[[Any, Any], jax.Array], **kwargs: Any
+) -> Loss:
+    """Makes `local_training`'s loss from a Flax linen module.
+
+    The model is what `model.init` returns, a dict of collections. All of them but
+    "params" may change in training (`batch_stats`, say) and are aggregated like the
+    parameters. Randomness is drawn from the stream "dropout".
+
+    Args:
+        model: a `flax.linen.Module` that takes a batch of inputs.
+        loss: `(outputs, targets) -> [b]`, such as
+            `optax.softmax_cross_entropy_with_integer_labels`. A client's examples are
+            pairs `(inputs, targets)`.
+        **kwargs: further arguments of the module's call, such as `train=True`.
+    """
+
+    def batch_loss(variables: PyTree, examples: Any, key: jax.Array | None):
+        inputs, targets = examples
+        outputs, changed = model.apply(
+            variables,
+            inputs,
+            mutable=[name for name in variables if name != "params"],
+            rngs=None if key is None else {"dropout": key},
+            **kwargs,
+        )
+        return loss(outputs, targets), dict(changed)
+
+    return batch_loss
+
+
+def nnx_loss(
+    model: Any, loss: Callable[[Any, Any], jax.Array]
+) -> tuple[dict[str, PyTree], Loss]:
+    """Makes the model's variables and `local_training`'s loss from a Flax nnx module.
+
+    Variables are `{"params": ..., "state": ...}`, both of `nnx.State`: the parameters,
+    and all else but random number generators, which draw anew from each step's key.
+    `nnx.update(model, variables["params"], variables["state"])` puts them back into the
+    module.
+
+    Args:
+        model: a `flax.nnx.Module` that takes a batch of inputs, in the mode to train in
+            (`model.train()`).
+        loss: `(outputs, targets) -> [b]`, such as
+            `optax.softmax_cross_entropy_with_integer_labels`. A client's examples are
+            pairs `(inputs, targets)`.
+
+    Returns:
+        `(variables, loss)`, for `federated_averaging`'s `init` and for
+        `local_training`.
+    """
+    from flax import nnx  # takes longer to import than all the rest
+
+    graph, parameters, generators, state = nnx.split(
+        model, nnx.Param, nnx.RngState, ...
+    )
+
+    def batch_loss(variables: PyTree, examples: Any, key: jax.Array | None):
+        inputs, targets = examples
+        # Copies, since nnx refuses to write to variables of an outer trace.
+        now = pytree.copy((variables["params"], variables["state"]))
+        module = nnx.merge(graph, *now, pytree.renew_keys(generators, key))
+        outputs = module(inputs)
+        _, _, _, changed = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        return loss(outputs, targets), {"state": changed}
+
+    return {"params": parameters, "state": state}, batch_loss

@@ -5,7 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jax.extend.core import (
+    ClosedJaxpr,
+    Jaxpr,
+    Primitive,
+    jaxpr_as_fun,
+    jaxprs_in_params,
+)
 
 from fedagg._trees import pytree, rowwise
 from fedagg._types import PyTree
@@ -80,6 +86,10 @@ class Program:
         """Whether it calls the host, to print, say, so that it must run just once."""
         return bool(self.jaxpr.effects)
 
+    def runs(self, primitive: Primitive) -> bool:
+        """Whether it runs the primitive, in its loops, branches and calls as well."""
+        return _runs(self.jaxpr, primitive)
+
     def parted(self) -> "Program":
         """The same with a pair of lists as its result: what is summed, and kept."""
         order = self._summed_and_kept()
@@ -110,3 +120,10 @@ class Program:
         leaves, _ = pytree.flatten(client)
         results = jaxpr_as_fun(self.closed)(*self.bound, *leaves)
         return pytree.unflatten(self.structure, results)
+
+
+def _runs(jaxpr: Jaxpr, primitive: Primitive) -> bool:
+    inner = (x for y in jaxpr.eqns for x in jaxprs_in_params(y.params))
+    return any(x.primitive is primitive for x in jaxpr.eqns) or any(
+        _runs(x, primitive) for x in inner
+    )

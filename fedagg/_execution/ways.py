@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import primitives
 
 from fedagg._execution.builder import NotFoldable
 from fedagg._execution.folding import measured_ahead, sum_folded
@@ -198,7 +199,8 @@ def by_size(program: Program, clients: PyTree) -> tuple[list, list]:
     """The default way to sum.
 
     Dot products with the clients' rows where stages only keep, scale and measure them;
-    else chunks whose messages fill a cache, or a launch, with measures taken ahead.
+    else chunks whose messages fill a cache, or a launch, with measures taken ahead. On
+    CPUs clients that convolve run one at a time.
     """
     check_not_explicit(clients, "the default way to sum")
     way = in_chunks(_chunk_size(program))
@@ -225,5 +227,8 @@ def _as_pair(fn: Fn) -> Fn:
 
 
 def _chunk_size(program: Program) -> int:
-    budget = _CHUNK_BYTES.get(jax.default_backend(), _CHUNK_BYTES_ELSEWHERE)
+    backend = jax.default_backend()
+    if backend == "cpu" and program.runs(primitives.conv_general_dilated_p):
+        return 1  # kernels of their own, side by side, take twice the time
+    budget = _CHUNK_BYTES.get(backend, _CHUNK_BYTES_ELSEWHERE)
     return max(1, budget // max(1, pytree.count_bytes(program.result)))

@@ -246,3 +246,30 @@ def test_a_round_has_a_derivative_with_respect_to_the_model():
     share = np.asarray(weights) / np.sum(weights)
     expected = share[0] * 0.8**3 + share[1] * 0.8
     np.testing.assert_allclose(gradient, np.full(4, expected), rtol=1e-5)
+
+
+def test_by_default_clients_that_convolve_train_one_at_a_time():
+    class Small(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(nn.relu(nn.Conv(2, (3,))(x[..., None])).mean(axis=1))
+
+    model, sizes, steps = Small(), (1, 9, 2), []
+    data, weights = make_clients(sizes)
+    plain = fedagg.linen_loss(model, LOSS)
+
+    def loss(variables, examples, key):
+        jax.debug.callback(lambda: steps.append(None))
+        return plain(variables, examples, key)
+
+    work = fedagg.local_training(loss, optax.sgd(0.1), batch_size=2, shuffle=False)
+    training = fedagg.federated_averaging(
+        work, optax.sgd(1.0), fedagg.aggregator(fedagg.mean())
+    )
+    variables = model.init(jax.random.key(0), jnp.ones((1, 4)))
+    output = jax.jit(training.next)(training.init(variables), data, weights)
+    jax.block_until_ready(output)
+    jax.effects_barrier()
+
+    # Side by side all would take as many steps as the largest, five.
+    assert len(steps) == 1 + 5 + 1

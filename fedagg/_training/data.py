@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedagg._trees import pytree
@@ -24,8 +25,10 @@ def pad_clients(datasets: Sequence[PyTree]) -> tuple[tuple[PyTree, Any], Any]:
         of examples, which are the weights to average with. All are NumPy arrays.
 
     Raises:
-        ValueError: if there is no client, no example at all, clients' trees differ, or
-            leaves of a client disagree on the number of its examples.
+        ValueError: if there is no client, no example at all, clients' trees or the
+            shapes of their examples differ, or leaves of a client disagree on the
+            number of its examples.
+        TypeError: for leaves that are no numbers.
     """
     if not datasets:
         raise ValueError("datasets: expected at least one client, got none.")
@@ -37,9 +40,8 @@ def pad_clients(datasets: Sequence[PyTree]) -> tuple[tuple[PyTree, Any], Any]:
                 f"datasets: client {i} has {jax.tree.structure(dataset)}, client 0 has "
                 f"{structure}."
             )
-        lengths = {
-            path: np.shape(x)[0] for path, x in pytree.leaves_with_names(dataset)
-        }
+        leaves = pytree.leaves_with_names(dataset)
+        lengths = {path: _length(i, path, x) for path, x in leaves}
         if len(set(lengths.values())) != 1:
             raise ValueError(
                 f"datasets: the leaves of client {i} disagree on the number of "
@@ -51,12 +53,34 @@ def pad_clients(datasets: Sequence[PyTree]) -> tuple[tuple[PyTree, Any], Any]:
         raise ValueError("datasets: expected at least one example, got none.")
 
     def stack(*leaves: Any) -> np.ndarray:
-        first = np.asarray(leaves[0])
-        stacked = np.zeros((len(leaves), largest, *first.shape[1:]), first.dtype)
-        for i, leaf in enumerate(leaves):
-            stacked[i, : len(leaf)] = leaf
+        arrays = [np.asarray(x) for x in leaves]
+        shape = arrays[0].shape[1:]
+        for i, x in enumerate(arrays):
+            if x.shape[1:] != shape:
+                raise ValueError(
+                    f"datasets: examples of client {i} have shape {list(x.shape[1:])}, "
+                    f"those of client 0 {list(shape)}."
+                )
+        # What holds the values of all of them.
+        dtype = np.result_type(*arrays)
+        stacked = np.zeros((len(arrays), largest, *shape), dtype)
+        for i, x in enumerate(arrays):
+            stacked[i, : len(x)] = x
         return stacked
 
     examples = jax.tree.map(stack, *datasets)
     mask = np.arange(largest)[None, :] < sizes[:, None]
     return (examples, mask), sizes.astype(np.float32)
+
+
+def _length(client: int, path: str, x: Any) -> int:
+    """The number of examples in a leaf."""
+    where, array = f"{path} of client {client}", np.asarray(x)
+    if not array.ndim:
+        raise ValueError(
+            f"datasets: expected a leading axis of examples, [m, ...]; {where} has "
+            "shape []."
+        )
+    if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != bool:
+        raise TypeError(f"datasets: expected numbers; {where} has dtype {array.dtype}.")
+    return len(array)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax.core import FrozenDict
 from jax.tree_util import Partial
 
 from fedagg._aggregator import Aggregator, Steps
@@ -80,7 +81,7 @@ def federated_averaging(
     """
 
     def init(variables: PyTree) -> TrainingState:
-        variables = jax.tree.map(jnp.asarray, variables)
+        variables = jax.tree.map(jnp.asarray, plain_model(variables))
         return TrainingState(
             variables,
             server_optimizer.init(split_model(variables)[0]),
@@ -169,6 +170,13 @@ def _check_state(state: Any) -> None:
             "state: expected the state that init or the last round returned, got a "
             f"{type(state).__name__}. The model is state.variables."
         )
+
+
+def plain_model(variables: PyTree) -> PyTree:
+    """The model with plain dicts in place of `FrozenDict` and other kinds of dict."""
+    if isinstance(variables, (dict, FrozenDict)):
+        return {name: plain_model(x) for name, x in variables.items()}
+    return variables
 
 
 def split_model(variables: PyTree) -> tuple[PyTree, PyTree]:

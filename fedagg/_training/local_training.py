@@ -5,10 +5,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fedagg._sentence import prints_as_its_call
-from fedagg._training.federated_averaging import ClientWork, join_model, split_model
+from fedagg._training.federated_averaging import (
+    ClientWork,
+    join_model,
+    plain_model,
+    split_model,
+)
 from fedagg._training.gradient import value_and_grad
 from fedagg._trees import checks, pytree, rowwise
 from fedagg._trees.keys import split_key
@@ -54,7 +60,9 @@ def local_training(
 
     Raises:
         ValueError: if a number is out of range; in the work, if an order is to be drawn
-            and there is no key.
+            and there is no key, or losses are of another shape than `[b]`.
+        TypeError: in the work, for client data without a mask, or a loss that returns
+            something else than a pair.
 
     Reference: McMahan et al., "Communication-Efficient Learning of Deep Networks from
         Decentralized Data", 2017, algorithm 1; Li et al., "Federated Optimization in
@@ -72,8 +80,8 @@ def local_training(
                 "local_training draws the order of the examples and needs a key, got "
                 "key=None. Give next a key, or set shuffle=False."
             )
-        examples, mask = row
-        start = split_model(variables)
+        examples, mask = _checked_row(row)
+        start = split_model(plain_model(variables))
         size = mask.shape[0] if batch_size is None else min(batch_size, mask.shape[0])
         order_key, loss_key = split_key(key, 2)
         batches = _batches(mask, size, epochs, order_key if shuffle else None)
@@ -87,7 +95,7 @@ def local_training(
 
     def batch_loss(parameters, collections, start, batch, counts, key):
         model = join_model(parameters, collections)
-        losses, changed = loss(model, batch, key)
+        losses, changed = _checked_losses(loss(model, batch, key), counts.shape)
         # At least one: a batch that counts no example takes no step.
         count = jnp.maximum(jnp.sum(counts), 1).astype(losses.dtype)
         value = jnp.sum(jnp.where(counts, losses, 0.0)) / count
@@ -150,6 +158,36 @@ def local_training(
         return jax.jvp(through_all, primals, tangents)
 
     return work
+
+
+def _checked_row(row: Any) -> tuple[PyTree, jax.Array]:
+    """A client's examples and mask, if it has both."""
+    if isinstance(row, (tuple, list)) and len(row) == 2:
+        mask = jnp.asarray(row[1]) if isinstance(row[1], (np.ndarray, jax.Array)) else 0
+        if jnp.ndim(mask) == 1 and jnp.result_type(mask) == jnp.bool_:
+            return jax.tree.map(jnp.asarray, row[0]), jnp.asarray(mask)
+    raise TypeError(
+        "client data: local_training takes a pair (examples, mask) of each client, the "
+        "mask [m] of bools, which say what examples there are, as pad_clients makes "
+        f"it; got {jax.tree.map(jnp.shape, row)}."
+    )
+
+
+def _checked_losses(made: Any, shape: tuple[int, ...]) -> tuple[jax.Array, PyTree]:
+    """What a loss returned, if it is the loss of each example, and collections."""
+    if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[1], dict):
+        raise TypeError(
+            "loss: expected a pair (losses, collections); with no collections that "
+            f"change, return losses, {{}}. Got {type(made).__name__}."
+        )
+    losses = jnp.asarray(made[0])
+    if losses.shape != shape:
+        raise ValueError(
+            f"loss: expected the loss of each example, of shape {list(shape)}; got "
+            f"{list(losses.shape)}. Drop an axis of one, or take the mean over what an "
+            "example is made of, such as tokens: losses.mean(axis=1)."
+        )
+    return losses, made[1]
 
 
 class _Batches(NamedTuple):

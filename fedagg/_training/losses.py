@@ -61,6 +61,10 @@ def nnx_loss(
     Returns:
         `(variables, loss)`, for `federated_averaging`'s `init` and for
         `local_training`.
+
+    Raises:
+        ValueError: in the loss, for variables that are another tree than the first
+            result, or if the model draws, as dropout does, and there is no key.
     """
     from flax import nnx  # takes longer to import than all the rest
 
@@ -69,12 +73,25 @@ def nnx_loss(
     )
 
     def batch_loss(variables: PyTree, examples: Any, key: jax.Array | None):
+        if not isinstance(variables, dict) or set(variables) != {"params", "state"}:
+            raise ValueError(
+                "variables: expected the first of what nnx_loss returned, a dict of "
+                f"params and state, as what init is given; got {type(variables)}."
+            )
         inputs, targets = examples
         # Copies, since nnx refuses to write to variables of an outer trace.
         now = pytree.copy((variables["params"], variables["state"]))
-        module = nnx.merge(graph, *now, pytree.renew_keys(generators, key))
+        renewed = pytree.renew_keys(generators, key)
+        before, _ = pytree.flatten(renewed)
+        module = nnx.merge(graph, *now, renewed)
         outputs = module(inputs)
-        _, _, _, changed = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        _, _, drawn, changed = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        if key is None and not pytree.has_same_leaves(drawn, before):
+            raise ValueError(
+                "the model draws, for dropout, say, and needs a key, got key=None: "
+                "without one, all clients and steps would draw the same. Give next a "
+                "key, or put the model in the mode of evaluation, model.eval()."
+            )
         return loss(outputs, targets), {"state": changed}
 
     return {"params": parameters, "state": state}, batch_loss

@@ -59,6 +59,12 @@ def _described(tree: PyTree) -> str:
     return ", ".join(described)
 
 
+def has_same_leaves(tree: PyTree, other: PyTree) -> bool:
+    """Whether the leaves are the same objects."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+    return all(x is y for x, y in pairs)
+
+
 def shapes(tree: PyTree) -> list[tuple[int, ...]]:
     """Those of all leaves."""
     return [jnp.shape(x) for x in jax.tree.leaves(tree)]

@@ -1,5 +1,7 @@
 """Local training of Flax models: collections beside the parameters, dropout, errors."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
+from flax.core import FrozenDict
 
 import fedagg
 
@@ -273,3 +276,128 @@ def test_by_default_clients_that_convolve_train_one_at_a_time():
 
     # Side by side all would take as many steps as the largest, five.
     assert len(steps) == 1 + 5 + 1
+
+
+def a_round_with(loss, data=None, variables=None, key=None, **options):
+    work = fedagg.local_training(loss, optax.sgd(0.1), shuffle=False, **options)
+    training = fedagg.federated_averaging(
+        work, optax.sgd(1.0), fedagg.aggregator(fedagg.mean())
+    )
+    variables = {"x": jnp.zeros(4)} if variables is None else variables
+    data = make_clients()[0] if data is None else data
+    return training.next(training.init(variables), data, key=key)
+
+
+def squares(variables, examples, key):
+    return jnp.sum(jnp.square(examples[0] - variables["x"][None]), axis=1), {}
+
+
+@pytest.mark.parametrize(
+    "reshape, got",
+    [
+        (lambda x: x[:, None], r"\[6, 1\]"),
+        (lambda x: jnp.stack([x, x], axis=1), r"\[6, 2\]"),
+        (jnp.mean, r"\[\]"),
+    ],
+)
+def test_losses_of_another_shape_are_refused(reshape, got):
+    def loss(variables, examples, key):
+        losses, changed = squares(variables, examples, key)
+        return reshape(losses), changed
+
+    with pytest.raises(ValueError, match=rf"of shape \[6\]; got {got}"):
+        a_round_with(loss)
+
+
+def test_losses_alone_are_refused():
+    with pytest.raises(TypeError, match=r"expected a pair \(losses, collections\)"):
+        a_round_with(lambda *x: squares(*x)[0])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        jnp.ones((2, 6, 4)),
+        (jnp.ones((2, 6, 4)), jnp.ones((2, 6), jnp.int32)),  # labels, and no mask
+        (jnp.ones((2, 6, 4)), jnp.ones((2, 6), jnp.int32), jnp.ones((2, 6), bool)),
+        {"x": jnp.ones((2, 6, 4))},
+    ],
+    ids=["inputs", "pairs", "triples", "dict"],
+)
+def test_client_data_without_a_mask_are_refused(data):
+    with pytest.raises(TypeError, match=r"a pair \(examples, mask\)"):
+        a_round_with(squares, data)
+
+
+def test_work_runs_by_hand_on_numpy_arrays():
+    (examples, mask), _ = make_clients()
+    work = fedagg.local_training(squares, optax.sgd(0.1), batch_size=2, shuffle=False)
+    variables = {"x": np.zeros(4, np.float32)}
+    row = jax.tree.map(lambda x: x[0], (examples, mask))
+
+    change, metrics = jax.jit(work)(variables, row, None)
+    by_hand, _ = work(variables, row, None)
+
+    np.testing.assert_allclose(by_hand["x"], change["x"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [FrozenDict, collections.OrderedDict])
+def test_a_model_may_be_of_other_dicts(kind):
+    training, variables = linen_training(batch_size=2)
+    data, weights = make_clients()
+    other = kind({name: kind(x) for name, x in variables.items()})
+
+    expected = training.next(training.init(variables), data, weights, jax.random.key(0))
+    got = training.next(training.init(other), data, weights, jax.random.key(0))
+
+    for x, y in zip(
+        jax.tree.leaves(got.value), jax.tree.leaves(expected.value), strict=True
+    ):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_an_nnx_model_that_draws_needs_a_key():
+    model = NNXModel(0.5, nnx.Rngs(0))
+    model.train()
+    variables, loss = fedagg.nnx_loss(model, LOSS)
+    model.eval()
+    _, still = fedagg.nnx_loss(model, LOSS)
+
+    with pytest.raises(ValueError, match="the model draws.* got key=None"):
+        a_round_with(loss, variables=variables)
+    a_round_with(still, variables=variables)
+    a_round_with(loss, variables=variables, key=jax.random.key(0))
+
+
+def test_an_nnx_state_alone_is_no_model():
+    model = NNXModel(0.0, nnx.Rngs(0))
+    _, loss = fedagg.nnx_loss(model, LOSS)
+
+    with pytest.raises(ValueError, match="the first of what nnx_loss returned"):
+        a_round_with(loss, variables=nnx.state(model, nnx.Param))
+
+
+@pytest.mark.parametrize(
+    "datasets, error, message",
+    [
+        (
+            [np.ones((2, 3)), np.ones((2, 1))],
+            ValueError,
+            r"client 1 have shape \[1\], those of client 0 \[3\]",
+        ),
+        ([np.ones((2, 3)), np.ones(2)], ValueError, r"client 1 have shape \[\]"),
+        ([np.float32(1.0)], ValueError, "leading axis of examples"),
+        ([np.array(["a", "b"])], TypeError, "expected numbers"),
+    ],
+)
+def test_clients_whose_examples_do_not_fit_are_refused(datasets, error, message):
+    with pytest.raises(error, match=message):
+        fedagg.pad_clients(datasets)
+
+
+def test_padding_keeps_the_values_of_every_client():
+    whole, halves = np.array([1, 2]), np.array([0.5, 1.5, 2.5])
+
+    (examples, mask), _ = fedagg.pad_clients([whole, halves])
+
+    np.testing.assert_array_equal(examples, [[1.0, 2.0, 0.0], [0.5, 1.5, 2.5]])

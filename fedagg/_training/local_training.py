@@ -17,8 +17,11 @@ from fedagg._training.federated_averaging import (
 )
 from fedagg._training.gradient import value_and_grad
 from fedagg._trees import checks, pytree, rowwise
-from fedagg._trees.keys import split_key
+from fedagg._trees.keys import fold_key, split_key
 from fedagg._types import PyTree
+
+# Stream of the client optimizer's key, beside those that the client's is split into.
+_OPTIMIZER = 2**32 - 3
 
 Loss = Callable[[PyTree, Any, jax.Array | None], tuple[jax.Array, dict[str, PyTree]]]
 
@@ -51,7 +54,9 @@ def local_training(
         loss: `(variables, examples, key) -> (losses, collections)`: the loss of each
             example `[b]`, and the new values of collections beside "params" (a dict,
             empty for none). `linen_loss` and `nnx_loss` make one from a Flax model.
-        optimizer: from Optax. It starts anew with each client and round.
+        optimizer: from Optax. It starts anew with each client and round. Typed keys in
+            its state, as `optax.add_noise` has one, are made anew from the client's, so
+            that clients and rounds draw apart.
         batch_size: examples in a batch. None takes all of a client's at once.
         epochs: passes over the client's examples.
         proximal: FedProx's mu: adds `mu / 2` times the squared distance from the
@@ -60,7 +65,8 @@ def local_training(
 
     Raises:
         ValueError: if a number is out of range; in the work, if an order is to be drawn
-            and there is no key, or losses are of another shape than `[b]`.
+            and there is no key, likewise if the optimizer draws, or losses are of
+            another shape than `[b]`.
         TypeError: in the work, for client data without a mask, or a loss that returns
             something else than a pair.
 
@@ -88,7 +94,8 @@ def local_training(
         keys = None
         if loss_key is not None:
             keys = jax.random.split(loss_key, len(batches.places))
-        end, total, count = train(start, examples, batches, keys)
+        first = start, _with_draws_of_its_own(optimizer.init(start[0]), key)
+        end, total, count = train(first, examples, batches, keys)
         # Not a number for a client without examples, which has no say in a mean.
         change = pytree.subtract(join_model(*end), join_model(*start))
         return change, {"training/loss": total / count}
@@ -123,11 +130,8 @@ def local_training(
         stepped = model, new_state, total, counted + count
         return pytree.where(count > 0.0, stepped, carry)
 
-    def first(start):
-        return start, optimizer.init(start[0]), jnp.float32(0.0), jnp.float32(0.0)
-
     @jax.custom_jvp
-    def train(start, examples, batches, keys):
+    def train(first, examples, batches, keys):
         """The model after the client's own steps, the sum of its losses, their number.
 
         Steps on padding are not run, where clients train one at a time.
@@ -138,26 +142,38 @@ def local_training(
             at = i // own * (len(batches.places) // epochs) + i % own
             batch = batches.places[at], batches.counts[at]
             key = None if keys is None else keys[at]
-            return step(carry, start, examples, (*batch, key))
+            return step(carry, first[0], examples, (*batch, key))
 
-        end, _, total, count = jax.lax.fori_loop(0, epochs * own, body, first(start))
+        carry = *first, jnp.float32(0.0), jnp.float32(0.0)
+        end, _, total, count = jax.lax.fori_loop(0, epochs * own, body, carry)
         return end, total, count
 
     @train.defjvp
     def _(primals, tangents):
         """Through a loop of known length, which has derivatives in both modes."""
 
-        def through_all(start, examples, batches, keys):
+        def through_all(first, examples, batches, keys):
             def body(carry, batch):
-                return step(carry, start, examples, batch), None
+                return step(carry, first[0], examples, batch), None
 
             stacked = batches.places, batches.counts, keys
-            end, _, total, count = jax.lax.scan(body, first(start), stacked)[0]
+            carry = *first, jnp.float32(0.0), jnp.float32(0.0)
+            end, _, total, count = jax.lax.scan(body, carry, stacked)[0]
             return end, total, count
 
         return jax.jvp(through_all, primals, tangents)
 
     return work
+
+
+def _with_draws_of_its_own(state: PyTree, key: jax.Array | None) -> PyTree:
+    """An optimizer's first state, with keys of this client and round, if it has any."""
+    has_keys = any(pytree.is_key(jnp.asarray(x)) for x in pytree.flatten(state)[0])
+    if has_keys and key is None:
+        raise ValueError(
+            "the client optimizer draws and needs a key, got key=None. Give next a key."
+        )
+    return pytree.renew_keys(state, fold_key(key, _OPTIMIZER)) if has_keys else state
 
 
 def _checked_row(row: Any) -> tuple[PyTree, jax.Array]:

@@ -401,3 +401,20 @@ def test_padding_keeps_the_values_of_every_client():
     (examples, mask), _ = fedagg.pad_clients([whole, halves])
 
     np.testing.assert_array_equal(examples, [[1.0, 2.0, 0.0], [0.5, 1.5, 2.5]])
+
+
+def test_an_optimizer_that_draws_does_so_for_each_client_and_round_apart():
+    noise = optax.chain(optax.scale(0.0), optax.add_noise(1.0, 0.5, key=0))
+    work = fedagg.local_training(squares, noise, batch_size=2, shuffle=False)
+    (examples, mask), _ = make_clients((2, 2))
+    row = jax.tree.map(lambda x: x[0], (examples, mask))
+
+    def change(seed):
+        key = None if seed is None else jax.random.key(seed)
+        with jax.numpy_dtype_promotion("standard"):  # which optax.add_noise needs
+            return np.asarray(work({"x": jnp.zeros(4)}, row, key)[0]["x"])
+
+    assert np.all(change(0) != change(1))
+    np.testing.assert_array_equal(change(0), change(0))
+    with pytest.raises(ValueError, match="the client optimizer draws and needs a key"):
+        change(None)

@@ -88,13 +88,14 @@ def client_step(
     `look` is shown the client's value, as shapes and dtypes.
     """
     weight = as_weight(weight)
+    key_of_stages = fold_key(key, _STAGES)  # before the work uses the key up
     update, metrics, kept = _made(row, weight, key, memory, work)
     checks.check_numeric(update.value, "updates" if work is None else "work")
     look(pytree.abstract(update.value))
     # An absent client's value may be anything, and so may its derivatives.
     value = pytree.keep(is_present(update.weight), update.value)
     before = update._replace(value=value)
-    after, note = stage.client(shared, before, fold_key(key, _STAGES))
+    after, note = stage.client(shared, before, key_of_stages)
     message = sent(
         after.value,
         note,

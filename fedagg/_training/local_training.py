@@ -89,12 +89,12 @@ def local_training(
         examples, mask = _checked_row(row)
         start = split_model(plain_model(variables))
         size = mask.shape[0] if batch_size is None else min(batch_size, mask.shape[0])
+        first = start, _with_draws_of_its_own(optimizer.init(start[0]), key)
         order_key, loss_key = split_key(key, 2)
         batches = _batches(mask, size, epochs, order_key if shuffle else None)
         keys = None
         if loss_key is not None:
             keys = jax.random.split(loss_key, len(batches.places))
-        first = start, _with_draws_of_its_own(optimizer.init(start[0]), key)
         end, total, count = train(first, examples, batches, keys)
         # Not a number for a client without examples, which has no say in a mean.
         change = pytree.subtract(join_model(*end), join_model(*start))
@@ -112,7 +112,7 @@ def local_training(
         return total, (value, collections and collections | changed)
 
     def step(carry, start, examples, batch):
-        """One step, if the batch counts an example."""
+        """One step on a batch that counts an example."""
         (parameters, collections), optimizer_state, total, counted = carry
         places, counts, key = batch
         (_, (value, changed)), gradient = value_and_grad(batch_loss)(
@@ -127,8 +127,7 @@ def local_training(
         count = jnp.sum(counts, dtype=jnp.float32)
         total += count * value.astype(jnp.float32)
         model = optax.apply_updates(parameters, change), changed
-        stepped = model, new_state, total, counted + count
-        return pytree.where(count > 0.0, stepped, carry)
+        return model, new_state, total, counted + count
 
     @jax.custom_jvp
     def train(first, examples, batches, keys):
@@ -154,7 +153,8 @@ def local_training(
 
         def through_all(first, examples, batches, keys):
             def body(carry, batch):
-                return step(carry, first[0], examples, batch), None
+                stepped = step(carry, first[0], examples, batch)
+                return pytree.where(jnp.any(batch[1]), stepped, carry), None
 
             stacked = batches.places, batches.counts, keys
             carry = *first, jnp.float32(0.0), jnp.float32(0.0)

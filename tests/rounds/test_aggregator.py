@@ -455,3 +455,17 @@ def test_work_is_traced_once_and_calls_the_host_once_a_client(way, has_memory):
 
     assert sorted(calls) == list(range(N))
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_work_and_stages_draw_from_keys_apart(compiled):
+    aggregator = fedagg.aggregator(fedagg.mean(), fedagg.qsgd(3))
+    run = first_round_compiled if compiled else first_round
+
+    def work(row, key):
+        return row + jax.random.normal(key, (), jnp.float32), {}
+
+    # With JAX's check that no key is used twice, as all tests have it.
+    value = run(aggregator, jnp.arange(3.0), None, jax.random.key(0), work=work).value
+
+    assert np.isfinite(value)

@@ -412,7 +412,7 @@ def test_an_optimizer_that_draws_does_so_for_each_client_and_round_apart():
     def change(seed):
         key = None if seed is None else jax.random.key(seed)
         with jax.numpy_dtype_promotion("standard"):  # which optax.add_noise needs
-            return np.asarray(work({"x": jnp.zeros(4)}, row, key)[0]["x"])
+            return np.asarray(jax.jit(work)({"x": jnp.zeros(4)}, row, key)[0]["x"])
 
     assert np.all(change(0) != change(1))
     np.testing.assert_array_equal(change(0), change(0))

@@ -203,7 +203,7 @@ def by_size(program: Program, clients: PyTree) -> tuple[list, list]:
     CPUs clients that convolve run one at a time.
     """
     check_not_explicit(clients, "the default way to sum")
-    way = in_chunks(_chunk_size(program))
+    way = in_chunks(_chunk_size(program, checks.count_clients(clients)))
     if program.has_effects:  # which a look at it in vain would run as well
         total, kept = way(_as_pair(program), clients)
         return total, kept.value
@@ -226,9 +226,11 @@ def _as_pair(fn: Fn) -> Fn:
     return pair
 
 
-def _chunk_size(program: Program) -> int:
+def _chunk_size(program: Program, n: int) -> int:
+    """Clients that run side by side, in chunks of `n` that are as equal as can be."""
     backend = jax.default_backend()
     if backend == "cpu" and program.runs(primitives.conv_general_dilated_p):
         return 1  # kernels of their own, side by side, take twice the time
     budget = _CHUNK_BYTES.get(backend, _CHUNK_BYTES_ELSEWHERE)
-    return max(1, budget // max(1, pytree.count_bytes(program.result)))
+    most = max(1, budget // max(1, pytree.count_bytes(program.result)))
+    return math.ceil(n / math.ceil(n / most))

@@ -118,7 +118,12 @@ class Aggregator(_Pair):
 
     def _replace(self, **changes: Any) -> Aggregator:
         """This aggregator with another `next`, jitted, say, and the same steps."""
-        return type(self)(**(self._asdict() | vars(self) | changes))
+        same = self._asdict() | {
+            "steps": self.steps,
+            "message": self.message,
+            "sentence": self.sentence,
+        }
+        return type(self)(**(same | changes))
 
     def __repr__(self) -> str:
         return self.sentence

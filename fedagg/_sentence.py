@@ -24,7 +24,7 @@ def prints_as_its_call(factory: Callable[P, R]) -> Callable[P, R]:
             parameter = signature.parameters.get(name)
             if parameter is None or not _is_default(x, parameter.default):
                 given.append(f"{name}={_argument(x)}")
-        return _with_sentence(made, f"{factory.__name__}({', '.join(given)})")
+        return with_sentence(made, f"{factory.__name__}({', '.join(given)})")
 
     return make
 
@@ -40,11 +40,12 @@ def _is_default(x: Any, default: Any) -> bool:
 def _argument(x: Any) -> str:
     """An argument as a reader would write it; of a function, its name."""
     if inspect.isroutine(x):
-        return x.__qualname__.removesuffix(".<locals>.update_fn")
+        return x.__qualname__
     return repr(x)
 
 
-def _with_sentence(made: Any, sentence: str) -> Any:
+def with_sentence(made: Any, sentence: str) -> Any:
+    """The same stage, bound, rule, aggregator or function, which prints like this."""
     if isinstance(made, Stage):
         return made._replace(traits=made.traits._replace(sentence=sentence))
     if inspect.isfunction(made):  # a way to sum, or the work of a client

@@ -32,7 +32,7 @@ class Output(NamedTuple):
 
 
 class Traits(NamedTuple):
-    """What is known of a stage before anything is traced.
+    """Facts that a stage declares of itself, before anything is traced.
 
     `chain`, `aggregator`, `combining` and `secure_sum` refuse by these, when they are
     called, what would give a wrong number or no guarantee. What a stage of your own
@@ -64,6 +64,9 @@ class Traits(NamedTuple):
     sentence: str = ""
 
 
+_UNDECLARED = Traits()
+
+
 class Stage(NamedTuple):
     """One step of an update's way to the sum, and of the sum's way back.
 
@@ -74,28 +77,28 @@ class Stage(NamedTuple):
             a small pytree of arrays that is summed over the clients too.
         server: `(state, total, note, key) -> Output`. The total and the note are sums
             over the present clients.
-        traits: what is known of it beforehand.
+        traits: the facts that it declares.
     """
 
     init: Callable[[PyTree], PyTree]
     broadcast: Callable[[PyTree], PyTree]
     client: Callable[[PyTree, Update, jax.Array | None], tuple[Update, PyTree]]
     server: Callable[[PyTree, PyTree, PyTree, jax.Array | None], Output]
-    traits: Traits = Traits()
+    traits: Traits = _UNDECLARED
 
     @classmethod
     def stateless(
         cls,
         client: Callable[[Update, jax.Array | None], tuple[Update, PyTree]],
         server: Callable[[PyTree, PyTree, Any], tuple[PyTree, dict]] | None = None,
-        traits: Traits = Traits(),  # noqa: B008 - a constant
+        traits: Traits = _UNDECLARED,
     ) -> Stage:
         """A stage that remembers nothing, and tells clients nothing.
 
         Args:
             client: `(update, key) -> (update, note)`.
             server: `(total, note, key) -> (value, metrics)`. None returns the total.
-            traits: what is known of it beforehand.
+            traits: the facts that it declares.
         """
 
         def of_client(shared: PyTree, update: Update, key: jax.Array | None):

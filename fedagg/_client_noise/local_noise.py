@@ -3,14 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from fedagg._privacy.private import (
-    check_multiplier,
-    check_positive,
-    clip_value,
-    draws_for,
-    noised,
-)
+from fedagg._privacy.noise_source import with_noise
+from fedagg._privacy.normal import normal
+from fedagg._privacy.private import check_multiplier, check_positive, clip_value
 from fedagg._sentence import prints_as_its_call
+from fedagg._trees import checks
 from fedagg._types import PyTree, Stage, Traits, Update
 
 
@@ -52,7 +49,8 @@ def local_gaussian_noise(
 
     def client(update: Update, key: jax.Array | None):
         value, _ = clip_value(update.value, jnp.float32(clip), name)
-        value = noised(value, stddev, draws_for(value, key, name))
+        draws = normal(checks.check_key(key, name, "noise"), value)
+        value = with_noise(value, jnp.float32(stddev), draws)
         return update._replace(value=value), ()
 
     def server(total: PyTree, note: PyTree, key: jax.Array | None):

@@ -16,6 +16,7 @@ from fedagg._privacy.accounting import RenyiCurve
 from fedagg._privacy.private import check_positive
 from fedagg._rounds.chain import chain
 from fedagg._secure.secure_sum import secure_modular_sum
+from fedagg._sentence import with_sentence
 from fedagg._trees.template import Template
 from fedagg._types import Bound, PyTree, Stage
 
@@ -89,7 +90,7 @@ class ClientNoise(NamedTuple):
             seed=self.seed,
             name=self.name,
         )
-        return _printed(stage, f"{self}.stage()")
+        return with_sentence(stage, f"{self}.stage()")
 
     def secure_sum(self, *stages: Stage) -> Stage:
         """A chain of stages and the noise, of which the server sees a secure sum.
@@ -107,7 +108,9 @@ class ClientNoise(NamedTuple):
             bits=self.calibration.bits,
             largest_cohort=self.calibration.largest_cohort,
         )
-        return _printed(hidden, f"{self}.secure_sum({', '.join(map(repr, stages))})")
+        return with_sentence(
+            hidden, f"{self}.secure_sum({', '.join(map(repr, stages))})"
+        )
 
     def curve(self, template: PyTree) -> RenyiCurve:
         """The Rényi divergences of a round with this noise, for `epsilon`.
@@ -161,7 +164,3 @@ def clip_of(
     return quantile_bound(
         clip, target_quantile, learning_rate, expected_num_clients=clients_per_round
     )
-
-
-def _printed(stage: Stage, sentence: str) -> Stage:
-    return stage._replace(traits=stage.traits._replace(sentence=sentence))

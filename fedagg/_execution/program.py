@@ -70,11 +70,6 @@ class Program:
         return ClosedJaxpr(self.jaxpr, self.constants)
 
     @property
-    def outputs(self) -> list[jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of the leaves of the result."""
-        return pytree.flatten(self.result)[0]
-
-    @property
     def result(self) -> PyTree:
         """Shapes and dtypes of the result."""
         avals = [aval_of(x) for x in self.jaxpr.outvars]

@@ -44,11 +44,14 @@ def of_programs(
 def at_once() -> SumOver:
     """Sums under one `vmap`: fastest where all messages fit in memory at once."""
 
-    return of_programs(_sum_at_once)
+    def sum_at_once(program: Program, clients: PyTree) -> tuple[list, list]:
+        check_not_explicit(clients, "at_once()")
+        return _sum_at_once(program, clients)
+
+    return of_programs(sum_at_once)
 
 
 def _sum_at_once(program: Program, clients: PyTree) -> tuple[list, list]:
-    check_not_explicit(clients, "at_once()")
     parts, kept = jax.vmap(program)(clients)
     return rowwise.sum_over_clients(parts), kept
 
@@ -72,40 +75,44 @@ def in_chunks(size: int) -> SumOver:
 
     def sum_in_chunks(program: Program, clients: PyTree) -> tuple[list, list]:
         check_not_explicit(clients, f"in_chunks({size})")
-        n = checks.count_clients(clients)
-        if size >= n:
-            return _sum_at_once(program, clients)
-        if program.has_effects and n % size:
-            whole = n // size * size
-            first = sum_in_chunks(program, rowwise.cut_rows(clients, 0, whole))
-            rest = _sum_at_once(program, rowwise.cut_rows(clients, whole, None))
-            kept = rowwise.append_rows(first[1], rest[1])
-            return pytree.add(first[0], rest[0]), kept
-        zero, row = pytree.zeros(program.result)
-
-        def body(carry: tuple, chunk: jax.Array):
-            total, kept = carry
-            # The last chunk starts early, so that no row is copied to fill it.
-            start = in_steps(jnp.minimum(chunk * size, n - size))
-            parts, rows = jax.vmap(program)(rowwise.rows(clients, start, size))
-            if n % size:
-                fresh = start + jnp.arange(size, dtype=start.dtype) >= chunk * size
-                parts = jax.vmap(pytree.keep)(fresh, parts)
-            total = pytree.add(total, rowwise.sum_over_clients(parts))
-            return (total, rowwise.put_rows(kept, start, rows)), None
-
-        def body_of_one(carry: tuple, client: jax.Array):
-            total, kept = carry
-            client = in_steps(client)
-            part, row = program(rowwise.take(clients, client))
-            row = rowwise.repeat(row, 1)
-            return (pytree.add(total, part), rowwise.put_rows(kept, client, row)), None
-
-        chunks = jnp.arange(math.ceil(n / size), dtype=jnp.int32)
-        one = body_of_one if size == 1 else body
-        return jax.lax.scan(one, (zero, rowwise.repeat(row, n)), chunks)[0]
+        return _sum_in_chunks(program, clients, size)
 
     return of_programs(sum_in_chunks)
+
+
+def _sum_in_chunks(program: Program, clients: PyTree, size: int) -> tuple[list, list]:
+    n = checks.count_clients(clients)
+    if size >= n:
+        return _sum_at_once(program, clients)
+    if program.has_effects and n % size:
+        whole = n // size * size
+        first = _sum_in_chunks(program, rowwise.cut_rows(clients, 0, whole), size)
+        rest = _sum_at_once(program, rowwise.cut_rows(clients, whole, None))
+        kept = rowwise.append_rows(first[1], rest[1])
+        return pytree.add(first[0], rest[0]), kept
+    zero, row = pytree.zeros(program.result)
+
+    def body(carry: tuple, chunk: jax.Array):
+        total, kept = carry
+        # The last chunk starts early, so that no row is copied to fill it.
+        start = in_steps(jnp.minimum(chunk * size, n - size))
+        parts, rows = jax.vmap(program)(rowwise.rows(clients, start, size))
+        if n % size:
+            fresh = start + jnp.arange(size, dtype=start.dtype) >= chunk * size
+            parts = jax.vmap(pytree.keep)(fresh, parts)
+        total = pytree.add(total, rowwise.sum_over_clients(parts))
+        return (total, rowwise.put_rows(kept, start, rows)), None
+
+    def body_of_one(carry: tuple, client: jax.Array):
+        total, kept = carry
+        client = in_steps(client)
+        part, row = program(rowwise.take(clients, client))
+        row = rowwise.repeat(row, 1)
+        return (pytree.add(total, part), rowwise.put_rows(kept, client, row)), None
+
+    chunks = jnp.arange(math.ceil(n / size), dtype=jnp.int32)
+    one = body_of_one if size == 1 else body
+    return jax.lax.scan(one, (zero, rowwise.repeat(row, n)), chunks)[0]
 
 
 @prints_as_its_call
@@ -147,17 +154,14 @@ def across(
         clients, present = put_on_axis((clients, present), mesh, axis)
 
         def on_one_device(program: Program, clients: tuple[PyTree, jax.Array]):
-            def present_only(client: tuple[PyTree, jax.Array]):
+            def contribution(client: tuple[PyTree, jax.Array]):
                 part, kept = program(client[0])
-                return pytree.keep(client[1], part), Kept(kept)
+                return pytree.keep(client[1], part) if padding else part, Kept(kept)
 
             if padding and program.has_effects:
                 total, kept = _sum_present(program, *clients)
                 return jax.lax.psum(total, axis), kept
-            if padding:
-                total, kept = inner(present_only, clients)
-            else:
-                total, kept = inner(_as_pair(program), clients[0])
+            total, kept = inner(contribution, clients)
             return jax.lax.psum(total, axis), kept.value
 
         total, kept = jax.shard_map(
@@ -203,27 +207,17 @@ def by_size(program: Program, clients: PyTree) -> tuple[list, list]:
     CPUs clients that convolve run one at a time.
     """
     check_not_explicit(clients, "the default way to sum")
-    way = in_chunks(_chunk_size(program, checks.count_clients(clients)))
+    size = _chunk_size(program, checks.count_clients(clients))
     if program.has_effects:  # which a look at it in vain would run as well
-        total, kept = way(_as_pair(program), clients)
-        return total, kept.value
+        return _sum_in_chunks(program, clients, size)
     if not program.result[1]:
         with contextlib.suppress(NotFoldable):
             return sum_folded(program, clients)
     ahead = measured_ahead(program, clients)
-    fn, rows = (program, clients) if ahead is None else ahead
-    total, kept = way(_as_pair(fn), rows)
-    return total, kept.value
-
-
-def _as_pair(fn: Fn) -> Fn:
-    """The same function, its second result marked as what is kept."""
-
-    def pair(client: PyTree) -> tuple[PyTree, Kept]:
-        total, kept = fn(client)
-        return total, Kept(kept)
-
-    return pair
+    if ahead is not None:
+        fn, clients = ahead
+        program = Program.of(fn, clients)
+    return _sum_in_chunks(program, clients, size)
 
 
 def _chunk_size(program: Program, n: int) -> int:

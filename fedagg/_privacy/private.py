@@ -8,8 +8,6 @@ import jax.numpy as jnp
 
 from fedagg._bounding.bounds import quantile_bound
 from fedagg._messages.marks import Noised
-from fedagg._privacy.noise_source import with_noise
-from fedagg._privacy.normal import normal
 from fedagg._trees import checks, pytree
 from fedagg._trees.template import Template
 from fedagg._trees.weights import is_present
@@ -40,20 +38,6 @@ def clip_value(value: PyTree, limit: jax.Array, name: str) -> tuple[PyTree, jax.
     # Nothing scales an infinite norm down, so that the client counts as zero.
     factor = jnp.where(norm > limit, limit / norm, 1.0)
     return pytree.keep(norm < jnp.inf, pytree.scale(factor, value)), norm
-
-
-def noised(total: PyTree, stddev: jax.Array | float, draws: PyTree) -> PyTree:
-    """The total and draws times a deviation, in float32 or wider."""
-    return with_noise(total, jnp.float32(stddev), draws)
-
-
-def draws_for(total: PyTree, key: jax.Array | None, name: str) -> PyTree:
-    """Standard normal draws like the total.
-
-    Raises:
-        ValueError: if there is no key.
-    """
-    return normal(checks.check_key(key, name, "noise"), total)
 
 
 def metrics_of(

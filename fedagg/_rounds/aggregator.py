@@ -4,10 +4,10 @@ from typing import Any
 
 from fedagg._aggregator import Aggregator
 from fedagg._execution.ways import SumOver, by_size
-from fedagg._messages.message import Message
+from fedagg._messages.message import Message, added
 from fedagg._rounds.chain import chain
 from fedagg._rounds.driver import Server, driven
-from fedagg._rounds.steps import add_step, message_of, server_step, steps_of
+from fedagg._rounds.steps import message_of, server_step, steps_of
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees.remembered import Remembered
 from fedagg._types import Output, PyTree, Stage
@@ -66,7 +66,7 @@ def aggregator(*stages: Stage, sum_over: SumOver | None = None) -> Aggregator:
         return Remembered.of(template, whole.init(template))
 
     def receive(message: Message) -> tuple[Message, PyTree]:
-        return add_step(None, message), ()
+        return added(message), ()
 
     def finish(
         state: PyTree, total: Message, stacked: PyTree, key: Any, like: PyTree

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedagg._messages.message import Message
 from fedagg._rounds.chain import merge_metrics
 from fedagg._rounds.steps import alone
 from fedagg._sentence import prints_as_its_call
@@ -51,7 +52,8 @@ def with_distortion(stage: Stage, *, name: str = "distortion") -> Stage:
 
     def client(state: PyTree, update: Update, key: jax.Array | None):
         message, note = stage.client(stage.broadcast(state), update, key)
-        sent = alone(stage, state, message.value, note)
+        whole = Message(message.value, note, {}, jnp.bool_(True))
+        _, sent = alone(stage, state, whole)
         value = pytree.widen(update.value)
         away = pytree.subtract(pytree.cast_like(sent, value), value)
         error = pytree.squared_norm(away)

@@ -10,10 +10,10 @@ from fedagg._aggregator import Aggregator
 from fedagg._execution.placement import taken_together
 from fedagg._execution.ways import SumOver
 from fedagg._messages.marks import Single
-from fedagg._messages.message import Message, added
+from fedagg._messages.message import Message
 from fedagg._rounds.aggregator import aggregator
 from fedagg._rounds.chain import merge_metrics
-from fedagg._rounds.steps import Work, message_of, steps_of
+from fedagg._rounds.steps import Work, alone, message_of, steps_of
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree, rowwise
 from fedagg._trees.weights import as_weights, is_present
@@ -90,13 +90,6 @@ def with_error_feedback(
         memory = rowwise.repeat(mean, clients)
         return FeedbackState(memory, mean, stage.init(template))
 
-    def decoded(state: PyTree, shared: PyTree, change: PyTree, key: jax.Array | None):
-        """The stage's message of a change as the server sums it, and decodes it."""
-        message = steps.client(shared, change, 1.0, key)
-        total = steps.add(None, message)
-        value = stage.server(state, total.value, total.note, None).value
-        return total, pytree.cast_like(value, change)
-
     def next(
         state: FeedbackState,
         updates: tuple[PyTree, jax.Array],
@@ -112,15 +105,17 @@ def with_error_feedback(
         is_known = (indices >= 0) & (indices < clients) & is_present(weights)
         is_known &= _is_first(jnp.where(is_known, indices, clients))
         weights = jnp.where(is_known, weights, 0.0)
-        dtypes = []
+        seen = []  # a client's value, and what is added of its message
 
         def client(work: Any, state: PyTree, row: PyTree, key: Any, memory: PyTree):
             value, metrics = (row, {}) if work is None else work(row, key)
             checks.check_floating(value, "with_error_feedback")
-            dtypes.append(pytree.abstract(value))
-            value = pytree.widen(value)
+            like, value = pytree.abstract(value), pytree.widen(value)
             change = pytree.subtract(value, memory)
-            total, heard = decoded(state, stage.broadcast(state), change, key)
+            message = steps.client(stage.broadcast(state), change, 1.0, key)
+            total, heard = alone(stage, state, message)
+            seen.append((like, pytree.abstract(total.value)))
+            heard = pytree.cast_like(heard, change)
             missing = pytree.squared_norm(pytree.subtract(change, heard))
             squares = pytree.squared_norm(value)
             is_finite = jnp.isfinite(pytree.squared_norm(heard)) & jnp.isfinite(missing)
@@ -144,8 +139,9 @@ def with_error_feedback(
         sent: _Sent = together.value
         share = pytree.scale(jnp.float32(1.0 / clients), sent.value)
         # The sum of messages is not at hand, and no compressor's state depends on it.
-        nothing = pytree.zeros(jax.eval_shape(added, message_of(stage, state.mean)))
-        after = stage.server(state.stage, nothing.value, sent.note, None).state
+        like, added = seen[0]
+        nothing = pytree.zeros(added)
+        after = stage.server(state.stage, nothing, sent.note, None).state
         output_state = FeedbackState(
             rowwise.set_rows(state.memory, places, taken_together(kept)),
             pytree.add(state.mean, share),
@@ -157,7 +153,7 @@ def with_error_feedback(
             "error_feedback/distortion": sent.missing
             / jnp.where(sent.squares > 0.0, sent.squares, 1.0),
         }
-        value = pytree.cast_like(output_state.mean, dtypes[0])
+        value = pytree.cast_like(output_state.mean, like)
         return Output(output_state, value, merge_metrics(metrics, together.metrics))
 
     def message(template: PyTree) -> Message:

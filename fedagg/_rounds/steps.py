@@ -110,10 +110,10 @@ def client_step(
     return message, pytree.where(counts, kept, memory)
 
 
-def alone(stage: Stage, state: PyTree, value: PyTree, note: PyTree) -> PyTree:
-    """What the server makes of one client's message, as if nobody else took part."""
-    total = add_step(None, Message(value, note, {}, jnp.bool_(True)))
-    return pytree.widen(stage.server(state, total.value, total.note, None).value)
+def alone(stage: Stage, state: PyTree, message: Message) -> tuple[Message, PyTree]:
+    """One client's message as a total, and what the server makes of that alone."""
+    total = add_step(None, message)
+    return total, stage.server(state, total.value, total.note, None).value
 
 
 def add_step(total: Message | None, message: Message) -> Message:

@@ -89,7 +89,8 @@ def local_training(
         examples, mask = _checked_row(row)
         start = split_model(plain_model(variables))
         size = mask.shape[0] if batch_size is None else min(batch_size, mask.shape[0])
-        first = start, _with_draws_of_its_own(optimizer.init(start[0]), key)
+        state = _with_draws_of_its_own(optimizer.init(start[0]), key)
+        first = start, state, jnp.float32(0.0), jnp.float32(0.0)
         order_key, loss_key = split_key(key, 2)
         batches = _batches(mask, size, epochs, order_key if shuffle else None)
         keys = None
@@ -143,8 +144,7 @@ def local_training(
             key = None if keys is None else keys[at]
             return step(carry, first[0], examples, (*batch, key))
 
-        carry = *first, jnp.float32(0.0), jnp.float32(0.0)
-        end, _, total, count = jax.lax.fori_loop(0, epochs * own, body, carry)
+        end, _, total, count = jax.lax.fori_loop(0, epochs * own, body, first)
         return end, total, count
 
     @train.defjvp
@@ -157,8 +157,7 @@ def local_training(
                 return pytree.where(jnp.any(batch[1]), stepped, carry), None
 
             stacked = batches.places, batches.counts, keys
-            carry = *first, jnp.float32(0.0), jnp.float32(0.0)
-            end, _, total, count = jax.lax.scan(body, carry, stacked)[0]
+            end, _, total, count = jax.lax.scan(body, first, stacked)[0]
             return end, total, count
 
         return jax.jvp(through_all, primals, tangents)
@@ -178,10 +177,11 @@ def _with_draws_of_its_own(state: PyTree, key: jax.Array | None) -> PyTree:
 
 def _checked_row(row: Any) -> tuple[PyTree, jax.Array]:
     """A client's examples and mask, if it has both."""
-    if isinstance(row, (tuple, list)) and len(row) == 2:
-        mask = jnp.asarray(row[1]) if isinstance(row[1], (np.ndarray, jax.Array)) else 0
-        if jnp.ndim(mask) == 1 and jnp.result_type(mask) == jnp.bool_:
-            return jax.tree.map(jnp.asarray, row[0]), jnp.asarray(mask)
+    is_pair = isinstance(row, (tuple, list)) and len(row) == 2
+    if is_pair and isinstance(row[1], (np.ndarray, jax.Array)):
+        examples, mask = jax.tree.map(jnp.asarray, row)
+        if mask.ndim == 1 and mask.dtype == jnp.bool_:
+            return examples, mask
     raise TypeError(
         "client data: local_training takes a pair (examples, mask) of each client, the "
         "mask [m] of bools, which say what examples there are, as pad_clients makes "

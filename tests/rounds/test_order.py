@@ -9,8 +9,10 @@ import pytest
 
 import fedagg
 
+UNDECLARED = fedagg.Traits()
 
-def times_100(traits: fedagg.Traits = fedagg.Traits()) -> fedagg.Stage:  # noqa: B008
+
+def times_100(traits: fedagg.Traits = UNDECLARED) -> fedagg.Stage:
     """A user's own stage that changes values, and may declare something."""
 
     def client(update: fedagg.Update, key: Any):
@@ -162,7 +164,9 @@ def test_a_client_that_returns_something_else_is_told(client, message):
 
 
 def test_a_server_that_returns_something_else_is_told():
-    broken: Any = lambda *x: jnp.zeros(2)  # noqa: E731 - of a wrong type
+    def broken(*arguments: Any) -> Any:
+        return jnp.zeros(2)
+
     aggregator = fedagg.aggregator(fedagg.clipping(1.0)._replace(server=broken))
 
     with pytest.raises(TypeError, match=r"the server of clipping\(1.0\): expected"):

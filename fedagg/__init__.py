@@ -33,6 +33,7 @@ from fedagg._payload import Payload
 from fedagg._privacy.accounting import epsilon, noise_multiplier_for
 from fedagg._privacy.gaussian import adaptive_gaussian_noise, gaussian_noise
 from fedagg._privacy.matrix_factorization import matrix_factorization_noise
+from fedagg._privacy.secret import secret_key
 from fedagg._privacy.tree_noise import (
     adaptive_tree_noise,
     tree_noise,
@@ -113,6 +114,7 @@ __all__ = [
     "random_k",
     "robust_aggregator",
     "rotation",
+    "secret_key",
     "secure_aggregator",
     "secure_modular_sum",
     "secure_sum",

@@ -6,7 +6,7 @@ one, `adaptive_gaussian_noise(1.0, 100)`, it is DP-FedAvg with adaptive clipping
 
 from fedagg._privacy.noise_source import independent_noise
 from fedagg._privacy.private import check_largest_weight, learnt_clip
-from fedagg._privacy.private_mean import PrivateState, private_mean, with_state
+from fedagg._privacy.private_mean import private_mean
 from fedagg._sentence import prints_as_its_call
 from fedagg._types import Bound, Stage
 
@@ -73,7 +73,7 @@ def gaussian_noise(
     Reference: McMahan et al., "Learning Differentially Private Recurrent Language
         Models", 2018, section 3.
     """
-    stage = private_mean(
+    return private_mean(
         noise_multiplier,
         clip,
         clients_per_round,
@@ -81,7 +81,6 @@ def gaussian_noise(
         largest_weight=largest_weight,
         name=name,
     )
-    return with_state(stage, lambda x: x.clip, lambda x: PrivateState(x, (), ()))
 
 
 @prints_as_its_call

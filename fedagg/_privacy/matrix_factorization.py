@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fedagg._privacy.noise_source import NoiseSource
 from fedagg._privacy.private import check_positive
-from fedagg._privacy.private_mean import PrivateState, private_mean, with_state
+from fedagg._privacy.private_mean import private_mean
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
 from fedagg._trees.keys import with_keys, without_keys
@@ -78,8 +78,7 @@ def matrix_factorization_noise(
     check_positive(clip=clip)
     # The noise multiplier is the privatizer's own.
     source = privatizer_noise(privatizer, name)
-    stage = private_mean(1.0, clip, clients_per_round, source, name=name)
-    return with_state(stage, lambda x: x.values, lambda x: PrivateState((), x, ()))
+    return private_mean(1.0, clip, clients_per_round, source, name=name)
 
 
 def privatizer_noise(privatizer: Any, name: str) -> NoiseSource:

@@ -6,27 +6,14 @@ that of TensorFlow Federated.
 """
 
 import math
-from typing import NamedTuple
 
-import jax
-
-from fedagg._privacy.binary_tree import NoiseTree, TreeState, binary_tree_noise
+from fedagg._privacy.binary_tree import binary_tree_noise
 from fedagg._privacy.private import check_multiplier, check_positive, learnt_clip
-from fedagg._privacy.private_mean import PrivateState, private_mean, with_state
-from fedagg._privacy.restarts import HeldState, Restarts, held
+from fedagg._privacy.private_mean import private_mean
+from fedagg._privacy.restarts import Restarts, held
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
 from fedagg._types import Stage
-
-
-class AdaptiveTreeState(NamedTuple):
-    """A clip in use, and the estimate that it takes on when the trees restart."""
-
-    clip: jax.Array  # []
-    estimate: jax.Array  # []
-    rounds: jax.Array  # [] uint32, since the last restart was due
-    values: NoiseTree
-    count: NoiseTree
 
 
 @prints_as_its_call
@@ -82,12 +69,7 @@ def tree_noise(
     check_positive(clip=clip)
     restarts = Restarts(restart_every, restart_every)
     source = binary_tree_noise(restarts, efficient=efficient)
-    stage = private_mean(noise_multiplier, clip, clients_per_round, source, name=name)
-
-    def unpack(tree: NoiseTree) -> PrivateState:
-        return PrivateState((), TreeState(tree.leaves, tree), ())
-
-    return with_state(stage, lambda x: x.values.tree, unpack)
+    return private_mean(noise_multiplier, clip, clients_per_round, source, name=name)
 
 
 @prints_as_its_call
@@ -152,25 +134,13 @@ def adaptive_tree_noise(
         count_stddev,
     )
     restarts = Restarts(restart_warmup, restart_every)
-    stage = private_mean(
+    return private_mean(
         noise_multiplier,
         held(clip, restarts),
         clients_per_round,
         binary_tree_noise(restarts),
         name=name,
     )
-
-    def pack(state: PrivateState) -> AdaptiveTreeState:
-        clip, estimate, rounds = state.clip
-        trees = state.values.tree, state.notes.tree
-        return AdaptiveTreeState(clip, estimate, rounds, *trees)
-
-    def unpack(state: AdaptiveTreeState) -> PrivateState:
-        trees = (TreeState(state.rounds, x) for x in (state.values, state.count))
-        held_state = HeldState(state.clip, state.estimate, state.rounds)
-        return PrivateState(held_state, *trees)
-
-    return with_state(stage, pack, unpack)
 
 
 def tree_noise_multiplier(

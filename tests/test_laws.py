@@ -610,6 +610,13 @@ def test_integers_are_refused_with_the_path_of_the_leaf(name):
         jax.eval_shape(aggregator.next, state, *updates, jax.random.key(0))
 
 
+def but_for_rounds(state: Any, before: Any) -> Any:
+    """The state with the rounds of private stages, which always go on, as before."""
+    return jax.tree.map(
+        lambda x, y: y if x.dtype == jnp.uint32 and x == y + 1 else x, state, before
+    )
+
+
 @everything
 @pytest.mark.parametrize("held", [1.0, math.nan])
 def test_nobody_present_gives_zeros_and_leaves_the_state(name, held):
@@ -623,7 +630,7 @@ def test_nobody_present_gives_zeros_and_leaves_the_state(name, held):
     if name not in ANSWERS_WITHOUT_CLIENTS:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), TEMPLATE)
         assert_same(output.value, zeros)
-        assert_same(output.state, started)
+        assert_same(but_for_rounds(output.state, started), started)
 
 
 @everything_but_kin

@@ -14,6 +14,7 @@ from fedagg._client_noise.conditional_rounding import round_within
 from fedagg._client_noise.grid import Calibration, Grid, grid_for
 from fedagg._client_noise.integer_noise import Shares, draw, table_of
 from fedagg._compression.rotation import rotated_length, rotation
+from fedagg._mechanism import Mechanism
 from fedagg._messages.marks import NoisedModulo
 from fedagg._privacy.private import metrics_of
 from fedagg._trees import checks, pytree
@@ -43,6 +44,7 @@ def distributed_noise(
     clip: Bound,
     clients_per_round: float,
     calibration: Calibration,
+    mechanism: Mechanism,
     *,
     kind: str,
     seed: int,
@@ -58,6 +60,7 @@ def distributed_noise(
         clip: fixed, or learnt from a count of clients, which is noised.
         clients_per_round: the denominator.
         calibration: what the grid follows from.
+        mechanism: what the noise is to an accountant.
         kind: of the rotation.
         seed: of the rotation.
         name: what the metrics are filed under.
@@ -130,7 +133,8 @@ def distributed_noise(
     def grid_of(size: int) -> Grid:
         return grid_for(calibration, size, name)
 
-    return Stage(init, broadcast, client, server, Traits(name, is_private=True))
+    traits = Traits(name, is_private=True, mechanisms=(mechanism,))
+    return Stage(init, broadcast, client, server, traits)
 
 
 def report_of(clip: Bound) -> QuantileNote | None:

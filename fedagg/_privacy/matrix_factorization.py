@@ -1,16 +1,18 @@
 """Noise of any correlation over rounds, by an optax-style privatizer.
 
-With a banded matrix this is the mechanism of Choquette-Choo et al. 2023; with a
-privatizer that draws anew in each round it is `gaussian_noise`.
+`banded_noise(1.0, 0.5, 100, bands=10, rounds=500)` is the mechanism of Choquette-Choo et
+al. 2023; with a privatizer that draws anew in each round it is `gaussian_noise`.
 """
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from fedagg._mechanism import Mechanism
 from fedagg._privacy.noise_source import NoiseSource
-from fedagg._privacy.private import check_positive
+from fedagg._privacy.private import check_multiplier, check_positive
 from fedagg._privacy.private_mean import private_mean
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
@@ -32,6 +34,7 @@ def matrix_factorization_noise(
     clip: float,
     clients_per_round: float,
     *,
+    mechanism: Mechanism | None = None,
     name: str = "matrix_factorization_noise",
 ) -> Stage:
     """A mean whose noise is correlated over rounds as a privatizer makes it.
@@ -39,14 +42,13 @@ def matrix_factorization_noise(
     A privatizer is a pair `(init, update)` as in optax, whose `update(sum, state)`
     returns the sum with noise and its next state; such as `jax-privacy` has for banded
     and for BLT matrices, which take `dtype=jnp.float32`. It is given the sum in units
-    of `clip`, in float32, to which one client adds a norm of at most one in a round: so
-    its standard deviation is the noise multiplier, times the sensitivity of its matrix
-    to all the rounds that one client is in. The server releases the noised sum times
-    `clip / clients_per_round`.
+    of `clip`, in float32, to which one client adds a norm of at most one in a round.
+    The server releases the noised sum times `clip / clients_per_round`.
 
-    What its noise is worth follows from the matrix and from who takes part when:
-    `epsilon` of that noise multiplier, for one round, if the sensitivity is the
-    matrix's.
+    What its noise is worth follows from the matrix and from who takes part when, and a
+    privatizer does not say what it was made with: `guarantee` takes it from
+    `mechanism`, `Mechanism.matrix(stddev, strategy)`. `banded_noise` has both from the
+    same numbers.
 
     Where the privatizer's state has typed keys, they are made anew from each round's
     key, and not kept: it must draw fresh noise from them, and remember old noise as
@@ -64,6 +66,7 @@ def matrix_factorization_noise(
         privatizer: the pair above, made for a clip of one.
         clip: the largest norm, over all leaves of a value together. Positive.
         clients_per_round: the denominator, a number that is known beforehand.
+        mechanism: what the privatizer was made with. With None, `guarantee` refuses.
         name: what the metrics are filed under.
 
     Raises:
@@ -78,7 +81,81 @@ def matrix_factorization_noise(
     check_positive(clip=clip)
     # The noise multiplier is the privatizer's own.
     source = privatizer_noise(privatizer, name)
-    return private_mean(1.0, clip, clients_per_round, source, name=name)
+    declared = () if mechanism is None else (mechanism,)
+    return private_mean(1.0, clip, clients_per_round, source, declared, name=name)
+
+
+@prints_as_its_call
+def banded_noise(
+    noise_multiplier: float,
+    clip: float,
+    clients_per_round: float,
+    *,
+    bands: int,
+    rounds: int,
+    name: str = "banded_noise",
+) -> Stage:
+    """A mean whose noise cancels over the rounds that a client rests.
+
+    Noise `inverse(C) @ draws`, for the banded Toeplitz matrix `C` that makes the errors
+    of sums over rounds the smallest on average. Its columns have a norm of one, so that
+    a client which is in rounds at least `bands` apart pays for each what it pays for
+    one of `gaussian_noise` with the same multiplier, and sums over rounds have less
+    noise. With a `cyclic` sampler of a period of at least `bands`, chance amplifies
+    that; with `separated` clients it holds without.
+
+    The rest is as in `matrix_factorization_noise`; the state has `bands - 1` values
+    like the template in float32.
+
+    Args:
+        noise_multiplier: standard deviation of a draw, in units of `clip`.
+        clip: the largest norm, over all leaves of a value together. Positive.
+        clients_per_round: the denominator, a number that is known beforehand.
+        bands: rounds over which noise is correlated, at most those that clients rest.
+            One is independent noise.
+        rounds: what the matrix is optimized for. More or fewer are as private.
+        name: what the metrics are filed under.
+
+    Raises:
+        ValueError: if a number is out of range; in `server`, without a key.
+        TypeError: as `matrix_factorization_noise`.
+        ImportError: if `jax-privacy` is not there.
+
+    Reference: Choquette-Choo et al., "(Amplified) Banded Matrix Factorization: A
+        Unified Approach to Private Training", 2023, section 4 and algorithm 1.
+    """
+    check_multiplier(noise_multiplier)
+    checks.check_whole(1, rounds=rounds)
+    checks.check_whole(1, rounds, bands=bands)
+    toeplitz, noise_addition = _library()
+    found = toeplitz.optimize_banded_toeplitz(n=int(rounds), bands=int(bands))
+    # In float64, what is accounted is what runs in float32, to its rounding.
+    column = np.asarray(found, np.float64)
+    column /= np.linalg.norm(column)
+    privatizer = noise_addition.matrix_factorization_privatizer(
+        toeplitz.inverse_as_streaming_matrix(jnp.asarray(column, jnp.float32)),
+        stddev=float(noise_multiplier),
+        prng_key=0,  # replaced in each round
+        dtype=jnp.float32,
+    )
+    return matrix_factorization_noise(
+        privatizer,
+        clip,
+        clients_per_round,
+        mechanism=Mechanism.matrix(noise_multiplier, column),
+        name=name,
+    )
+
+
+def _library() -> Any:
+    try:
+        from jax_privacy import noise_addition
+        from jax_privacy.matrix_factorization import toeplitz
+    except ImportError as error:
+        raise ImportError(
+            "banded_noise needs jax-privacy: pip install 'fedagg[privacy]'."
+        ) from error
+    return toeplitz, noise_addition
 
 
 def privatizer_noise(privatizer: Any, name: str) -> NoiseSource:

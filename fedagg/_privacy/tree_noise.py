@@ -5,8 +5,7 @@ aggregation of Kairouz et al. 2021; with a learnt one, `adaptive_tree_noise(1.0,
 that of TensorFlow Federated.
 """
 
-import math
-
+from fedagg._mechanism import Mechanism
 from fedagg._privacy.binary_tree import binary_tree_noise
 from fedagg._privacy.private import check_multiplier, check_positive, learnt_clip
 from fedagg._privacy.private_mean import private_mean
@@ -36,8 +35,9 @@ def tree_noise(
     with that of its children, which takes a third or so off the variance.
 
     After `restart_every` rounds the tree is full and another begins. A client who is in
-    one round of a tree is in at most `restart_every.bit_length()` of its nodes:
-    `tree_noise_multiplier` has the noise multiplier to account.
+    one round of a tree is in at most `restart_every.bit_length()` of its nodes; which
+    `Mechanism.tree` accounts for, with the rounds in which clients may be. Nothing is
+    proven for clients who are sampled.
 
     Noise stays at the server. The state holds one value like the template a level in
     float32, and must be kept as secret as the sums. Clients count once, whatever their
@@ -69,7 +69,14 @@ def tree_noise(
     check_positive(clip=clip)
     restarts = Restarts(restart_every, restart_every)
     source = binary_tree_noise(restarts, efficient=efficient)
-    return private_mean(noise_multiplier, clip, clients_per_round, source, name=name)
+    return private_mean(
+        noise_multiplier,
+        clip,
+        clients_per_round,
+        source,
+        (Mechanism.tree(noise_multiplier, restart_every),),
+        name=name,
+    )
 
 
 @prints_as_its_call
@@ -139,35 +146,9 @@ def adaptive_tree_noise(
         held(clip, restarts),
         clients_per_round,
         binary_tree_noise(restarts),
+        (Mechanism.tree(noise_multiplier, restart_every),),
         name=name,
     )
-
-
-def tree_noise_multiplier(
-    noise_multiplier: float, restart_every: int, *, participations: int
-) -> float:
-    """The noise multiplier of the one Gaussian release that a noise tree amounts to.
-
-    A client who is in one round of a tree moves one node on each of its levels, by one
-    clip: as far, all nodes together, as the square root of their number. What is read
-    off the nodes costs nothing more. So `epsilon` of this, for one round and all of
-    `participations`, is the guarantee for clients who are in no tree twice.
-
-    Args:
-        noise_multiplier: that of `tree_noise` or `adaptive_tree_noise`.
-        restart_every: rounds in a tree.
-        participations: the most rounds that a client is in, each in another tree.
-
-    Raises:
-        ValueError: if an argument is out of range.
-
-    Reference: Kairouz et al., "Practical and Private (Deep) Learning without Sampling
-        or Shuffling", 2021, theorem 4.1 and appendix D.
-    """
-    check_multiplier(noise_multiplier)
-    _check_rounds(restart_every=restart_every)
-    checks.check_positive(participations=participations)
-    return noise_multiplier / math.sqrt(restart_every.bit_length() * participations)
 
 
 def _check_rounds(**rounds: int) -> None:

@@ -32,13 +32,11 @@ from fedagg._mechanism import Mechanism
 from fedagg._median import median
 from fedagg._payload import Payload
 from fedagg._privacy.accounting import epsilon, noise_multiplier_for
+from fedagg._privacy.banded import banded_noise
 from fedagg._privacy.budget import Budget, budget
 from fedagg._privacy.gaussian import adaptive_gaussian_noise, gaussian_noise
 from fedagg._privacy.guarantee import Guarantee, guarantee
-from fedagg._privacy.matrix_factorization import (
-    banded_noise,
-    matrix_factorization_noise,
-)
+from fedagg._privacy.matrix_factorization import matrix_factorization_noise
 from fedagg._privacy.samplers import Sampler, cyclic, fixed_size, poisson, separated
 from fedagg._privacy.secret import secret_key
 from fedagg._privacy.tree_noise import adaptive_tree_noise, tree_noise

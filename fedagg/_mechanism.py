@@ -94,9 +94,7 @@ class Mechanism(NamedTuple):
             )
 
         def sensitivity(rounds: int, separation: int, participations: int) -> float:
-            return _sensitivity(
-                _matrix_of(given, rounds), separation, participations
-            )
+            return _sensitivity(_matrix_of(given, rounds), separation, participations)
 
         bands = given.size if given.ndim == 1 else _bands_of(given)
         sentence = f"matrix({noise_multiplier:.6g}, {list(given.shape)})"

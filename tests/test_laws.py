@@ -200,6 +200,7 @@ STAGES: dict[str, tuple[fedagg.Stage, ...]] = {
     "matrix_factorization_noise": (
         fedagg.matrix_factorization_noise(alternating(), 1.0, 10.0),
     ),
+    "banded_noise": (fedagg.banded_noise(0.5, 1.0, 10.0, bands=2, rounds=3),),
     "local_gaussian_noise": (fedagg.local_gaussian_noise(0.5, 1.0), fedagg.mean()),
     "jitter_of_a_user": (jitter(), fedagg.clipping(1000.0), fedagg.mean()),
 }
@@ -252,6 +253,7 @@ ANSWERS_WITHOUT_CLIENTS = {
     "tree_noise": "noise",
     "tree_noise_of_a_learnt_clip": "noise",
     "matrix_factorization_noise": "noise",
+    "banded_noise": "noise",
     "dp_aggregator": "noise, and p = 1/2",
     "clipping_with_noise_on_the_count": "a round without clients reads as p = 1/2",
     "jitter_of_a_user": "the server's own draw is added",
@@ -262,7 +264,7 @@ ANSWERS_WITHOUT_CLIENTS = {
 DRAWS_NORMALS = {
     *("gaussian_noise", "gaussian_noise_weighted", "gaussian_noise_adaptive"),
     *("tree_noise", "tree_noise_of_a_learnt_clip"),
-    *("local_gaussian_noise", "dp_aggregator"),
+    *("local_gaussian_noise", "banded_noise", "dp_aggregator"),
 }
 
 # Those that differ from another one by an option. The laws about what goes in and out

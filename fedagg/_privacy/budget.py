@@ -39,7 +39,7 @@ class Budget(NamedTuple):
 
     def init(self) -> Spent:
         """Nothing spent."""
-        return Spent(np.int64(0) + np.zeros((), np.int64))
+        return Spent(np.zeros((), np.int64))
 
     def allows(self, state: Spent) -> bool:
         """Whether another round stays within the target."""
@@ -85,7 +85,7 @@ def budget(
     participation: float | Sampler = 1.0,
     accountant: str = "pld",
     earlier: Any = None,
-    most: int = 2**20,
+    most_rounds: int = 2**20,
 ) -> Budget:
     """A ledger for the rounds of an aggregator, which stops before it is overspent.
 
@@ -106,7 +106,7 @@ def budget(
         accountant: likewise.
         earlier: what was spent before, on the same clients and in the same relation, as
             a `DpEvent` of dp-accounting. None is nothing.
-        most: rounds beyond which none is looked for.
+        most_rounds: beyond which none is looked for.
 
     Raises:
         ValueError: as `guarantee` does; if what was spent earlier is above the target;
@@ -119,7 +119,7 @@ def budget(
     """
     checks.check_positive(target_epsilon=target_epsilon)
     checks.check_within("(0, 1)", delta=delta)
-    checks.check_whole(1, most=most)
+    checks.check_whole(1, most_rounds=most_rounds)
     run = run_of(aggregator, template, 1, neighbors, participation, accountant)
     made = Budget(0, target_epsilon, delta, run, accountant, earlier)
     if _epsilon(made, 0) > target_epsilon:
@@ -127,9 +127,9 @@ def budget(
             f"earlier: {_epsilon(made, 0):.4g} is spent already, above {target_epsilon=}."
         )
     low, high = 0, 1
-    while high <= most and _epsilon(made, high) <= target_epsilon:
+    while high <= most_rounds and _epsilon(made, high) <= target_epsilon:
         low, high = high, 2 * high
-    high = min(high, most + 1)
+    high = min(high, most_rounds + 1)
     while high - low > 1:
         middle = (low + high) // 2
         fits = _epsilon(made, middle) <= target_epsilon

@@ -1,18 +1,17 @@
 """Noise of any correlation over rounds, by an optax-style privatizer.
 
-`banded_noise(1.0, 0.5, 100, bands=10, rounds=500)` is the mechanism of Choquette-Choo et
-al. 2023; with a privatizer that draws anew in each round it is `gaussian_noise`.
+With one that draws anew in each round this is `gaussian_noise`, with a buffered linear
+Toeplitz matrix the mechanism of Dvijotham et al. 2024.
 """
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fedagg._mechanism import Mechanism
 from fedagg._privacy.noise_source import NoiseSource
-from fedagg._privacy.private import check_multiplier, check_positive
+from fedagg._privacy.private import check_positive
 from fedagg._privacy.private_mean import private_mean
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
@@ -83,79 +82,6 @@ def matrix_factorization_noise(
     source = privatizer_noise(privatizer, name)
     declared = () if mechanism is None else (mechanism,)
     return private_mean(1.0, clip, clients_per_round, source, declared, name=name)
-
-
-@prints_as_its_call
-def banded_noise(
-    noise_multiplier: float,
-    clip: float,
-    clients_per_round: float,
-    *,
-    bands: int,
-    rounds: int,
-    name: str = "banded_noise",
-) -> Stage:
-    """A mean whose noise cancels over the rounds that a client rests.
-
-    Noise `inverse(C) @ draws`, for the banded Toeplitz matrix `C` that makes the errors
-    of sums over rounds the smallest on average. Its columns have a norm of one, so that
-    a client which is in rounds at least `bands` apart pays for each what it pays for
-    one of `gaussian_noise` with the same multiplier, and sums over rounds have less
-    noise. With a `cyclic` sampler of a period of at least `bands`, chance amplifies
-    that; with `separated` clients it holds without.
-
-    The rest is as in `matrix_factorization_noise`; the state has `bands - 1` values
-    like the template in float32.
-
-    Args:
-        noise_multiplier: standard deviation of a draw, in units of `clip`.
-        clip: the largest norm, over all leaves of a value together. Positive.
-        clients_per_round: the denominator, a number that is known beforehand.
-        bands: rounds over which noise is correlated, at most those that clients rest.
-            One is independent noise.
-        rounds: what the matrix is optimized for. More or fewer are as private.
-        name: what the metrics are filed under.
-
-    Raises:
-        ValueError: if a number is out of range; in `server`, without a key.
-        TypeError: as `matrix_factorization_noise`.
-        ImportError: if `jax-privacy` is not there.
-
-    Reference: Choquette-Choo et al., "(Amplified) Banded Matrix Factorization: A
-        Unified Approach to Private Training", 2023, section 4 and algorithm 1.
-    """
-    check_multiplier(noise_multiplier)
-    checks.check_whole(1, rounds=rounds)
-    checks.check_whole(1, rounds, bands=bands)
-    toeplitz, noise_addition = _library()
-    found = toeplitz.optimize_banded_toeplitz(n=int(rounds), bands=int(bands))
-    # In float64, what is accounted is what runs in float32, to its rounding.
-    column = np.asarray(found, np.float64)
-    column /= np.linalg.norm(column)
-    privatizer = noise_addition.matrix_factorization_privatizer(
-        toeplitz.inverse_as_streaming_matrix(jnp.asarray(column, jnp.float32)),
-        stddev=float(noise_multiplier),
-        prng_key=0,  # replaced in each round
-        dtype=jnp.float32,
-    )
-    return matrix_factorization_noise(
-        privatizer,
-        clip,
-        clients_per_round,
-        mechanism=Mechanism.matrix(noise_multiplier, column),
-        name=name,
-    )
-
-
-def _library() -> Any:
-    try:
-        from jax_privacy import noise_addition
-        from jax_privacy.matrix_factorization import toeplitz
-    except ImportError as error:
-        raise ImportError(
-            "banded_noise needs jax-privacy: pip install 'fedagg[privacy]'."
-        ) from error
-    return toeplitz, noise_addition
 
 
 def privatizer_noise(privatizer: Any, name: str) -> NoiseSource:

@@ -45,7 +45,9 @@ def revealed(stage: Stage, template: PyTree) -> list[Revealed]:
             [False] * of_value + [True] + [False] * rest,
         )
     ]
-    marks = [2 * by_value + by_weight for by_value, by_weight in zip(*facts, strict=True)]
+    marks = [
+        2 * by_value + by_weight for by_value, by_weight in zip(*facts, strict=True)
+    ]
     return _bare("", pytree.unflatten(jax.tree.structure(shapes), marks), False)
 
 

@@ -44,7 +44,7 @@ class Sampler(NamedTuple):
             be the same in each round, which draws from one of its own.
         rate: a client's chance to be in a round in which it may be.
         separation: rounds from one in which a client is to the next in which it may be.
-        most: rounds that a client is in at most, or None.
+        times: rounds that a client is in at most, or None.
         size: of every cohort, or None where it varies. Drawn at random if the rate is
             below one.
         by_client: whether who else is in a cohort does not depend on a client.
@@ -55,7 +55,7 @@ class Sampler(NamedTuple):
     next: Callable[[SamplerState, jax.Array], tuple[SamplerState, Cohort]]
     rate: float = 1.0
     separation: int = 1
-    most: int | None = None
+    times: int | None = None
     size: int | None = None
     by_client: bool = True
     sentence: str = "Sampler()"
@@ -63,7 +63,7 @@ class Sampler(NamedTuple):
     def participations(self, rounds: int) -> int:
         """The most of so many rounds that a client is in."""
         times = -(-rounds // self.separation)
-        return times if self.most is None else min(times, self.most)
+        return times if self.times is None else min(times, self.times)
 
     def __repr__(self) -> str:
         return self.sentence
@@ -161,7 +161,7 @@ def fixed_size(size: int, clients: int) -> Sampler:
 
 
 @prints_as_its_call
-def separated(separation: int, *, size: int, most: int | None = None) -> Sampler:
+def separated(separation: int, *, size: int, times: int | None = None) -> Sampler:
     """As many clients in each round, drawn from those who have rested.
 
     A client that was in a round may be in one `separation` rounds later, and in none
@@ -172,7 +172,7 @@ def separated(separation: int, *, size: int, most: int | None = None) -> Sampler
     Args:
         separation: rounds from one participation of a client to the next, at least.
         size: of a cohort.
-        most: rounds that a client is in at most: the run ends before, or is for fewer
+        times: rounds that a client is in at most: the run ends before, or is for fewer
             rounds. None stands for as many as the separation allows.
 
     Raises:
@@ -184,8 +184,8 @@ def separated(separation: int, *, size: int, most: int | None = None) -> Sampler
     """
     checks.check_whole(1, 2**31 - 1, separation=separation)
     checks.check_whole(1, size=size)
-    if most is not None:
-        checks.check_whole(1, most=most)
+    if times is not None:
+        checks.check_whole(1, times=times)
 
     def init(clients: int, key: jax.Array) -> SamplerState:
         del key
@@ -193,10 +193,10 @@ def separated(separation: int, *, size: int, most: int | None = None) -> Sampler
         return SamplerState(jnp.uint32(0), jnp.zeros((clients, 2), jnp.uint32))
 
     def next(state: SamplerState, key: jax.Array) -> tuple[SamplerState, Cohort]:
-        rested, times = state.turns[:, 0], state.turns[:, 1]
+        rested, seen = state.turns[:, 0], state.turns[:, 1]
         may = rested <= state.rounds
-        if most is not None:
-            may &= times < most
+        if times is not None:
+            may &= seen < times
         own = key_of_round(key, state.rounds)
         order = jax.random.permutation(own, may.size)
         # Those who may come first, in the order drawn.
@@ -205,16 +205,14 @@ def separated(separation: int, *, size: int, most: int | None = None) -> Sampler
         after = jnp.stack(
             [
                 jnp.where(here, state.rounds + jnp.uint32(separation), rested[rows]),
-                times[rows] + here.astype(jnp.uint32),
+                seen[rows] + here.astype(jnp.uint32),
             ],
             axis=1,
         )
         state = SamplerState(state.rounds + 1, state.turns.at[rows].set(after))
         return state, Cohort(rows.astype(jnp.int32), here.astype(jnp.float32))
 
-    return Sampler(
-        init, next, 1.0, int(separation), most, int(size), by_client=False
-    )
+    return Sampler(init, next, 1.0, int(separation), times, int(size), by_client=False)
 
 
 def room_for(clients: int, rate: float) -> int:

@@ -46,7 +46,9 @@ def test_what_is_noised_has_a_norm_of_at_most_the_clip(size, sent):
     stage = fedagg.local_gaussian_noise(0.0, 2.0)
     value = {"a": jnp.full(9, 0.8 * size / 3.0), "b": jnp.float32(0.6 * size)}
 
-    update, _ = stage.client(jnp.uint32(0), fedagg.Update(value, jnp.float32(3.0)), key())
+    update, _ = stage.client(
+        jnp.uint32(0), fedagg.Update(value, jnp.float32(3.0)), key()
+    )
 
     got = math.hypot(np.linalg.norm(update.value["a"]), update.value["b"])
     np.testing.assert_allclose(got, sent, rtol=1e-6)

@@ -6,7 +6,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from fedagg._mechanism import Mechanism, RenyiCurve
 from fedagg._privacy.composition import (

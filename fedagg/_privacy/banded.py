@@ -1,7 +1,7 @@
 """Banded matrix factorization: noise that cancels over the rounds a client rests.
 
-`banded_noise(1.0, 0.5, 100, bands=10, rounds=500)` is the mechanism of Choquette-Choo et
-al. 2023; with one band it is `gaussian_noise`.
+`banded_noise(1.0, 0.5, 100, bands=10, rounds=500)` is the mechanism of Choquette-Choo
+et al. 2023; with one band it is `gaussian_noise`.
 """
 
 from typing import NamedTuple
@@ -76,13 +76,11 @@ def banded_noise(
     check_positive(clip=clip)
     checks.check_whole(1, rounds=rounds)
     checks.check_whole(1, int(rounds), bands=bands)
-    column = best_column(int(rounds), int(bands))
     return private_mean(
         noise_multiplier,
         clip,
         clients_per_round,
-        column_noise(column),
-        (Mechanism.matrix(noise_multiplier, column),),
+        column_noise(best_column(int(rounds), int(bands))),
         name=name,
     )
 
@@ -132,4 +130,4 @@ def column_noise(column: np.ndarray) -> NoiseSource:
         state = BandState(state.rounds + 1, kept)
         return state, with_noise(total, scale, noise), None
 
-    return NoiseSource(init, add)
+    return NoiseSource(init, add, lambda z: Mechanism.matrix(z, column))

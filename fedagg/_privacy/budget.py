@@ -124,7 +124,8 @@ def budget(
     made = Budget(0, target_epsilon, delta, run, accountant, earlier)
     if _epsilon(made, 0) > target_epsilon:
         raise ValueError(
-            f"earlier: {_epsilon(made, 0):.4g} is spent already, above {target_epsilon=}."
+            f"earlier: {_epsilon(made, 0):.4g} is spent already, above "
+            f"{target_epsilon=}."
         )
     low, high = 0, 1
     while high <= most_rounds and _epsilon(made, high) <= target_epsilon:

@@ -4,7 +4,6 @@ With a fixed clip, `gaussian_noise(1.0, 0.5, 100)`, this is DP-FedAvg; with a le
 one, `adaptive_gaussian_noise(1.0, 100)`, it is DP-FedAvg with adaptive clipping.
 """
 
-from fedagg._mechanism import Mechanism
 from fedagg._privacy.noise_source import independent_noise
 from fedagg._privacy.private import check_largest_weight, learnt_clip
 from fedagg._privacy.private_mean import private_mean
@@ -79,7 +78,6 @@ def gaussian_noise(
         clip,
         clients_per_round,
         independent_noise(),
-        (Mechanism.gaussian(noise_multiplier),),
         largest_weight=largest_weight,
         name=name,
     )

@@ -79,12 +79,13 @@ def matrix_factorization_noise(
     """
     check_positive(clip=clip)
     # The noise multiplier is the privatizer's own.
-    source = privatizer_noise(privatizer, name)
-    declared = () if mechanism is None else (mechanism,)
-    return private_mean(1.0, clip, clients_per_round, source, declared, name=name)
+    source = privatizer_noise(privatizer, name, mechanism)
+    return private_mean(1.0, clip, clients_per_round, source, name=name)
 
 
-def privatizer_noise(privatizer: Any, name: str) -> NoiseSource:
+def privatizer_noise(
+    privatizer: Any, name: str, mechanism: Mechanism | None = None
+) -> NoiseSource:
     """The noise of a privatizer that was made for sums in units of the clip."""
 
     def fresh(template: Template) -> PyTree:
@@ -105,4 +106,4 @@ def privatizer_noise(privatizer: Any, name: str) -> NoiseSource:
         state = state._replace(arrays=without_keys(whole))
         return state, pytree.scale(scale, noised), None
 
-    return NoiseSource(init, add)
+    return NoiseSource(init, add, lambda z: mechanism)

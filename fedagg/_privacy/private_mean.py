@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._bounding.bounds import as_bound
-from fedagg._mechanism import Mechanism
 from fedagg._messages.marks import Noised
 from fedagg._privacy.noise_source import NoiseSource
 from fedagg._privacy.private import (
@@ -41,7 +40,6 @@ def private_mean(
     clip: Bound | float,
     clients_per_round: float,
     source: NoiseSource,
-    mechanisms: tuple[Mechanism, ...],
     *,
     largest_weight: float | None = None,
     name: str,
@@ -56,7 +54,6 @@ def private_mean(
         clip: the largest norm, or a `Bound` on it whose learning is noised.
         clients_per_round: the denominator.
         source: where noise comes from.
-        mechanisms: what its noise is to an accountant, values and notes together.
         largest_weight: a public bound on weights, or None to leave weights out.
         name: what errors call the stage, and metrics are filed under.
     """
@@ -66,6 +63,9 @@ def private_mean(
     bound = private_clip(clip, noise_multiplier)
     learns = bound.sensitivity > 0.0
     multiplier = multiplier_left(noise_multiplier, bound.stddev, bound.sensitivity)
+
+    mechanism = source.mechanism(noise_multiplier)
+    declared = () if mechanism is None else (mechanism,)
 
     def init(template: PyTree) -> PrivateState:
         state = bound.init()
@@ -102,7 +102,7 @@ def private_mean(
         lambda state: bound.broadcast(state.clip),
         client,
         server,
-        Traits(name, is_private=True, mechanisms=mechanisms),
+        Traits(name, is_private=True, mechanisms=declared),
     )
 
 

@@ -27,16 +27,16 @@ def revealed(stage: Stage, template: PyTree) -> list[Revealed]:
     """
     state = jax.eval_shape(stage.init, template)
     shared = jax.eval_shape(stage.broadcast, state)
-    update = Update(
-        pytree.abstract(template), jax.ShapeDtypeStruct((), jnp.dtype(jnp.float32))
-    )
+    value = pytree.abstract(template)
 
-    def client(update: Update, shared: PyTree):
-        sent, note = stage.client(shared, update, jax.random.key(0))
+    def client(value: PyTree, weight: jax.Array, shared: PyTree):
+        sent, note = stage.client(shared, Update(value, weight), jax.random.key(0))
         return {"value": sent.value, "note": note}
 
-    closed, shapes = jax.make_jaxpr(client, return_shape=True)(update, shared)
-    of_value = len(pytree.flatten(update.value)[0])
+    closed, shapes = jax.make_jaxpr(client, return_shape=True)(
+        value, jax.ShapeDtypeStruct((), jnp.float32), shared
+    )
+    of_value = len(pytree.flatten(value)[0])
     rest = len(closed.jaxpr.invars) - of_value - 1
     facts = [
         _dependent(closed.jaxpr, marks)

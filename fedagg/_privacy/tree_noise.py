@@ -5,9 +5,8 @@ aggregation of Kairouz et al. 2021; with a learnt one, `adaptive_tree_noise(1.0,
 that of TensorFlow Federated.
 """
 
-from fedagg._mechanism import Mechanism
 from fedagg._privacy.binary_tree import binary_tree_noise
-from fedagg._privacy.private import check_multiplier, check_positive, learnt_clip
+from fedagg._privacy.private import check_positive, learnt_clip
 from fedagg._privacy.private_mean import private_mean
 from fedagg._privacy.restarts import Restarts, held
 from fedagg._sentence import prints_as_its_call
@@ -74,7 +73,6 @@ def tree_noise(
         clip,
         clients_per_round,
         source,
-        (Mechanism.tree(noise_multiplier, restart_every),),
         name=name,
     )
 
@@ -146,7 +144,6 @@ def adaptive_tree_noise(
         held(clip, restarts),
         clients_per_round,
         binary_tree_noise(restarts),
-        (Mechanism.tree(noise_multiplier, restart_every),),
         name=name,
     )
 

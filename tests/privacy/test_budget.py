@@ -50,7 +50,7 @@ def test_what_is_spent_survives_a_checkpoint():
     state = budget.next(budget.next(budget.init()))
 
     saved = flax.serialization.to_bytes(state)
-    restored = flax.serialization.from_bytes(budget.init(), saved)
+    restored: Any = flax.serialization.from_bytes(budget.init(), saved)
 
     assert restored == state and restored.rounds.dtype == np.int64
     assert budget.epsilon(restored) == epsilon(2)
@@ -75,7 +75,7 @@ def test_other_noise_goes_on_from_the_event_of_what_was_spent():
     for multiplier, rounds in ((1.0, 2), (0.8, second.rounds)):
         event = dp_accounting.GaussianDpEvent(multiplier)
         accountant.compose(dp_accounting.PoissonSampledDpEvent(0.1, event), rounds)
-    end = second.init()._replace(rounds=np.int64(second.rounds))
+    end = second.init()._replace(rounds=np.asarray(second.rounds))
     expected = accountant.get_epsilon(DELTA)
     assert math.isclose(second.epsilon(end), expected, rel_tol=1e-9)
     accountant.compose(dp_accounting.PoissonSampledDpEvent(0.1, event))

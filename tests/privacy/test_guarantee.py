@@ -65,7 +65,7 @@ def test_the_split_of_a_learnt_clip_s_noise_is_that_of_what_runs():
 
     # Of what ran: noise on a mean with a clip of 0.1, and on a count moved by a half.
     of_values = float(metrics["gaussian_noise/stddev"]) * 100.0 / 0.1
-    both = [dp_accounting.GaussianDpEvent(x) for x in (of_values, 4.0 / 0.5)]
+    both: list[Any] = [dp_accounting.GaussianDpEvent(x) for x in (of_values, 4.0 / 0.5)]
     event = dp_accounting.ComposedDpEvent(both)
     expected = spent(event, 100, "rdp")
     got = of(stage, neighbors="add_or_remove", accountant="rdp")
@@ -83,7 +83,7 @@ def test_all_noise_of_a_round_is_composed():
 
     got = of(*both, extra, **SAMPLED, accountant="rdp")
 
-    inner = [dp_accounting.GaussianDpEvent(x) for x in (2.0, 3.0)]
+    inner: list[Any] = [dp_accounting.GaussianDpEvent(x) for x in (2.0, 3.0)]
     event = dp_accounting.PoissonSampledDpEvent(
         0.01, dp_accounting.ComposedDpEvent(inner)
     )

@@ -1,6 +1,7 @@
 """Keys of private rounds: from where they come, and one key in two rounds."""
 
 import secrets
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,7 @@ PRIVATE = {
     "matrix_factorization_noise": lambda: fedagg.matrix_factorization_noise(
         fresh_noise(), 1.0, 1.0
     ),
+    "banded_noise": lambda: fedagg.banded_noise(1.0, 1.0, 1.0, bands=1, rounds=4),
     "local_gaussian_noise": lambda: fedagg.local_gaussian_noise(1.0, 1.0),
     "skellam_noise": lambda: fedagg.skellam_noise(1.0, 1.0, 2, bits=24),
     "discrete_gaussian_noise": lambda: fedagg.discrete_gaussian_noise(
@@ -65,12 +67,12 @@ def test_noise_differs_between_rounds_without_a_release():
         fedagg.skellam(1.0, 1.0, 2, bits=24, smallest_cohort=2).stage()
     )
     state = aggregator.init(jnp.zeros(D))
-    of_client = [0.0, 0.0]
+    of_client: list[Any] = []
 
-    for i in range(2):
+    for _ in range(2):
         shared = aggregator.steps.broadcast(state)
         message = aggregator.steps.client(shared, jnp.zeros(D), 1.0, key())
-        of_client[i] = np.asarray(message.value.value.vector, np.float64)
+        of_client.append(np.asarray(message.value.value.vector, np.float64))
         total = aggregator.steps.add(None, message)
         output = aggregator.steps.server(state, total)
         assert output.metrics["skellam_noise/is_released"] == 0.0

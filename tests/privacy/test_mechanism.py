@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import dp_accounting
 import numpy as np
@@ -26,7 +27,8 @@ def exact(noise_multiplier: float, delta: float) -> float:
         a, b = shift / 2 - epsilon / shift, -shift / 2 - epsilon / shift
         return float(cdf(a) - math.exp(epsilon) * cdf(b) - delta)
 
-    return float(scipy.optimize.brentq(excess, 0.0, 60.0))
+    root: Any = scipy.optimize.brentq(excess, 0.0, 60.0)
+    return root
 
 
 def toeplitz(column: np.ndarray, rounds: int) -> np.ndarray:
@@ -61,7 +63,7 @@ def patterns(rounds: int, separation: int, most: int):
 def enumerated(matrix: np.ndarray, separation: int, most: int) -> float:
     """The exact sensitivity of a matrix without negative products of columns."""
     return max(
-        np.linalg.norm(matrix[:, chosen].sum(axis=1))
+        float(np.linalg.norm(matrix[:, chosen].sum(axis=1)))
         for chosen in patterns(matrix.shape[1], separation, most)
     )
 

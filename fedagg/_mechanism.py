@@ -51,7 +51,7 @@ class Mechanism(NamedTuple):
     @classmethod
     def gaussian(cls, noise_multiplier: float) -> Mechanism:
         """Noise that is drawn anew in each round: that of `gaussian_noise`."""
-        sentence = f"gaussian({noise_multiplier:.6g})"
+        sentence = f"gaussian({noise_multiplier:.4g})"
         return cls(noise_multiplier, sentence=sentence)
 
     @classmethod
@@ -71,7 +71,7 @@ class Mechanism(NamedTuple):
             squares = sum(min(x, participations) for x in in_node)
             return math.sqrt(participations * squares)
 
-        sentence = f"tree({noise_multiplier:.6g}, {restart_every})"
+        sentence = f"tree({noise_multiplier:.4g}, {restart_every})"
         return cls(noise_multiplier, sensitivity, math.inf, sentence=sentence)
 
     @classmethod
@@ -97,7 +97,7 @@ class Mechanism(NamedTuple):
             return _sensitivity(_matrix_of(given, rounds), separation, participations)
 
         bands = given.size if given.ndim == 1 else _bands_of(given)
-        sentence = f"matrix({noise_multiplier:.6g}, {list(given.shape)})"
+        sentence = f"matrix({noise_multiplier:.4g}, {list(given.shape)})"
         return cls(noise_multiplier, sensitivity, bands, sentence=sentence)
 
     def __repr__(self) -> str:

@@ -51,6 +51,7 @@ class Mechanism(NamedTuple):
     @classmethod
     def gaussian(cls, noise_multiplier: float) -> Mechanism:
         """Noise that is drawn anew in each round: that of `gaussian_noise`."""
+        _check(noise_multiplier)
         sentence = f"gaussian({noise_multiplier:.4g})"
         return cls(noise_multiplier, sentence=sentence)
 
@@ -64,6 +65,11 @@ class Mechanism(NamedTuple):
         Reference: Kairouz et al., "Practical and Private (Deep) Learning without
             Sampling or Shuffling", 2021, theorem 4.1 and appendix D.
         """
+        _check(noise_multiplier)
+        if isinstance(restart_every, bool) or restart_every < 1:
+            raise ValueError(
+                f"restart_every must be one round or more, got {restart_every=}."
+            )
 
         def sensitivity(rounds: int, separation: int, participations: int) -> float:
             levels = min(rounds, restart_every).bit_length()
@@ -86,6 +92,7 @@ class Mechanism(NamedTuple):
         Reference: Choquette-Choo et al., "(Amplified) Banded Matrix Factorization: A
             Unified Approach to Private Training", 2023, theorems 2 and 4, algorithm 4.
         """
+        _check(noise_multiplier)
         given = np.asarray(strategy, np.float64)
         if given.ndim not in (1, 2) or given.ndim == 2 and np.any(np.triu(given, 1)):
             raise ValueError(
@@ -102,6 +109,15 @@ class Mechanism(NamedTuple):
 
     def __repr__(self) -> str:
         return self.sentence
+
+
+def _check(noise_multiplier: float) -> None:
+    if isinstance(noise_multiplier, bool):
+        raise TypeError(f"noise_multiplier must be a number, got {noise_multiplier=}.")
+    if not noise_multiplier >= 0.0:
+        raise ValueError(
+            f"noise_multiplier must not be negative, got {noise_multiplier=}."
+        )
 
 
 def _bands_of(matrix: np.ndarray) -> int:

@@ -24,6 +24,10 @@ def local_gaussian_noise(
     itself is private, whoever sees it. What comes after is post-processing, `mean` and
     compressors included.
 
+    The key is the client's own, secret and fresh, `secret_key()`: of it, each round
+    draws from another. Noise is in float32, on a grid, which is left out of account as
+    in `gaussian_noise`.
+
     Not noised are the client's weight, and that it took part. A value with a NaN or an
     infinite norm counts as zero, and is noised. In a mean of `n` clients the noise of
     an entry has a deviation of `clip * noise_multiplier / sqrt(n)`, which is `sqrt(n)`

@@ -24,7 +24,8 @@ def gaussian_noise(
 
     Each client's value is scaled down to an L2 norm of at most `clip`, and the server
     releases `(sum + N(0, (clip * noise_multiplier) ** 2)) / clients_per_round`, entry
-    by entry. `epsilon` of the noise multiplier is the guarantee:
+    by entry. `guarantee` of the aggregator, or `epsilon` of the noise multiplier, says
+    what that is worth:
 
     | | |
     | --- | --- |
@@ -35,6 +36,7 @@ def gaussian_noise(
     | stages after this | refused if they change values, as a `mean` or a rule |
     | what clients' `work` reports | is not noised, their loss, say |
     | noise in float32 | on a grid, up to 5.4 deviations: left out of account |
+    | the key | secret and fresh, `secret_key()`; each round draws from one of its own |
 
     `server_view` lists what stages before this send; `skellam_noise` has integers for
     noise. Of clients:

@@ -39,7 +39,8 @@ def tree_noise(
     proven for clients who are sampled.
 
     Noise stays at the server. The state holds one value like the template a level in
-    float32, and must be kept as secret as the sums. Clients count once, whatever their
+    float32, and must be kept as secret as the sums; so must the key, as in
+    `gaussian_noise`. Clients count once, whatever their
     weight; NaN, absent clients, the denominator, what must not come after this, and the
     metrics are as in `gaussian_noise`. `{name}/stddev` is that of the round's own
     noise.

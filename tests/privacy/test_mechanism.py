@@ -167,3 +167,41 @@ def test_a_matrix_says_nothing_of_rounds_it_does_not_have():
 def test_a_matrix_is_lower_triangular(strategy):
     with pytest.raises(ValueError, match="strategy must be lower triangular"):
         fedagg.Mechanism.matrix(1.0, strategy)
+
+
+MAKE = {
+    "gaussian": fedagg.Mechanism.gaussian,
+    "tree": lambda z: fedagg.Mechanism.tree(z, 8),
+    "matrix": lambda z: fedagg.Mechanism.matrix(z, [1.0]),
+}
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_a_noise_multiplier_is_a_number_and_not_negative(name):
+    with pytest.raises(TypeError, match="noise_multiplier must be a number"):
+        MAKE[name](True)
+    for z in (-1.0, math.nan):
+        with pytest.raises(ValueError, match="noise_multiplier must not be negative"):
+            MAKE[name](z)
+    free = MAKE[name](math.inf)
+    assert fedagg.epsilon(free, 10, DELTA, neighbors="zero_out") == 0.0
+
+
+@pytest.mark.parametrize("restart_every", [0, -1, True])
+def test_a_tree_has_rounds(restart_every):
+    with pytest.raises(ValueError, match="restart_every must be one round or more"):
+        fedagg.Mechanism.tree(1.0, restart_every)
+
+
+def test_the_way_back_goes_through_a_typed_mechanism():
+    options: dict[str, Any] = {"neighbors": "zero_out", "accountant": "rdp"}
+    options |= {"participation": fedagg.separated(8, size=1)}
+
+    z = fedagg.noise_multiplier_for(
+        2.0, 24, DELTA, **options, mechanism=lambda z: fedagg.Mechanism.tree(z, 8)
+    )
+
+    plain = fedagg.noise_multiplier_for(
+        2.0, 1, DELTA, neighbors="zero_out", accountant="rdp"
+    )
+    np.testing.assert_allclose(z, math.sqrt(3 * 4) * plain, rtol=2e-3)

@@ -8,7 +8,8 @@ from fedagg._privacy.normal import normal
 from fedagg._privacy.private import check_multiplier, check_positive, clip_value
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
-from fedagg._types import PyTree, Stage, Traits, Update
+from fedagg._trees.keys import key_of_round
+from fedagg._types import Output, PyTree, Stage, Traits, Update
 
 
 @prints_as_its_call
@@ -22,6 +23,10 @@ def local_gaussian_noise(
     and `neighbors="replace_one"`, which is what local privacy asks for, the message by
     itself is private, whoever sees it. What comes after is post-processing, `mean` and
     compressors included.
+
+    The key is the client's own, secret and fresh, `secret_key()`: of it, each round
+    draws from another. Noise is in float32, on a grid, which is left out of account as
+    in `gaussian_noise`.
 
     Not noised are the client's weight, and that it took part. A value with a NaN or an
     infinite norm counts as zero, and is noised. In a mean of `n` clients the noise of
@@ -47,14 +52,20 @@ def local_gaussian_noise(
     check_positive(clip=clip)
     stddev = clip * noise_multiplier
 
-    def client(update: Update, key: jax.Array | None):
+    def client(rounds: jax.Array, update: Update, key: jax.Array | None):
         value, _ = clip_value(update.value, jnp.float32(clip), name)
-        draws = normal(checks.check_key(key, name, "noise"), value)
-        value = with_noise(value, jnp.float32(stddev), draws)
+        key = key_of_round(checks.check_key(key, name, "noise"), rounds)
+        value = with_noise(value, jnp.float32(stddev), normal(key, value))
         return update._replace(value=value), ()
 
-    def server(total: PyTree, note: PyTree, key: jax.Array | None):
+    def server(rounds: jax.Array, total: PyTree, note: PyTree, key: jax.Array | None):
         del note, key
-        return total, {f"{name}/stddev": jnp.float32(stddev)}
+        return Output(rounds + 1, total, {f"{name}/stddev": jnp.float32(stddev)})
 
-    return Stage.stateless(client, server, Traits(name, is_bound=True))
+    return Stage(
+        lambda template: jnp.uint32(0),
+        lambda rounds: rounds,
+        client,
+        server,
+        Traits(name, is_bound=True),
+    )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedagg._mechanism import Mechanism
 from fedagg._privacy.noise_source import NoiseSource, with_noise
 from fedagg._privacy.normal import normal
 from fedagg._privacy.restarts import Restarts
@@ -54,7 +55,7 @@ def binary_tree_noise(restarts: Restarts, *, efficient: bool = True) -> NoiseSou
         state = TreeState(rounds, pytree.keep(~is_due, tree))
         return state, with_noise(total, scale, noise), scale * deviation
 
-    return NoiseSource(init, add)
+    return NoiseSource(init, add, lambda z: Mechanism.tree(z, restarts.period))
 
 
 def empty_tree(template: PyTree, rounds: int) -> NoiseTree:

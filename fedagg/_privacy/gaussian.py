@@ -6,7 +6,7 @@ one, `adaptive_gaussian_noise(1.0, 100)`, it is DP-FedAvg with adaptive clipping
 
 from fedagg._privacy.noise_source import independent_noise
 from fedagg._privacy.private import check_largest_weight, learnt_clip
-from fedagg._privacy.private_mean import PrivateState, private_mean, with_state
+from fedagg._privacy.private_mean import private_mean
 from fedagg._sentence import prints_as_its_call
 from fedagg._types import Bound, Stage
 
@@ -24,7 +24,8 @@ def gaussian_noise(
 
     Each client's value is scaled down to an L2 norm of at most `clip`, and the server
     releases `(sum + N(0, (clip * noise_multiplier) ** 2)) / clients_per_round`, entry
-    by entry. `epsilon` of the noise multiplier is the guarantee:
+    by entry. `guarantee` of the aggregator, or `epsilon` of the noise multiplier, says
+    what that is worth:
 
     | | |
     | --- | --- |
@@ -35,6 +36,7 @@ def gaussian_noise(
     | stages after this | refused if they change values, as a `mean` or a rule |
     | what clients' `work` reports | is not noised, their loss, say |
     | noise in float32 | on a grid, up to 5.4 deviations: left out of account |
+    | the key | secret and fresh, `secret_key()`; each round draws from one of its own |
 
     `server_view` lists what stages before this send; `skellam_noise` has integers for
     noise. Of clients:
@@ -73,7 +75,7 @@ def gaussian_noise(
     Reference: McMahan et al., "Learning Differentially Private Recurrent Language
         Models", 2018, section 3.
     """
-    stage = private_mean(
+    return private_mean(
         noise_multiplier,
         clip,
         clients_per_round,
@@ -81,7 +83,6 @@ def gaussian_noise(
         largest_weight=largest_weight,
         name=name,
     )
-    return with_state(stage, lambda x: x.clip, lambda x: PrivateState(x, (), ()))
 
 
 @prints_as_its_call

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 
+from fedagg._mechanism import Mechanism
 from fedagg._privacy.normal import normal
 from fedagg._trees import pytree
 from fedagg._types import PyTree
@@ -23,6 +24,8 @@ class NoiseSource(NamedTuple):
             noise, in float32 or wider, and the deviation `[]` of this round's noise in
             an entry, or None where nobody knows. The scale `[]` is a multiple of the
             clip, and noise is in units of it.
+        mechanism: `(noise_multiplier) -> Mechanism`, what the noise is to an
+            accountant, or None where nobody knows.
     """
 
     init: Callable[[PyTree], PyTree]
@@ -30,6 +33,7 @@ class NoiseSource(NamedTuple):
         [PyTree, PyTree, jax.Array, jax.Array],
         tuple[PyTree, PyTree, jax.Array | None],
     ]
+    mechanism: Callable[[float], Mechanism | None]
 
 
 def independent_noise() -> NoiseSource:
@@ -38,7 +42,7 @@ def independent_noise() -> NoiseSource:
     def add(state: PyTree, total: PyTree, scale: jax.Array, key: jax.Array):
         return state, with_noise(total, scale, normal(key, total)), scale
 
-    return NoiseSource(lambda template: (), add)
+    return NoiseSource(lambda template: (), add, Mechanism.gaussian)
 
 
 def with_noise(total: PyTree, scale: jax.Array, draws: PyTree) -> PyTree:

@@ -5,7 +5,6 @@ Andrew et al. 2021; with the noise of a binary tree it is DP-FTRL.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -23,6 +22,7 @@ from fedagg._privacy.private import (
     multiplier_left,
 )
 from fedagg._trees import checks, pytree
+from fedagg._trees.keys import key_of_round
 from fedagg._types import Bound, Output, PyTree, Stage, Traits, Update
 
 
@@ -32,6 +32,7 @@ class PrivateState(NamedTuple):
     clip: PyTree  # of the bound
     values: PyTree  # of the source, for the sum of values
     notes: PyTree  # likewise, for what the clip is learnt from
+    rounds: jax.Array  # [] uint32, so far
 
 
 def private_mean(
@@ -63,13 +64,16 @@ def private_mean(
     learns = bound.sensitivity > 0.0
     multiplier = multiplier_left(noise_multiplier, bound.stddev, bound.sensitivity)
 
+    mechanism = source.mechanism(noise_multiplier)
+    declared = () if mechanism is None else (mechanism,)
+
     def init(template: PyTree) -> PrivateState:
         state = bound.init()
         note = jax.eval_shape(
             lambda x: bound.note(bound.broadcast(state), x), jnp.float32(0.0)
         )
         notes = source.init(note) if learns else ()
-        return PrivateState(state, source.init(template), notes)
+        return PrivateState(state, source.init(template), notes, jnp.uint32(0))
 
     def client(shared: PyTree, update: Update, key: jax.Array | None):
         del key
@@ -77,7 +81,7 @@ def private_mean(
         return update, Noised(bound.note(shared, norm))
 
     def server(state: PrivateState, total: Noised, note: Noised, key: jax.Array | None):
-        key = checks.check_key(key, name, "noise")
+        key = key_of_round(checks.check_key(key, name, "noise"), state.rounds)
         value_key, note_key = jax.random.split(key) if learns else (key, key)
         limit = bound.value(bound.broadcast(state.clip))
         values, value, stddev = source.add(
@@ -89,7 +93,8 @@ def private_mean(
         if learns:
             scale = jnp.float32(bound.stddev)
             notes, noised, _ = source.add(state.notes, noised, scale, note_key)
-        state = PrivateState(bound.update_noised(state.clip, noised), values, notes)
+        clip = bound.update_noised(state.clip, noised)
+        state = PrivateState(clip, values, notes, state.rounds + 1)
         return Output(state, value, metrics_of(name, limit, stddev, value))
 
     return Stage(
@@ -97,7 +102,7 @@ def private_mean(
         lambda state: bound.broadcast(state.clip),
         client,
         server,
-        Traits(name, is_private=True),
+        Traits(name, is_private=True, mechanisms=declared),
     )
 
 
@@ -121,21 +126,3 @@ def private_clip(clip: Bound | float, noise_multiplier: float) -> Bound:
             "and adaptive_gaussian_noise chooses both."
         )
     return bound
-
-
-def with_state(
-    stage: Stage,
-    pack: Callable[[PrivateState], PyTree],
-    unpack: Callable[[PyTree], PrivateState],
-) -> Stage:
-    """The stage with another layout of its state: without parts that are empty, say."""
-
-    def server(state: PyTree, total: PyTree, note: PyTree, key: jax.Array | None):
-        output = stage.server(unpack(state), total, note, key)
-        return output._replace(state=pack(output.state))
-
-    return stage._replace(
-        init=lambda template: pack(stage.init(template)),
-        broadcast=lambda state: stage.broadcast(unpack(state)),
-        server=server,
-    )

@@ -59,6 +59,8 @@ def across(
         clients, present = put_on_axis((clients, present), mesh, axis)
 
         def on_one_device(program: Program, clients: tuple[PyTree, jax.Array]):
+            program = program.on_a_part(clients[0])
+
             def contribution(client: tuple[PyTree, jax.Array]):
                 part, kept = program(client[0])
                 return pytree.keep(client[1], part) if padding else part, Kept(kept)

@@ -12,6 +12,7 @@ from jax.extend.core import (
     jaxpr_as_fun,
     jaxprs_in_params,
 )
+from jax.tree_util import Partial
 
 from fedagg._trees import pytree, rowwise
 from fedagg._types import PyTree
@@ -41,13 +42,15 @@ class Program:
 
     It is a function of one client again. It is a pytree of the shared arrays, so that
     `shard_map` can hand them on. The code that it was traced from, a user's work among
-    it, has run once, and does not run again.
+    it, has run once, and does not run again, but for `on_a_part`.
     """
 
     constants: list[jax.Array]  # arrays that the function closed over
     bound: list[jax.Array]  # arrays that were bound to it by `Partial`
     jaxpr: Jaxpr = dataclasses.field(metadata={"static": True})
     structure: Any = dataclasses.field(metadata={"static": True})  # of its result
+    # That it was traced from, of the bound arrays and a client.
+    source: Callable = dataclasses.field(metadata={"static": True})
 
     @classmethod
     def of(cls, fn: Callable[[PyTree], PyTree], clients: PyTree) -> "Program":
@@ -69,7 +72,17 @@ class Program:
         with jax.sharding.use_abstract_mesh(mesh):
             closed, result = trace(pytree.abstract(bound), rows)
         structure = pytree.flatten(result)[1]
-        return cls(list(closed.consts), bound, closed.jaxpr, structure)
+        return cls(list(closed.consts), bound, closed.jaxpr, structure, of_both)
+
+    def on_a_part(self, clients: PyTree) -> "Program":
+        """The same, with a pair of lists as its result, within a `shard_map`.
+
+        Arrays that the code closed over are typed for the whole mesh if they are on
+        one, and so is what was traced with them; then it is traced again, here.
+        """
+        if not any(jax.typeof(x).sharding.mesh.axis_names for x in self.constants):
+            return self
+        return Program.of(Partial(self.source, self.bound), clients).parted()
 
     @property
     def closed(self) -> ClosedJaxpr:

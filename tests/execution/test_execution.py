@@ -280,3 +280,24 @@ def test_error_feedback_sums_across_an_explicit_mesh(padded):
 
     assert_close(got.value, expected.value)
     assert_close(got.state.memory, expected.state.memory)
+
+
+def test_work_may_close_over_arrays_that_are_on_the_mesh():
+    mesh = mesh_of(8)
+    summing = fedagg.aggregator(sum_over=fedagg.across(mesh))
+    rows = jnp.arange(1.0, 12.0)
+
+    @jax.jit
+    def run(frozen, rows):
+        def work(row, key):
+            del key
+
+            def grow(x, unused):
+                return x * frozen, unused
+
+            return jax.lax.scan(grow, row, None, 3)[0], {}
+
+        return summing.next(summing.init(jnp.float32(0.0)), rows, work=work).value
+
+    frozen = jax.device_put(jnp.float32(2.0), jax.NamedSharding(mesh, jax.P()))
+    assert float(run(frozen, rows)) == 8.0 * 66.0

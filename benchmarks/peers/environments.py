@@ -52,7 +52,7 @@ TRAINERS = {
         _training("pfl", "pfl", "torch"),
         _training("FedJAX", "fedjax", "jax"),
         _training("Flower", "flwr", "ray", "torch"),
-        _training("BlazeFL", "blazefl", "torch", pythons=("3.13", "3.12")),
+        _training("BlazeFL", "blazefl", "torch", pythons=("3.12", "3.13")),
         _training("TFF", "tensorflow-federated", "tensorflow-cpu", **_TFF),
     )
 }

@@ -1,7 +1,7 @@
-"""What is trained in a round: clients' examples, batches, the rate and the model's name.
+"""What is trained in a round: examples, batches, the rate and the model's name.
 
-Everybody imports this in an environment of their own, so it needs NumPy alone. Parameters
-go from one to the other as flat dicts of arrays in Flax's layout, such as
+Everybody imports this in an environment of their own, so it needs NumPy alone.
+Parameters go from one to the other as flat dicts of arrays in Flax's layout, such as
 `{"conv1/kernel": [3, 3, 3, 32], ...}`.
 """
 

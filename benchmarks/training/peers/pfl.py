@@ -58,9 +58,7 @@ def prepare(job: Job) -> Round:
         algorithm.process_aggregated_statistics(contexts[0], metrics, model, sent)
         return models.trained(module)
 
-    return Round(
-        "FederatedAveraging", run, lambda end: models.parameters_of(job, end)
-    )
+    return Round("FederatedAveraging", run, lambda end: models.parameters_of(job, end))
 
 
 def _users(job: Job, models: Any) -> Any:

@@ -51,7 +51,7 @@ def lone_step(workload: Workload) -> jax.stages.Wrapped:
         def mean_loss(trained: PyTree) -> jax.Array:
             outputs: Any = model.apply(variables_of(frozen, trained), batch[0])
             losses = jnp.where(mask, loss(outputs, batch[1]), 0.0)
-            return jnp.sum(losses) / jnp.sum(mask)
+            return jnp.sum(losses) / jnp.sum(mask, dtype=jnp.float32)
 
         gradient = jax.grad(mean_loss)(trained)
         return jax.tree.map(lambda x, g: x - workload.rate * g, trained, gradient)

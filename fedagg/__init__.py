@@ -27,7 +27,9 @@ from fedagg._compression.quantization import qsgd, quantization, terngrad
 from fedagg._compression.rotation import rotation
 from fedagg._compression.sign import sign
 from fedagg._compression.sparsification import random_k, top_k
-from fedagg._execution.ways import across, at_once, in_chunks
+from fedagg._execution.across import across
+from fedagg._execution.cores import cpu_mesh
+from fedagg._execution.ways import at_once, in_chunks
 from fedagg._median import median
 from fedagg._payload import Payload
 from fedagg._privacy.accounting import epsilon, noise_multiplier_for
@@ -58,12 +60,15 @@ from fedagg._training.data import pad_clients
 from fedagg._training.federated_averaging import federated_averaging
 from fedagg._training.local_training import local_training
 from fedagg._training.losses import linen_loss, nnx_loss
+from fedagg._training.prefetching import prefetch
+from fedagg._trees.table import ClientTable
 from fedagg._types import Bound, Output, Rule, Stage, Traits, Update
 
 __all__ = [
     "Aggregator",
     "Bound",
     "ClientNoise",
+    "ClientTable",
     "Output",
     "Payload",
     "Rule",
@@ -80,6 +85,7 @@ __all__ = [
     "clipping",
     "combining",
     "compression_aggregator",
+    "cpu_mesh",
     "discrete_gaussian",
     "discrete_gaussian_curve",
     "discrete_gaussian_noise",
@@ -107,6 +113,7 @@ __all__ = [
     "nnx_loss",
     "noise_multiplier_for",
     "pad_clients",
+    "prefetch",
     "qsgd",
     "quantile_bound",
     "quantization",

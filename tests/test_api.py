@@ -28,8 +28,11 @@ PARTS = [
 CORE = {
     *("_rounds.aggregator", "_rounds.chain", "_rounds.combining", "_rounds.view"),
     *(
+        "_execution.across",
+        "_execution.cores",
         "_execution.ways",
         "_training.data",
+        "_training.prefetching",
         "_training.local_training",
         "_training.losses",
     ),

@@ -20,7 +20,13 @@ from benchmarks.training.peers.layout import (
 from benchmarks.training.reference import plain_loop
 from benchmarks.training.table import table
 from benchmarks.training.worker import measure
-from benchmarks.training.workloads import WORKLOADS, change_off, load, save
+from benchmarks.training.workloads import (
+    WORKLOADS,
+    change_off,
+    load,
+    save,
+    save_parameters,
+)
 
 ROOT = Path(__file__).parents[1]
 SIZES = {  # clients, examples of the largest, steps of all, parameters that are trained
@@ -122,14 +128,15 @@ def test_a_model_that_is_wrong_is_no_row(tmp_path):
     trained, frozen = first_parameters(workload)
     expected, _ = plain_loop(workload, trained, frozen)
     save(workload, tmp_path / "workload.npz")
-    np.savez(tmp_path / "start.npz", **trained)
-    np.savez(tmp_path / "frozen.npz", **frozen)
-    np.savez(tmp_path / "expected.npz", **expected)
+    save_parameters(trained, tmp_path / "start.npz")
+    save_parameters(frozen, tmp_path / "frozen.npz")
+    save_parameters(expected, tmp_path / "expected.npz")
 
     row = measure("benchmarks.training.ours", tmp_path, "in_chunks(1)", 1e-4)
 
     assert row["seconds"] > 0.0 and 0.0 < row["off"] < 1e-4
-    np.savez(tmp_path / "expected.npz", **{x: 2.0 * y for x, y in expected.items()})
+    doubled = {x: 2.0 * y for x, y in expected.items()}
+    save_parameters(doubled, tmp_path / "expected.npz")
     with pytest.raises(ValueError, match="wrong, the change is off by"):
         measure("benchmarks.training.ours", tmp_path, "in_chunks(1)", 1e-4)
 
@@ -194,4 +201,6 @@ def test_the_benchmark_prints_and_keeps_its_table(tmp_path):
     assert set(table_shown.splitlines()) <= set(shown.splitlines())
     first, *rows = (tmp_path / "training-cpu.jsonl").read_text().splitlines()
     assert "jax" in json.loads(first)["machine_and_versions"][0]
-    assert [json.loads(x)["way"] for x in rows] == ["default", "at_once()"]
+    ways = ["default", "at_once()", "across(cpu_mesh())"]
+    assert [json.loads(x)["way"] for x in rows] == ways
+    assert all(json.loads(x)["off"] < 1e-4 for x in rows)

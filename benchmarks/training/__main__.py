@@ -105,6 +105,8 @@ def _contenders(
     ways = ["default", *(f"in_chunks({x})" for x in chunks)]
     if name in SMALL or not is_on_cpu():
         ways.append("at_once()")
+    if is_on_cpu():
+        ways.append("across(cpu_mesh())")
     yield from (("fedagg", way, here) for way in ways)
     yield from ((who, "", python) for who, python in ready.items())
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import fedagg
@@ -15,16 +16,23 @@ from benchmarks.training.workloads import Workload
 
 PyTree = Any
 
+CORES = "across(cpu_mesh())"
+
 
 def prepare(job: Job) -> Round:
     workload = job.workload
+    # Before anything makes an array, since it says how many devices there are.
+    way = way_named(job.way)
     frozen = {name: jnp.asarray(x) for name, x in job.frozen.items()}
     data = client_data(workload)
-    state = training_of(workload, frozen, job.way).init(variables_of(job.start))
+    state = training_of(workload, frozen, way).init(variables_of(job.start))
+    if job.way == CORES:
+        everywhere = jax.NamedSharding(fedagg.cpu_mesh(), jax.P())
+        frozen, state, data = jax.device_put((frozen, state, data), everywhere)
 
     @jax.jit
     def next_model(frozen: PyTree, state: PyTree, data: PyTree) -> PyTree:
-        return training_of(workload, frozen, job.way).next(state, data).value
+        return training_of(workload, frozen, way).next(state, data).value
 
     @functools.cache
     def compiled() -> jax.stages.Compiled:
@@ -42,7 +50,7 @@ def prepare(job: Job) -> Round:
     )
 
 
-def training_of(workload: Workload, frozen: PyTree, way: str) -> fedagg.Aggregator:
+def training_of(workload: Workload, frozen: PyTree, way: Any) -> fedagg.Aggregator:
     """The round; frozen parameters may be traced."""
     whole = fedagg.linen_loss(MODELS[workload.model], loss)
 
@@ -56,23 +64,27 @@ def training_of(workload: Workload, frozen: PyTree, way: str) -> fedagg.Aggregat
         epochs=workload.epochs,
         shuffle=False,
     )
-    mean = fedagg.aggregator(fedagg.mean(weighted=False), sum_over=way_named(way))
+    mean = fedagg.aggregator(fedagg.mean(weighted=False), sum_over=way)
     return fedagg.federated_averaging(work, optax.sgd(1.0), mean)
 
 
 def client_data(workload: Workload) -> PyTree:
     """The cohort's examples, as `next` takes them."""
-    data, _ = fedagg.pad_clients([*workload.clients])
-    return jax.tree.map(jnp.asarray, data)
+    table = fedagg.ClientTable.of(workload.clients)
+    return jax.tree.map(jnp.asarray, table[np.arange(len(table))])
 
 
 def way_named(way: str) -> Any:
-    """A way to sum: `default`, `at_once()` or `in_chunks(k)`."""
+    """A way to sum: `default`, `at_once()`, `in_chunks(k)`, or on a device a core."""
     if way == "default":
         return None
     if way == "at_once()":
         return fedagg.at_once()
+    if way == CORES:
+        return fedagg.across(fedagg.cpu_mesh())
     chunk = re.fullmatch(r"in_chunks\((\d+)\)", way)
     if chunk is None:
-        raise ValueError(f"expected default, at_once() or in_chunks(k), got {way=}")
+        raise ValueError(
+            f"expected default, at_once(), in_chunks(k) or {CORES}, got {way=}"
+        )
     return fedagg.in_chunks(int(chunk[1]))

@@ -17,7 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.training.models import MODELS, first_parameters, loss, variables_of
-from benchmarks.training.workloads import WORKLOADS, Parameters, Workload, save
+from benchmarks.training.workloads import (
+    WORKLOADS,
+    Parameters,
+    Workload,
+    save,
+    save_parameters,
+)
 
 PyTree = Any
 
@@ -31,15 +37,16 @@ def main() -> None:
         return
     trained, frozen = first_parameters(workload)
     save(workload, chosen.folder / "workload.npz")
-    np.savez(chosen.folder / "start.npz", **trained)
-    np.savez(chosen.folder / "frozen.npz", **frozen)
+    save_parameters(trained, chosen.folder / "start.npz")
+    save_parameters(frozen, chosen.folder / "frozen.npz")
     speed = product_speed()
-    told = {"title": workload.title, "steps": workload.steps, "speed": speed}
+    told: dict[str, Any] = {"title": workload.title, "steps": workload.steps}
+    told["speed"] = speed
     told["arithmetic_seconds"] = workload.steps * _operations(workload) / speed
     told["own_seconds"] = None
     if chosen.check:
         expected, told["own_seconds"] = plain_loop(workload, trained, frozen)
-        np.savez(chosen.folder / "expected.npz", **expected)
+        save_parameters(expected, chosen.folder / "expected.npz")
     print(json.dumps(told))
 
 

@@ -8,7 +8,7 @@ Parameters go from one to the other as flat dicts of arrays in Flax's layout, su
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -126,6 +126,11 @@ def load(path: Path) -> Workload:
         parts = (np.split(kept[name], ends) for name in ("inputs", "targets"))
         told = json.loads(str(kept["told"]))
         return Workload(**told)._replace(clients=[*zip(*parts, strict=True)])
+
+
+def save_parameters(parameters: Parameters, path: Path) -> None:
+    named: dict[str, Any] = {**parameters}
+    np.savez(path, **named)
 
 
 def load_parameters(path: Path) -> Parameters:

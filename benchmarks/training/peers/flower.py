@@ -12,10 +12,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.training.rounds import Job, NotRun, Round
-from benchmarks.training.workloads import load, load_parameters, save
+from benchmarks.training.workloads import (
+    load,
+    load_parameters,
+    save,
+    save_parameters,
+)
 
 _STARTING_SECONDS = 300.0
 _MOST_NODES = 200
@@ -78,7 +81,7 @@ def _keep(job: Job) -> Path:
     """Where actors find the examples, each once."""
     folder = Path(tempfile.mkdtemp())
     save(job.workload, folder / "workload.npz")
-    np.savez(folder / "start.npz", **job.start)
+    save_parameters(job.start, folder / "start.npz")
     return folder
 
 

@@ -1,16 +1,15 @@
 """The workloads' models in PyTorch, with first parameters and data."""
 
+import importlib
 from typing import Any
-
-import torch
-from torch import nn
-from torch.nn import functional
 
 from benchmarks.training.peers.layout import from_torch, to_torch
 from benchmarks.training.rounds import Job
 from benchmarks.training.workloads import RANK, SYMBOLS, TOKENS, Examples, Parameters
 
-Tensor = torch.Tensor
+# It is there in the environments of some peers alone.
+torch: Any = importlib.import_module("torch")
+nn, functional, Tensor = torch.nn, torch.nn.functional, Any
 
 
 class CNN(nn.Module):

@@ -28,7 +28,8 @@ def prepare(job: Job) -> Round:
     state = training_of(workload, frozen, way).init(variables_of(job.start))
     if job.way == CORES:
         everywhere = jax.NamedSharding(fedagg.cpu_mesh(), jax.P())
-        frozen, state, data = jax.device_put((frozen, state, data), everywhere)
+        # What the loss closes over stays where it is: shard_map takes it from there.
+        state, data = jax.device_put((state, data), everywhere)
 
     @jax.jit
     def next_model(frozen: PyTree, state: PyTree, data: PyTree) -> PyTree:

@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import TextIO
@@ -19,6 +20,7 @@ class Report:
         self._title = title
         self._path = None if path is None else Path(path)
         self._file: TextIO | None = None
+        self.told: list[str] = []
 
     def __enter__(self) -> "Report":
         if self._path is not None:
@@ -33,6 +35,7 @@ class Report:
 
     def say(self, text: str) -> None:
         print(text, flush=True)
+        self.told.append(text)
         if self._file is not None:
             print(text, file=self._file, flush=True)
 
@@ -41,6 +44,15 @@ def describe_device() -> str:
     devices = jax.devices()
     kind = f"{len(devices)} x {devices[0].device_kind}"
     return f"{kind} ({_processor()}, {os.cpu_count()} cores)"
+
+
+def is_on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def stem_of_device() -> str:
+    """What files of results are named after: `cpu`, or the accelerator's name."""
+    return re.sub("[^a-z0-9]+", "-", jax.devices()[0].device_kind.lower())
 
 
 def markdown(rows: list[list[str]]) -> str:

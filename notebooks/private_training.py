@@ -102,8 +102,8 @@ def speeches(play: str) -> dict[str, str]:
     return {role: "\n".join(lines) for role, lines in said.items()}
 
 
-def read_roles(rng: np.random.Generator) -> Roles:
-    """As many examples of each role that says enough, from places drawn at random."""
+def coded_roles() -> list[np.ndarray]:
+    """What each role that says enough says, each character by its place in SYMBOLS."""
     parts = []
     for path in sorted(texts().glob("*_gut.txt")):
         play = path.read_text("latin-1")
@@ -112,16 +112,20 @@ def read_roles(rng: np.random.Generator) -> Roles:
             parts += speeches(play[begun.start() :]).values()
     numbers = np.full(256, SYMBOLS.index(" "), np.int32)
     numbers[[ord(x) for x in SYMBOLS]] = np.arange(len(SYMBOLS))
-    coded = [
+    return [
         numbers[np.frombuffer(x.encode("latin-1"), np.uint8)]
         for x in parts
         if len(x) >= SHORTEST
     ]
+
+
+def read_roles(rng: np.random.Generator) -> Roles:
+    """As many examples of each role that says enough, from places drawn at random."""
     windows = [
         np.lib.stride_tricks.sliding_window_view(x, CONTEXT + 1)[
             rng.choice(len(x) - CONTEXT, EXAMPLES, replace=False)
         ]
-        for x in coded
+        for x in coded_roles()
     ]
     held_out = np.arange(len(windows)) % 10 == 0
     train = np.stack([x for x, out in zip(windows, held_out, strict=True) if not out])

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.contenders import CASES
 from benchmarks.inputs import Size
 from benchmarks.peers import __main__ as command
+from benchmarks.peers import preparing
 from benchmarks.peers.environments import PEERS, CannotRun, Peer, find_python
 from benchmarks.peers.rounds import Clients, Round, Update
 from benchmarks.peers.running import measure
@@ -77,9 +78,9 @@ def test_the_table_has_the_rows_and_a_line_for_who_is_missing(
     absent.write_text("not-there @ file:///not/there-1.0-py3-none-any.whl\n")
     peers = {"here": made_up(present), "away": made_up(absent)}
     monkeypatch.setattr(command, "PEERS", peers)
-    make = command.make_environment
+    make = preparing.make_environment
     monkeypatch.setattr(
-        command,
+        preparing,
         "make_environment",
         lambda peer, *where: (
             Path(sys.executable) if peer is peers["here"] else make(peer, *where)

@@ -8,14 +8,9 @@ from pathlib import Path
 from benchmarks import options
 from benchmarks.contenders import CASES
 from benchmarks.inputs import TREES, Size
-from benchmarks.peers.environments import (
-    PEERS,
-    CannotRun,
-    find_python,
-    make_environment,
-    versions,
-)
-from benchmarks.peers.running import ROOT, Line, measure
+from benchmarks.peers.environments import PEERS, CannotRun
+from benchmarks.peers.preparing import add_options, prepare
+from benchmarks.peers.running import Line, measure
 from benchmarks.report import Report, count_leaves
 from benchmarks.throughput import SIZES
 
@@ -30,7 +25,7 @@ def main() -> None:
     chosen = _options()
     title, path = "Peers in environments of their own, float32", chosen.out / "peers.md"
     with Report(title, path) as report:
-        ready = _prepare(chosen, report)
+        ready = prepare(PEERS, chosen, report)
         start = time.perf_counter()
         lines = _measure(ready, chosen, report)
         for leaves, size in itertools.product(chosen.leaves, chosen.sizes):
@@ -38,20 +33,6 @@ def main() -> None:
             if part:
                 report.say(f"\n## {_cell(size, leaves)}\n\n{_table(part)}")
         report.say(f"\nThis took {time.perf_counter() - start:.0f} seconds.")
-
-
-def _prepare(chosen: argparse.Namespace, report: Report) -> dict[str, Path]:
-    """Per peer that can run, the interpreter of its environment."""
-    ready = {}
-    for key in chosen.peers:
-        peer = PEERS[key]
-        try:
-            python = find_python(peer, chosen.python)
-            ready[key] = make_environment(peer, python, chosen.environments / key)
-            report.say(f"- {peer.name}: {versions(peer, ready[key])}")
-        except CannotRun as reason:
-            report.say(f"- {peer.name}: skipped, {reason}")
-    return ready
 
 
 def _measure(
@@ -101,22 +82,14 @@ def _options() -> argparse.Namespace:
         "--quick", action="store_true", help="the middle size alone, 1 leaf"
     )
     options.add_sizes(parser)
-    parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
+    add_options(parser, PEERS, default=list(PEERS))
     parser.add_argument(
         "--minutes", type=float, default=15.0, help="start no row after so long"
     )
-    parser.add_argument(
-        "--environments",
-        type=Path,
-        default=ROOT / "build" / "peers",
-        help="a folder to install the peers in, and to find them in later",
-    )
-    parser.add_argument("--python", help="an interpreter to make environments with")
     chosen = parser.parse_args()
     chosen.sizes = chosen.sizes or (SIZES[1:2] if chosen.quick else SIZES)
     chosen.leaves = chosen.leaves or ([1] if chosen.quick else list(TREES))
     chosen.out = chosen.out or options.RESULTS
-    chosen.environments = chosen.environments.absolute()
     return chosen
 
 

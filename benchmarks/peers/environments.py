@@ -3,8 +3,9 @@
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _HERE = Path(__file__).parent
 _INSTALLING_SECONDS = 3600.0
@@ -14,34 +15,45 @@ class Peer(NamedTuple):
     """A peer, and what its environment is made from."""
 
     name: str
-    module: str  # has its rounds; is imported in the environment only
+    module: str  # has its rounds; what it measures is imported in there only
     requirements: Path  # name==version lines
     packages: tuple[str, ...]  # whose versions are told
     pythons: tuple[str, ...] = ("3.11", "3.12")  # that it installs on, best first
     pip: tuple[str, ...] = ()  # further options of pip
 
 
-def _peer(name: str, package: str, *more: str, **others: tuple[str, ...]) -> Peer:
+def _peer(
+    name: str, *packages: str, folder: str = "peers", **others: tuple[str, ...]
+) -> Peer:
     stem = name.lower()
-    packages = (package, *more, "jax", "numpy")
-    module = f"benchmarks.peers.{stem}"
-    return Peer(name, module, _HERE / f"{stem}.txt", packages, **others)
+    module = f"benchmarks.{folder}.{stem}"
+    return Peer(name, module, _HERE / f"{stem}.txt", (*packages, "numpy"), **others)
 
+
+# It asks for a jaxlib that PyPI no longer has, so its list is complete.
+_TFF: Any = {"pythons": ("3.11",), "pip": ("--no-deps",)}
 
 PEERS = {
     peer.name.lower(): peer
     for peer in (
-        _peer("FedJAX", "fedjax"),
-        _peer("ByzFL", "byzfl", "torch"),
-        _peer("Flower", "flwr"),
-        # It asks for a jaxlib that PyPI no longer has, so its list is complete.
-        _peer(
-            "TFF",
-            "tensorflow-federated",
-            "tensorflow-cpu",
-            pythons=("3.11",),
-            pip=("--no-deps",),
-        ),
+        _peer("FedJAX", "fedjax", "jax"),
+        _peer("ByzFL", "byzfl", "torch", "jax"),
+        _peer("Flower", "flwr", "jax"),
+        _peer("TFF", "tensorflow-federated", "tensorflow-cpu", "jax", **_TFF),
+    )
+}
+
+# Those that train, from the same environments and more.
+_training = partial(_peer, folder="training.peers")
+TRAINERS = {
+    peer.name.lower(): peer
+    for peer in (
+        _training("PyTorch", "torch"),
+        _training("pfl", "pfl", "torch"),
+        _training("FedJAX", "fedjax", "jax"),
+        _training("Flower", "flwr", "ray", "torch"),
+        _training("BlazeFL", "blazefl", "torch", pythons=("3.12", "3.13")),
+        _training("TFF", "tensorflow-federated", "tensorflow-cpu", **_TFF),
     )
 }
 

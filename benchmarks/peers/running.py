@@ -16,8 +16,7 @@ from benchmarks.peers.environments import CannotRun, Peer, last_error
 
 ROOT = Path(__file__).parents[2]
 _GRACE_SECONDS = 180.0  # for the row that is running when time is up
-_SETTINGS = {
-    "PYTHONPATH": str(ROOT),
+SETTINGS = {
     "JAX_PLATFORMS": "cpu",
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -62,23 +61,35 @@ def measure(
         *(python, "-m", "benchmarks.peers.worker", peer.module),
         *("--sizes", *texts, "--leaves", *map(str, leaves), "--seconds", str(seconds)),
     ]
+    for row in rows_of(command, log, seconds + _GRACE_SECONDS, SETTINGS):
+        yield _line(peer, row)
+
+
+def rows_of(
+    command: list, log: Path, seconds: float, settings: dict[str, str]
+) -> Iterator[dict]:
+    """What a command prints as lines of JSON, as they come, for so long at most.
+
+    Raises:
+        CannotRun: if it fails; what it said is in `log`.
+    """
     with (
         log.open("w") as errors,
         subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, **_SETTINGS},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **settings},
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
             start_new_session=True,
         ) as worker,
     ):
-        timer = threading.Timer(seconds + _GRACE_SECONDS, _stop, [worker])
+        timer = threading.Timer(seconds, _stop, [worker])
         timer.start()
         try:
             for text in worker.stdout or ():
-                yield _line(peer, json.loads(text))
+                yield json.loads(text)
             code = worker.wait()
         finally:
             timer.cancel()

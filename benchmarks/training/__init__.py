@@ -1,0 +1,1 @@
+"""What a round of training costs: workloads, fedagg's rounds, and those of peers."""

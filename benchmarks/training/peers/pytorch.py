@@ -1,0 +1,41 @@
+"""PyTorch by hand: a Python loop over clients and their batches, one model for all.
+
+Clients' data are tensors, and a round adds up their ends in place.
+"""
+
+import importlib
+from typing import Any
+
+from benchmarks.training.rounds import Job, Round
+
+
+def prepare(job: Job) -> Round:
+    torch = importlib.import_module("torch")
+    models = importlib.import_module("benchmarks.training.peers.torch_models")
+    workload, model = job.workload, models.model_of(job)
+    size, number = workload.batch_size, len(workload.clients)
+    start = {name: x.clone() for name, x in models.trained(model).items()}
+    clients = [models.data_of(examples) for examples in workload.clients]
+    optimizer = torch.optim.SGD(
+        [x for x in model.parameters() if x.requires_grad], lr=workload.rate
+    )
+
+    def train(inputs: Any, targets: Any) -> None:
+        for batch in zip(inputs.split(size), targets.split(size), strict=True):
+            optimizer.zero_grad()
+            models.loss(model, *batch).backward()
+            optimizer.step()
+
+    def run() -> dict[str, Any]:
+        ends = models.trained(model)
+        total = {name: torch.zeros_like(x) for name, x in start.items()}
+        for data in clients:
+            for name, x in ends.items():
+                x.copy_(start[name])
+            for _ in range(workload.epochs):
+                train(*data)
+            for name, x in ends.items():
+                total[name] += x
+        return {name: x / number for name, x in total.items()}
+
+    return Round("SGD", run, lambda mean: models.parameters_of(job, mean))

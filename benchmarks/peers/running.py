@@ -82,7 +82,7 @@ def rows_of(
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            start_new_session=True,
+            process_group=0,  # of the same session, and ended together
         ) as worker,
     ):
         timer = threading.Timer(seconds, _stop, [worker])

@@ -34,7 +34,10 @@ def prepare(job: Job) -> Round:
     strategies = importlib.import_module("flwr.serverapp.strategy")
     simulation = importlib.import_module("flwr.simulation")
     torch_models = importlib.import_module("benchmarks.training.peers.torch_models")
-    folder = _keep(job)
+    kept = tempfile.TemporaryDirectory()  # where actors find the examples
+    folder = Path(kept.name)
+    save(job.workload, folder / "workload.npz")
+    save_parameters(job.start, folder / "start.npz")
     number = len(job.workload.clients)
     start = flwr.ArrayRecord(torch_models.trained(torch_models.model_of(job)))
     asked: queue.Queue[bool] = queue.Queue()
@@ -72,17 +75,10 @@ def prepare(job: Job) -> Round:
         return arrays
 
     def parameters(arrays: Any) -> Any:
+        kept.cleanup()  # all turns are over
         return torch_models.parameters_of(job, arrays.to_torch_state_dict())
 
     return Round("run_simulation, FedAvg", run, parameters)
-
-
-def _keep(job: Job) -> Path:
-    """Where actors find the examples, each once."""
-    folder = Path(tempfile.mkdtemp())
-    save(job.workload, folder / "workload.npz")
-    save_parameters(job.start, folder / "start.npz")
-    return folder
 
 
 def _client_app(folder: Path) -> Any:

@@ -33,7 +33,8 @@ def in_order_of_kernels(equation: JaxprEqn) -> Callable[..., jax.Array] | None:
     avals: list[Any] = [x.aval for x in equation.invars]
     lhs, rhs = avals
     floats = all(jnp.issubdtype(x.dtype, jnp.floating) for x in (lhs, rhs))
-    if not floats or params["out_sharding"] is not None:
+    sharding = params["out_sharding"]
+    if not floats or (sharding is not None and any(sharding.spec)):
         return None
     ordered = numbers == _numbers(lhs.ndim) and params["batch_group_count"] == 1
     if ordered and not _is_swapped(lhs.shape, rhs.shape, numbers, **params):

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import JaxprEqn, primitives
 
 _LARGEST = 64  # entries of a window: each is a few operations to compile
@@ -60,10 +59,10 @@ def _selected(operand: jax.Array, window: tuple[int, ...]) -> jax.Array:
     return place
 
 
-def _places(window: tuple[int, ...]) -> np.ndarray:
+def _places(window: tuple[int, ...]) -> jax.Array:
     """The number of each entry of a window `[1, w, 1, w, ...]`."""
     shape = [n for w in window for n in (1, w)]
-    return np.arange(math.prod(window), dtype=np.int8).reshape(shape)
+    return jax.lax.iota(jnp.int8, math.prod(window)).reshape(shape)
 
 
 def _spread(x: jax.Array, window: tuple[int, ...]) -> jax.Array:

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 import fedagg
 from fedagg._training.gradient import value_and_grad
-from tests.helpers import WAYS
+from tests.helpers import WAYS, mesh_of
 
 
 class Kind(NamedTuple):
@@ -234,6 +234,33 @@ def test_a_round_holds_no_convolution_without_a_kernel(sum_over):
     assert labels_of(compiled) and are_of_kernels(labels_of(compiled))
     assert "wrapped_convolution" not in compiled
     assert "select-and-scatter" not in compiled
+
+
+@pytest.mark.thorough
+def test_a_round_on_a_mesh_may_close_over_arrays_and_holds_kernels_all_the_same():
+    mesh = mesh_of(2)
+    model = Net()
+    plain_loss = fedagg.linen_loss(
+        model, optax.softmax_cross_entropy_with_integer_labels
+    )
+    _, (state, data, sizes) = make_round()
+    factor = jax.device_put(jnp.float32(1.0), jax.NamedSharding(mesh, jax.P()))
+
+    @jax.jit
+    def next_round(factor, state, data, sizes):
+        def loss(variables, examples, key):
+            losses, changed = plain_loss(variables, examples, key)
+            return factor * losses, changed
+
+        work = fedagg.local_training(loss, optax.sgd(0.1), batch_size=2, shuffle=False)
+        mean = fedagg.aggregator(fedagg.mean(), sum_over=fedagg.across(mesh))
+        training = fedagg.federated_averaging(work, optax.sgd(1.0), mean)
+        return training.next(state, data, sizes)
+
+    compiled = next_round.lower(factor, state, data, sizes).compile().as_text() or ""
+
+    assert labels_of(compiled) and are_of_kernels(labels_of(compiled))
+    assert "wrapped_convolution" not in compiled
 
 
 @pytest.mark.parametrize("way", ["default", "chunks_with_a_rest", "chunks_across"])

@@ -14,8 +14,8 @@ from benchmarks import reference
 from benchmarks.alternatives import ALTERNATIVES
 from benchmarks.inputs import Size
 from fedagg import Aggregator, Output, Stage
-from fedagg._client_noise.integer_laws import skellam
-from fedagg._client_noise.integer_noise import LARGEST_STDDEV, draw, table_of
+from fedagg._privacy.integer_laws import skellam
+from fedagg._privacy.integer_noise import LARGEST_STDDEV, draw, table_of
 from fedagg._compression.rotation import rotated_length
 from fedagg._privacy.normal import normal
 from fedagg._trees.template import Template

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypedDict
 from fedagg._bounding.bounds import quantile_bound
 from fedagg._client_noise.distributed_noise import distributed_noise
 from fedagg._client_noise.grid import Calibration, grid_for
-from fedagg._client_noise.integer_noise import Shares
+from fedagg._privacy.integer_noise import Shares
 from fedagg._compression.rotation import rotated_length
 from fedagg._privacy.accounting import RenyiCurve
 from fedagg._privacy.private import check_positive

@@ -4,7 +4,7 @@ import math
 from typing import Unpack
 
 from fedagg._bounding.bounds import as_bound
-from fedagg._client_noise import integer_laws
+from fedagg._privacy import integer_laws
 from fedagg._client_noise.distributed_noise import report_of
 from fedagg._client_noise.grid import calibrate
 from fedagg._client_noise.mechanism import ClientNoise, Law, Settings, clip_of

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from fedagg._privacy.noise_source import with_noise
 from fedagg._privacy.normal import normal
-from fedagg._privacy.private import check_multiplier, check_positive, clip_value
+from fedagg._privacy.private import check_clip, check_multiplier, clip_value
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
 from fedagg._types import PyTree, Stage, Traits, Update
@@ -44,11 +44,11 @@ def local_gaussian_noise(
         Rates", 2013, section 2.
     """
     check_multiplier(noise_multiplier)
-    check_positive(clip=clip)
+    check_clip(clip=clip)
     stddev = clip * noise_multiplier
 
     def client(update: Update, key: jax.Array | None):
-        value, _ = clip_value(update.value, jnp.float32(clip), name)
+        value = clip_value(update.value, clip, name)
         draws = normal(checks.check_key(key, name, "noise"), value)
         value = with_noise(value, jnp.float32(stddev), draws)
         return update._replace(value=value), ()

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedagg._messages.marks import NoisedModulo
 from fedagg._privacy.noise_source import NoiseSource
-from fedagg._privacy.private import check_positive
+from fedagg._privacy.private import check_clip
 from fedagg._privacy.private_mean import PrivateState, private_mean, with_state
+from fedagg._privacy.sum_grid import SumGrid
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
 from fedagg._trees.keys import with_keys, without_keys
@@ -75,7 +77,7 @@ def matrix_factorization_noise(
         algorithm 1; Dvijotham et al., "Efficient and Near-Optimal Noise Generation for
         Streaming Differential Privacy", 2024.
     """
-    check_positive(clip=clip)
+    check_clip(clip=clip)
     # The noise multiplier is the privatizer's own.
     source = privatizer_noise(privatizer, name)
     stage = private_mean(1.0, clip, clients_per_round, source, name=name)
@@ -94,13 +96,14 @@ def privatizer_noise(privatizer: Any, name: str) -> NoiseSource:
         made = Template.of(template)
         return PrivatizerState(made, without_keys(fresh(made)))
 
-    def add(state: PrivatizerState, total: PyTree, scale: jax.Array, key: jax.Array):
-        state.template.check(total)
+    def add(state: PrivatizerState, total: NoisedModulo, grid: SumGrid, key: jax.Array):
+        integers = total.wrapped()
+        state.template.check(integers)
         like = jax.eval_shape(lambda: fresh(state.template))
         whole = with_keys(state.arrays, like, key)
-        sums = jax.tree.map(lambda x: x.astype(jnp.float32) / scale, total)
+        sums = jax.tree.map(lambda x: x.astype(jnp.float32) / grid.steps, integers)
         noised, whole = privatizer.update(sums, whole)
         state = state._replace(arrays=without_keys(whole))
-        return state, pytree.scale(scale, noised), None
+        return state, pytree.scale(jnp.float32(grid.steps), noised), None
 
     return NoiseSource(init, add)

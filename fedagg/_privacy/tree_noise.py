@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 
 from fedagg._privacy.binary_tree import NoiseTree, TreeState, binary_tree_noise
-from fedagg._privacy.private import check_multiplier, check_positive, learnt_clip
+from fedagg._privacy.private import check_clip, check_multiplier, learnt_clip
 from fedagg._privacy.private_mean import PrivateState, private_mean, with_state
 from fedagg._privacy.restarts import HeldState, Restarts, held
 from fedagg._sentence import prints_as_its_call
@@ -79,7 +79,7 @@ def tree_noise(
         Differentially Private Binary Trees", 2015, section 3.
     """
     _check_rounds(restart_every=restart_every)
-    check_positive(clip=clip)
+    check_clip(clip=clip)
     restarts = Restarts(restart_every, restart_every)
     source = binary_tree_noise(restarts, efficient=efficient)
     stage = private_mean(noise_multiplier, clip, clients_per_round, source, name=name)

@@ -20,11 +20,6 @@ from fedagg._trees.reductions import concatenate, pack
 # relative (512 - 1) * 2**-24 on each level, in whatever order XLA adds numbers.
 _BLOCK = 2**9
 
-# The largest relative error of a sum of squares of up to 2**36 entries is that of four
-# levels and of the squares, (4 * 511 + 3) * 2**-24, which is below 2**-12.9; of the
-# norm it is half. Twice as much leaves room for a product or two with what is measured.
-NORM_ERROR = 2.0**-12
-
 
 class Measures(NamedTuple):
     """Of the entries of some arrays together, each `[]`.
@@ -42,6 +37,27 @@ class Measures(NamedTuple):
         size = jnp.maximum(-self.minimum, self.maximum)
         has_nan = jnp.isnan(self.minimum) | jnp.isnan(self.maximum)
         return jnp.where(has_nan, jnp.nan, size)
+
+
+def norm_error(sizes: list[int]) -> float:
+    """The largest relative error of the root of `squares`, of arrays of these sizes.
+
+    A sum of `m` numbers of one sign is exact to `(m - 1) u`, where `u` is `2**-24`, and
+    so are sums of sums to the sum of these, over the levels of blocks. To that squares
+    and casts from wider floats add `3 u`. A root has half of all that. Then `8 u` are
+    for what underflows of `2**36` entries with a norm of 1e-10 or more, for the root,
+    and for the products and quotients by which something is scaled to that norm.
+
+    Reference: Higham, "Accuracy and Stability of Numerical Algorithms", 2002, sections
+        3.1 and 4.2.
+    """
+    count, terms = sum(-(-size // _BLOCK) for size in sizes), 3
+    terms += min(_BLOCK, max(sizes, default=1)) - 1
+    while count > 1:
+        terms += min(_BLOCK, count) - 1
+        count = -(-count // _BLOCK)
+    u = 2.0**-24
+    return (0.5 * terms + 8.0) * u / (1.0 - terms * u)
 
 
 measure_p = Primitive("fedagg_measure")

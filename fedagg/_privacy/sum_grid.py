@@ -101,9 +101,7 @@ def integer_noise(deviation: float, key: jax.Array, tree: PyTree) -> PyTree:
     """Draws of the discrete Gaussian like the leaves, as int32 modulo 2**32."""
     leaves, structure = pytree.flatten(tree)
     sizes = [x.size for x in leaves]
-    # After the sum, since side by side both take longer; and once, where XLA would draw
-    # anew for each thing that depends on them.
-    leaves, key = jax.lax.optimization_barrier((leaves, key))
+    # Else XLA draws them again for each thing that depends on them.
     drawn = jax.lax.optimization_barrier(
         discrete_gaussian_draws(deviation, key, sum(sizes))
     )

@@ -23,6 +23,10 @@ def local_gaussian_noise(
     itself is private, whoever sees it. What comes after is post-processing, `mean` and
     compressors included.
 
+    The exact norm is at most `clip`: what the norm in float32 may be wrong by is taken
+    off. Noise is of float32, on a grid and up to 5.4 deviations, which is left out of
+    account.
+
     Not noised are the client's weight, and that it took part. A value with a NaN or an
     infinite norm counts as zero, and is noised. In a mean of `n` clients the noise of
     an entry has a deviation of `clip * noise_multiplier / sqrt(n)`, which is `sqrt(n)`

@@ -4,11 +4,11 @@ import math
 from typing import Unpack
 
 from fedagg._bounding.bounds import as_bound
-from fedagg._privacy import integer_laws
 from fedagg._client_noise.distributed_noise import report_of
 from fedagg._client_noise.grid import calibrate
 from fedagg._client_noise.mechanism import ClientNoise, Law, Settings, clip_of
 from fedagg._compression.rotation import rotated_length
+from fedagg._privacy import integer_laws
 from fedagg._privacy.accounting import RenyiCurve
 from fedagg._privacy.private import check_positive
 from fedagg._sentence import prints_as_its_call

@@ -55,6 +55,10 @@ def matrix_factorization_noise(
     arrays. One that keeps a key to itself, as `jax-privacy`'s of a dense matrix does,
     draws from that alone, the same in every run: such a key must be new and secret.
 
+    Sums are integers, as in `gaussian_noise`, until the privatizer is given them in
+    float32: of `n` clients a rounding of `2**-24` of `n` clips at most, so that one
+    client moves what it sees by `1 + n * 2**-23` clips at most. Its noise is of floats.
+
     Noise stays at the server; its state must be kept as secret as the sums. Clients
     count once, whatever their weight; NaN, absent clients, the denominator, and what
     must not come after this are as in `gaussian_noise`.

@@ -52,6 +52,11 @@ def tree_noise(
     one round of a tree is in at most `restart_every.bit_length()` of its nodes:
     `tree_noise_multiplier` has the noise multiplier to account.
 
+    Sums are integers, as in `gaussian_noise`, and a round's noise, drawn in float32, is
+    rounded to whole steps: what is released is the noised sum, rounded, without low
+    bits of its own. That normal draws of float32 are on a grid themselves, up to 5.4
+    deviations, is left out of account.
+
     Noise stays at the server. The state holds one value like the template a level in
     float32, and must be kept as secret as the sums. Clients count once, whatever their
     weight; NaN, absent clients, the denominator, what must not come after this, and the

@@ -42,9 +42,9 @@ def gaussian_noise(
     Integers are summed modulo `2**32`, so that no way to sum rounds. With more clients
     than twice `clients_per_round` (and than 1024) entries may wrap around, which costs
     accuracy and no privacy. What the norm in float32 may be wrong by and what rounding
-    `d` entries to whole steps may add is taken off the clip beforehand: 5e-5 of a clip at
-    most up to a billion entries, and `sqrt(d) / 2` steps, 5e-4 of a clip for a million
-    entries and a multiplier of one.
+    `d` entries to whole steps may add is taken off the clip beforehand: 5e-5 of a clip
+    at most up to a billion entries, and `sqrt(d) / 2` steps, 5e-4 of a clip for a
+    million entries and a multiplier of one.
 
     `server_view` lists what stages before this send. Of clients:
 

@@ -27,17 +27,21 @@ from fedagg._compression.quantization import qsgd, quantization, terngrad
 from fedagg._compression.rotation import rotation
 from fedagg._compression.sign import sign
 from fedagg._compression.sparsification import random_k, top_k
-from fedagg._execution.ways import across, at_once, in_chunks
+from fedagg._execution.across import across
+from fedagg._execution.cores import cpu_mesh
+from fedagg._execution.ways import at_once, in_chunks
+from fedagg._mechanism import Mechanism
 from fedagg._median import median
 from fedagg._payload import Payload
 from fedagg._privacy.accounting import epsilon, noise_multiplier_for
+from fedagg._privacy.banded import banded_noise
+from fedagg._privacy.budget import Budget, budget
 from fedagg._privacy.gaussian import adaptive_gaussian_noise, gaussian_noise
+from fedagg._privacy.guarantee import Guarantee, guarantee
 from fedagg._privacy.matrix_factorization import matrix_factorization_noise
-from fedagg._privacy.tree_noise import (
-    adaptive_tree_noise,
-    tree_noise,
-    tree_noise_multiplier,
-)
+from fedagg._privacy.samplers import Sampler, cyclic, fixed_size, poisson, separated
+from fedagg._privacy.secret import secret_key
+from fedagg._privacy.tree_noise import adaptive_tree_noise, tree_noise
 from fedagg._recipes import (
     compression_aggregator,
     distributed_dp_aggregator,
@@ -58,15 +62,22 @@ from fedagg._training.data import pad_clients
 from fedagg._training.federated_averaging import federated_averaging
 from fedagg._training.local_training import local_training
 from fedagg._training.losses import linen_loss, nnx_loss
+from fedagg._training.prefetching import prefetch
+from fedagg._trees.table import ClientTable
 from fedagg._types import Bound, Output, Rule, Stage, Traits, Update
 
 __all__ = [
     "Aggregator",
     "Bound",
+    "Budget",
     "ClientNoise",
+    "ClientTable",
+    "Guarantee",
+    "Mechanism",
     "Output",
     "Payload",
     "Rule",
+    "Sampler",
     "Stage",
     "Steps",
     "Traits",
@@ -76,10 +87,14 @@ __all__ = [
     "adaptive_tree_noise",
     "aggregator",
     "at_once",
+    "banded_noise",
+    "budget",
     "chain",
     "clipping",
     "combining",
     "compression_aggregator",
+    "cpu_mesh",
+    "cyclic",
     "discrete_gaussian",
     "discrete_gaussian_curve",
     "discrete_gaussian_noise",
@@ -94,7 +109,9 @@ __all__ = [
     "elias_gamma_encode",
     "epsilon",
     "federated_averaging",
+    "fixed_size",
     "gaussian_noise",
+    "guarantee",
     "in_chunks",
     "linen_loss",
     "local_gaussian_noise",
@@ -107,15 +124,19 @@ __all__ = [
     "nnx_loss",
     "noise_multiplier_for",
     "pad_clients",
+    "poisson",
+    "prefetch",
     "qsgd",
     "quantile_bound",
     "quantization",
     "random_k",
     "robust_aggregator",
     "rotation",
+    "secret_key",
     "secure_aggregator",
     "secure_modular_sum",
     "secure_sum",
+    "separated",
     "server_view",
     "sign",
     "skellam",
@@ -124,7 +145,6 @@ __all__ = [
     "terngrad",
     "top_k",
     "tree_noise",
-    "tree_noise_multiplier",
     "with_distortion",
     "with_error_feedback",
     "zeroing",

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol, overload
 
 import jax
 
-from fedagg._types import Output, PyTree
+from fedagg._types import Output, PyTree, Stage
 
 
 class Steps(NamedTuple):
@@ -97,11 +97,14 @@ class Aggregator(_Pair):
             a pair made by hand raise a TypeError.
         message: `(template) -> message`, what a client with a value like the template
             sends, as shapes and dtypes. That of a pair made by hand raises a TypeError.
+        stage: its stages as one, for what asks them. None where a rule combines the
+            clients, and of a pair made by hand.
         sentence: how the aggregator prints: the call that made it.
     """
 
     steps: Steps
     message: Callable[[PyTree], PyTree]
+    stage: Stage | None
     sentence: str
 
     def __new__(
@@ -110,10 +113,12 @@ class Aggregator(_Pair):
         next: Callable[..., Any],
         steps: Steps = _NO_STEPS,
         message: Callable[[PyTree], PyTree] = _message_is_missing,
+        stage: Stage | None = None,
         sentence: str = "Aggregator()",
     ) -> Aggregator:
         self = super().__new__(cls, init, next)
-        self.steps, self.message, self.sentence = steps, message, sentence
+        self.steps, self.message, self.stage = steps, message, stage
+        self.sentence = sentence
         return self
 
     def _replace(self, **changes: Any) -> Aggregator:
@@ -121,6 +126,7 @@ class Aggregator(_Pair):
         same = self._asdict() | {
             "steps": self.steps,
             "message": self.message,
+            "stage": self.stage,
             "sentence": self.sentence,
         }
         return type(self)(**(same | changes))

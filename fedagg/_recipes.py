@@ -114,7 +114,7 @@ def dp_aggregator(
 
     Args:
         noise_multiplier: total noise of values and clip, in units of sensitivity, for
-            `epsilon`. Less than a tenth of `clients_per_round`.
+            `guarantee` and `epsilon`. Less than a tenth of `clients_per_round`.
         clients_per_round: the denominator, a number that is known beforehand.
         zeroing: whether to set far-out clients to zero, or the bound to do it by.
         sum_over: a way to sum, as `aggregator` takes it.

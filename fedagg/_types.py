@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from fedagg._mechanism import Mechanism
+
 PyTree = Any
 
 
@@ -48,6 +50,7 @@ class Traits(NamedTuple):
         is_bound: it bounds a client's value, by a norm, say.
         weighs: it multiplies a client's value by the client's weight.
         divides: it divides the sum by the clients' own weights, or by their number.
+        mechanisms: the noise by which it is private, for `guarantee`.
         refused: `(note) -> []`, whether the stage set aside a client with this note.
         sentence: how the stage prints: the call that made it.
     """
@@ -60,6 +63,7 @@ class Traits(NamedTuple):
     is_bound: bool = False
     weighs: bool = False
     divides: bool = False
+    mechanisms: tuple[Mechanism, ...] = ()
     refused: Callable[[PyTree], jax.Array] | None = None
     sentence: str = ""
 

@@ -62,16 +62,11 @@ def break_some(work: Callable) -> Callable:
     return broken
 
 
-def pick(tree, rows):
-    """Some clients' rows."""
-    return jax.tree.map(lambda x: x[rows], tree)
-
-
 def train(aggregator: fedagg.Aggregator, title: str, rounds: int) -> list[dict]:
     """Runs the rounds and returns what each of them reported."""
     rng = np.random.default_rng(0)
     clients, (images, labels) = federated_digits(rng)
-    data, sizes = fedagg.pad_clients(clients)
+    table = fedagg.ClientTable.of(clients)
     factors = np.array([FAULTS.get(i, 1.0) for i in range(CLIENTS)], np.float32)
 
     model = CNN()
@@ -88,8 +83,8 @@ def train(aggregator: fedagg.Aggregator, title: str, rounds: int) -> list[dict]:
     progress = tqdm(range(rounds), desc=f"{title:<18}", unit="round")
     for number in progress:
         chosen = rng.choice(CLIENTS, SAMPLED, replace=False)
-        cohort, weights = pick((data, factors), chosen), sizes[chosen]
-        key = jax.random.key(number)
+        cohort = table[chosen], factors[chosen]
+        weights, key = table.sizes[chosen], jax.random.key(number)
         state, variables, metrics = next_round(state, cohort, weights, key)
         accuracy = float(np.mean(predict(variables, images) == labels))
         reports.append({"accuracy": accuracy, **jax.tree.map(float, metrics)})

@@ -22,6 +22,7 @@ import importlib.util
 import pathlib
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -57,7 +58,7 @@ class Run(NamedTuple):
     title: str
     noise: fedagg.Stage
     epsilon: float
-    in_turn: bool = False  # each client once in TURNS rounds
+    sampler: fedagg.Sampler
     accuracy: tuple[float, ...] = ()  # after each round
     clip: tuple[float, ...] = ()  # of each round
 
@@ -134,44 +135,45 @@ def runs_of(
     """All that is compared, with epsilon by the accountant."""
     each = clients / TURNS
 
-    def sampled(multiplier: float) -> float:
-        return fedagg.epsilon(
-            multiplier,
+    drawn, turns = fedagg.poisson(1 / TURNS), fedagg.cyclic(TURNS)
+
+    def run(question: str, title: str, noise: fedagg.Stage, sampler: fedagg.Sampler):
+        found = fedagg.guarantee(
+            fedagg.aggregator(noise),
+            np.zeros(1, np.float32),
             rounds,
             DELTA,
             neighbors="add_or_remove",
-            participation=1 / TURNS,
+            participation=sampler,
         )
+        return Run(question, title, noise, found.epsilon, sampler)
 
     def adaptive(multiplier: float) -> fedagg.Stage:
         return fedagg.adaptive_gaussian_noise(multiplier, each)
 
-    spent = {z: sampled(z) for z in sorted({1.0, *multipliers})}
-    runs = [Run("epsilon", f"noise {z:g}", adaptive(z), spent[z]) for z in multipliers]
+    def noise_for(mechanism: Callable[[float], fedagg.Mechanism]) -> float:
+        return fedagg.noise_multiplier_for(
+            TARGET,
+            rounds,
+            DELTA,
+            neighbors="add_or_remove",
+            participation=turns,
+            accountant="rdp",
+            mechanism=mechanism,
+        )
+
+    runs = [run("epsilon", f"noise {z:g}", adaptive(z), drawn) for z in multipliers]
     for clip in clips:
         noise = fedagg.gaussian_noise(1.0, clip, each)
-        runs.append(Run("clip", f"fixed at {clip:g}", noise, spent[1.0]))
-    runs.append(Run("clip", "adaptive from 0.1", adaptive(1.0), spent[1.0]))
-    # A client is in every tree once, and in as many rounds as there are trees.
-    times = -(-rounds // TURNS)
-    node = fedagg.noise_multiplier_for(
-        TARGET,
-        1,
-        DELTA,
-        neighbors="add_or_remove",
-        accountant="rdp",
-        mechanism=lambda z: fedagg.tree_noise_multiplier(
-            z, TURNS, participations=times
-        ),
-    )
-    alike = fedagg.tree_noise_multiplier(node, TURNS, participations=1)
+        runs.append(run("clip", f"fixed at {clip:g}", noise, drawn))
+    runs.append(run("clip", "adaptive from 0.1", adaptive(1.0), drawn))
+    node = noise_for(lambda z: fedagg.Mechanism.tree(z, TURNS))
+    alike = noise_for(fedagg.Mechanism.gaussian)
     for clip in clips[-1:]:
         tree = fedagg.tree_noise(node, clip, each, restart_every=TURNS)
         alone = fedagg.gaussian_noise(alike, clip, each)
-        runs += [
-            Run("tree", "tree noise", tree, TARGET, in_turn=True),
-            Run("tree", "independent noise", alone, TARGET, in_turn=True),
-        ]
+        runs.append(run("tree", "tree noise", tree, turns))
+        runs.append(run("tree", "independent noise", alone, turns))
     return runs
 
 
@@ -179,19 +181,6 @@ def runs_of(
 def accuracy_on(test: tuple, variables: dict) -> jax.Array:
     outputs = jnp.asarray(NextCharacter().apply(variables, test[0]))
     return (outputs.argmax(axis=-1) == test[1]).mean()
-
-
-def cohort_of(run: Run, number: int, clients: int, rng: np.random.Generator):
-    """Who trains in a round: rows, and weights that are zero where there is nobody."""
-    if run.in_turn:
-        chosen = np.arange(number % TURNS, clients, TURNS)
-        room = -(-clients // TURNS)
-    else:
-        chosen = np.flatnonzero(rng.random(clients) < 1 / TURNS)
-        # Six deviations above the mean: no cohort is ever cut in practice.
-        room = int(clients / TURNS + 6 * (clients / TURNS) ** 0.5)
-    rows = np.resize(chosen[:room], room) if len(chosen) else np.zeros(room, int)
-    return rows, (np.arange(room) < len(chosen)).astype(np.float32)
 
 
 def train(run: Run, roles: Roles, rounds: int, progress: tqdm) -> Run:
@@ -209,14 +198,16 @@ def train(run: Run, roles: Roles, rounds: int, progress: tqdm) -> Run:
     )
     variables = NextCharacter().init(jax.random.key(0), roles.test[0][:1])
     state, next_round = training.init(variables), jax.jit(training.next)
-    rng, mask = np.random.default_rng(1), np.ones(roles.following.shape, bool)
+    mask, draw_cohort = np.ones(roles.following.shape, bool), jax.jit(run.sampler.next)
+    start, draws, noise = jax.random.split(fedagg.secret_key(), 3)
+    turns = run.sampler.init(len(mask), start)
     accuracy, clips = [], []
-    for number in range(rounds):
-        rows, weights = cohort_of(run, number, len(mask), rng)
+    for _ in range(rounds):
+        turns, (rows, weights) = draw_cohort(turns, draws)
+        rows = np.asarray(rows)
         examples = (roles.contexts[rows], roles.following[rows])
-        key = jax.random.key(number)
         state, variables, metrics = next_round(
-            state, (examples, mask[rows]), weights, key
+            state, (examples, mask[rows]), weights, noise
         )
         (clip,) = (x for name, x in metrics.items() if name.endswith("/clip"))
         clips.append(float(clip))

@@ -18,7 +18,7 @@ PACKAGE = pathlib.Path(fedagg.__file__).parent
 # What a module is part of, in the order in which they may import: from their own part
 # and from those before it. A new folder goes where it belongs.
 PARTS = [
-    *("_types", "_aggregator", "_payload", "_sentence"),
+    *("_mechanism", "_types", "_aggregator", "_payload", "_sentence"),
     *("_trees", "_messages", "_execution", "_bounding", "_rounds", "_median"),
     *("_privacy", "_compression", "_secure", "_client_noise", "_training", "_recipes"),
     *("__init__", "secagg"),
@@ -28,8 +28,11 @@ PARTS = [
 CORE = {
     *("_rounds.aggregator", "_rounds.chain", "_rounds.combining", "_rounds.view"),
     *(
+        "_execution.across",
+        "_execution.cores",
         "_execution.ways",
         "_training.data",
+        "_training.prefetching",
         "_training.local_training",
         "_training.losses",
     ),

@@ -125,3 +125,13 @@ def test_the_benchmark_of_secure_aggregation_stays_near_the_raw_keystream(tmp_pa
     assert ratio and float(ratio[1]) < 4.0
     assert len(re.findall(r"^\| semi-honest \| 10", shown, re.M)) == 3
     assert (tmp_path / "secagg-cpu.md").read_text() in shown + "\n"
+
+
+def test_rounds_over_many_clients_say_what_they_took():
+    shown = run(
+        *["-m", "benchmarks.population", "--clients", "3000"],
+        *["--rounds", "2", "--cohort", "500"],
+    )
+
+    rows = re.findall(r"^\| ([12]) \| ([\d,]+) \|", shown, re.M)
+    assert rows == [("1", "3,000"), ("2", "500")]

@@ -13,10 +13,12 @@ from fedagg._bounding.bounds import QuantileNote
 from fedagg._client_noise.conditional_rounding import round_within
 from fedagg._client_noise.grid import Calibration, Grid, grid_for
 from fedagg._compression.rotation import rotated_length, rotation
+from fedagg._mechanism import Mechanism
 from fedagg._messages.marks import NoisedModulo
 from fedagg._privacy.integer_noise import Shares, draw, table_of
 from fedagg._privacy.private import metrics_of
 from fedagg._trees import checks, pytree
+from fedagg._trees.keys import key_of_round
 from fedagg._trees.template import PublicRound
 from fedagg._trees.weights import is_present
 from fedagg._types import Bound, Output, PyTree, Stage, Traits, Update
@@ -27,6 +29,7 @@ class DistributedState(NamedTuple):
 
     rotation: PublicRound
     clip: PyTree  # of its bound
+    rounds: jax.Array  # [] uint32, so far, those without a release too
 
 
 class Integers(NamedTuple):
@@ -41,6 +44,7 @@ def distributed_noise(
     clip: Bound,
     clients_per_round: float,
     calibration: Calibration,
+    mechanism: Mechanism,
     *,
     kind: str,
     seed: int,
@@ -56,6 +60,7 @@ def distributed_noise(
         clip: fixed, or learnt from a count of clients, which is noised.
         clients_per_round: the denominator.
         calibration: what the grid follows from.
+        mechanism: what the noise is to an accountant.
         kind: of the rotation.
         seed: of the rotation.
         name: what the metrics are filed under.
@@ -64,19 +69,20 @@ def distributed_noise(
     report = report_of(clip)
 
     def init(template: PyTree) -> DistributedState:
-        state = DistributedState(rotating.init(template), clip.init())
+        state = DistributedState(rotating.init(template), clip.init(), jnp.uint32(0))
         grid_of(rotated_length(kind, state.rotation.template.size))
         return state
 
     def broadcast(state: DistributedState) -> DistributedState:
         return DistributedState(
-            rotating.broadcast(state.rotation), clip.broadcast(state.clip)
+            rotating.broadcast(state.rotation),
+            clip.broadcast(state.clip),
+            state.rounds,
         )
 
     def client(shared: DistributedState, update: Update, key: jax.Array | None):
-        rounding_key, vector_key, count_key = jax.random.split(
-            checks.check_key(key, name, "noise"), 3
-        )
+        key = key_of_round(checks.check_key(key, name, "noise"), shared.rounds)
+        rounding_key, vector_key, count_key = jax.random.split(key, 3)
         vector = rotating.client(shared.rotation, update, None)[0].value
         grid = grid_of(vector.size)
         limit, norm = clip.value(shared.clip), pytree.norm(vector)
@@ -114,17 +120,21 @@ def distributed_noise(
             below = count.astype(jnp.float32) / (2 * grid.count_steps)
             expected = None if report.count is None else jnp.float32(clients_per_round)
             learnt = QuantileNote(below, expected)
-        after = DistributedState(output.state, clip.update(state.clip, learnt, key))
+        rounds = state.rounds + 1
+        learnt = clip.update(state.clip, learnt, key)
+        after = DistributedState(output.state, learnt, rounds)
+        state = pytree.where(is_released, after, state._replace(rounds=rounds))
         metrics = {
             **metrics_of(name, limit, jnp.sqrt(n) * (grid.stddev * step), value),
             f"{name}/is_released": is_released.astype(jnp.float32),
         }
-        return Output(pytree.where(is_released, after, state), value, metrics)
+        return Output(state, value, metrics)
 
     def grid_of(size: int) -> Grid:
         return grid_for(calibration, size, name)
 
-    return Stage(init, broadcast, client, server, Traits(name, is_private=True))
+    traits = Traits(name, is_private=True, mechanisms=(mechanism,))
+    return Stage(init, broadcast, client, server, traits)
 
 
 def report_of(clip: Bound) -> QuantileNote | None:

@@ -8,7 +8,8 @@ from fedagg._privacy.normal import normal
 from fedagg._privacy.private import check_clip, check_multiplier, clip_value
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
-from fedagg._types import PyTree, Stage, Traits, Update
+from fedagg._trees.keys import key_of_round
+from fedagg._types import Output, PyTree, Stage, Traits, Update
 
 
 @prints_as_its_call
@@ -24,8 +25,9 @@ def local_gaussian_noise(
     compressors included.
 
     The exact norm is at most `clip`: what the norm in float32 may be wrong by is taken
-    off. Noise is of float32, on a grid and up to 5.4 deviations, which is left out of
-    account.
+    off. The key is the client's own, secret and fresh, `secret_key()`: of it, each
+    round draws from another. Noise is in float32, on a grid and up to 5.4 deviations,
+    which is left out of account: that of `gaussian_noise`, at the server, is not.
 
     Not noised are the client's weight, and that it took part. A value with a NaN or an
     infinite norm counts as zero, and is noised. In a mean of `n` clients the noise of
@@ -51,14 +53,20 @@ def local_gaussian_noise(
     check_clip(clip=clip)
     stddev = clip * noise_multiplier
 
-    def client(update: Update, key: jax.Array | None):
+    def client(rounds: jax.Array, update: Update, key: jax.Array | None):
         value = clip_value(update.value, clip, name)
-        draws = normal(checks.check_key(key, name, "noise"), value)
-        value = with_noise(value, jnp.float32(stddev), draws)
+        key = key_of_round(checks.check_key(key, name, "noise"), rounds)
+        value = with_noise(value, jnp.float32(stddev), normal(key, value))
         return update._replace(value=value), ()
 
-    def server(total: PyTree, note: PyTree, key: jax.Array | None):
+    def server(rounds: jax.Array, total: PyTree, note: PyTree, key: jax.Array | None):
         del note, key
-        return total, {f"{name}/stddev": jnp.float32(stddev)}
+        return Output(rounds + 1, total, {f"{name}/stddev": jnp.float32(stddev)})
 
-    return Stage.stateless(client, server, Traits(name, is_bound=True))
+    return Stage(
+        lambda template: jnp.uint32(0),
+        lambda rounds: rounds,
+        client,
+        server,
+        Traits(name, is_bound=True),
+    )

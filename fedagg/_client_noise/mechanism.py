@@ -4,6 +4,7 @@
 integers that clients add, and in nothing else.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, TypedDict
 
@@ -11,7 +12,7 @@ from fedagg._bounding.bounds import quantile_bound
 from fedagg._client_noise.distributed_noise import distributed_noise
 from fedagg._client_noise.grid import Calibration, grid_for
 from fedagg._compression.rotation import rotated_length
-from fedagg._privacy.accounting import RenyiCurve
+from fedagg._mechanism import Mechanism, RenyiCurve
 from fedagg._privacy.integer_noise import Shares
 from fedagg._privacy.private import check_positive
 from fedagg._rounds.chain import chain
@@ -86,6 +87,7 @@ class ClientNoise(NamedTuple):
             self.clip,
             self.clients_per_round,
             self.calibration,
+            Mechanism(math.inf, curve=self.curve, sentence=repr(self)),
             kind=self.rotation,
             seed=self.seed,
             name=self.name,

@@ -8,8 +8,8 @@ from fedagg._client_noise.distributed_noise import report_of
 from fedagg._client_noise.grid import calibrate
 from fedagg._client_noise.mechanism import ClientNoise, Law, Settings, clip_of
 from fedagg._compression.rotation import rotated_length
+from fedagg._mechanism import RenyiCurve
 from fedagg._privacy import integer_laws
-from fedagg._privacy.accounting import RenyiCurve
 from fedagg._privacy.private import check_positive
 from fedagg._sentence import prints_as_its_call
 from fedagg._types import Bound, PyTree, Stage
@@ -34,7 +34,7 @@ def skellam(
     """A mean in which the clients' own noise hides what any one of them holds.
 
     For a sum that the server cannot look into: `aggregator(noise.secure_sum())` is such
-    a round, and `noise.curve(template)` is what `epsilon` takes. All that the server
+    a round, of which `guarantee` says what it is worth. All that the server
     learns has the noise in it, and no party is trusted to add it.
 
     A client's value is taken as one vector, rotated, scaled down to an L2 norm of at
@@ -59,8 +59,11 @@ def skellam(
     | an entry of the sum wraps around | less accuracy, and no less privacy |
 
     The guarantee is of who holds what, not of who takes part, which the server of a
-    secure sum knows. In a deployment each client makes a key of its own, where
-    `aggregator` makes all from one. Stages before this must not make a client absent by
+    secure sum knows: `guarantee` takes `neighbors="zero_out"` or `"replace_one"`. In a
+    deployment each client makes a key of its own, `secret_key()`, where `aggregator`
+    makes all from one; each round draws from another key, made with the number of
+    rounds that the server tells, and a client that does not trust it takes a new key
+    each time. Stages before this must not make a client absent by
     what it holds, as `zeroing(..., keep_weight=False)` does, and what they report or
     learn is not noised.
 

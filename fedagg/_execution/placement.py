@@ -1,6 +1,7 @@
 """Where clients' rows are, on meshes whose axes are part of the types."""
 
 import jax
+import jax.numpy as jnp
 
 from fedagg._trees import pytree
 from fedagg._types import PyTree
@@ -35,6 +36,27 @@ def taken_together(tree: PyTree) -> PyTree:
         return jax.sharding.reshard(x, jax.NamedSharding(sharding.mesh, jax.P()))
 
     return jax.tree.map(take, tree)
+
+
+def dealt(sizes: jax.Array, devices: int) -> jax.Array:
+    """An order of clients whose equal parts, one a device, have about the same size.
+
+    The largest first, each to the device that has least so far and still has room.
+    """
+    n = len(sizes)
+    room = n // devices
+
+    def deal(carry: tuple, client: jax.Array):
+        load, count = carry
+        device = jnp.argmin(jnp.where(count < room, load, jnp.inf))
+        place = device * room + count[device]
+        load = load.at[device].add(sizes[client].astype(load.dtype))
+        return (load, count.at[device].add(1)), place
+
+    order = jnp.argsort(-sizes)
+    nothing = jnp.zeros(devices, jnp.float32), jnp.zeros(devices, jnp.int32)
+    _, places = jax.lax.scan(deal, nothing, order)
+    return jnp.zeros_like(order).at[places].set(order)
 
 
 def put_on_axis(clients: PyTree, mesh: jax.sharding.Mesh, axis: str) -> PyTree:

@@ -1,7 +1,7 @@
 """A function of one client, traced: what it runs is known before it runs."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -60,7 +60,14 @@ class Program:
             return pytree.unflatten(partial, bound)(client)
 
         trace = jax.make_jaxpr(of_both, return_shape=True)
-        closed, result = trace(pytree.abstract(bound), rowwise.abstract_row(clients))
+        rows = rowwise.abstract_row(clients)
+        # A program runs on the whole mesh and on a part of it alike, and where an axis
+        # is explicit it would be typed for one of them.
+        mesh = jax.sharding.get_abstract_mesh()
+        if jax.sharding.AxisType.Explicit in mesh.axis_types:
+            mesh = jax.sharding.AbstractMesh((), ())
+        with jax.sharding.use_abstract_mesh(mesh):
+            closed, result = trace(pytree.abstract(bound), rows)
         structure = pytree.flatten(result)[1]
         return cls(list(closed.consts), bound, closed.jaxpr, structure)
 
@@ -84,6 +91,10 @@ class Program:
     def runs(self, primitive: Primitive) -> bool:
         """Whether it runs the primitive, in its loops, branches and calls as well."""
         return _runs(self.jaxpr, primitive)
+
+    def largest_array(self) -> int:
+        """Bytes of the largest array that it makes on its way."""
+        return _largest_array(self.jaxpr)
 
     def parted(self) -> "Program":
         """The same with a pair of lists as its result: what is summed, and kept."""
@@ -118,7 +129,17 @@ class Program:
 
 
 def _runs(jaxpr: Jaxpr, primitive: Primitive) -> bool:
-    inner = (x for y in jaxpr.eqns for x in jaxprs_in_params(y.params))
     return any(x.primitive is primitive for x in jaxpr.eqns) or any(
-        _runs(x, primitive) for x in inner
+        _runs(x, primitive) for x in _inner(jaxpr)
     )
+
+
+def _largest_array(jaxpr: Jaxpr) -> int:
+    made = [aval_of(x) for eqn in jaxpr.eqns for x in eqn.outvars]
+    bytes_of = (pytree.count_bytes(x) for x in made if hasattr(x, "dtype"))
+    return max([0, *bytes_of, *map(_largest_array, _inner(jaxpr))])
+
+
+def _inner(jaxpr: Jaxpr) -> Iterator[Jaxpr]:
+    """Those of its loops, branches and calls."""
+    return (x for eqn in jaxpr.eqns for x in jaxprs_in_params(eqn.params))

@@ -1,4 +1,4 @@
-"""Ways to sum a function over clients: at once, in chunks, across devices.
+"""Ways to sum a function over clients on one device: at once, in chunks.
 
 Each is a function `(fn, clients) -> sum of fn over the leading axis of clients`, where
 `fn` takes one client and returns a pytree of arrays, each of the dtype it is summed in.
@@ -17,10 +17,11 @@ from jax.extend.core import primitives
 from fedagg._execution.builder import NotFoldable
 from fedagg._execution.folding import measured_ahead, sum_folded
 from fedagg._execution.loops import in_steps
-from fedagg._execution.placement import check_not_explicit, put_on_axis, taken_together
-from fedagg._execution.program import Kept, Program
+from fedagg._execution.placement import check_not_explicit
+from fedagg._execution.program import Program
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree, rowwise
+from fedagg._trees.table import examples_of_each
 from fedagg._types import PyTree
 
 Fn = Callable[[PyTree], PyTree]
@@ -63,7 +64,8 @@ def in_chunks(size: int) -> SumOver:
     Any number of clients will do: the last chunk is filled up with clients that were
     summed before, whose part is left out. (Where clients call the host, as
     `jax.debug.print` does, it is a smaller one instead, which takes longer to compile.)
-    A `size` above the number of clients is `at_once`.
+    A `size` above the number of clients is `at_once`. Clients of a `ClientTable` share
+    a chunk with those of like size, since all wait for the largest.
 
     Args:
         size: clients per chunk. Positive.
@@ -91,17 +93,27 @@ def _sum_in_chunks(program: Program, clients: PyTree, size: int) -> tuple[list, 
         kept = rowwise.append_rows(first[1], rest[1])
         return pytree.add(first[0], rest[0]), kept
     zero, row = pytree.zeros(program.result)
+    order = _by_size(clients) if size > 1 else None
 
     def body(carry: tuple, chunk: jax.Array):
         total, kept = carry
         # The last chunk starts early, so that no row is copied to fill it.
         start = in_steps(jnp.minimum(chunk * size, n - size))
-        parts, rows = jax.vmap(program)(rowwise.rows(clients, start, size))
+        if order is None:
+            places, chosen = None, rowwise.rows(clients, start, size)
+        else:
+            places = rowwise.rows(order, start, size)
+            chosen = rowwise.take(clients, places)
+        parts, rows = jax.vmap(program)(chosen)
         if n % size:
             fresh = start + jnp.arange(size, dtype=start.dtype) >= chunk * size
             parts = jax.vmap(pytree.keep)(fresh, parts)
         total = pytree.add(total, rowwise.sum_over_clients(parts))
-        return (total, rowwise.put_rows(kept, start, rows)), None
+        if places is None:
+            kept = rowwise.put_rows(kept, start, rows)
+        else:
+            kept = rowwise.set_rows(kept, places, rows)
+        return (total, kept), None
 
     def body_of_one(carry: tuple, client: jax.Array):
         total, kept = carry
@@ -115,87 +127,17 @@ def _sum_in_chunks(program: Program, clients: PyTree, size: int) -> tuple[list, 
     return jax.lax.scan(one, (zero, rowwise.repeat(row, n)), chunks)[0]
 
 
-@prints_as_its_call
-def across(
-    mesh: jax.sharding.Mesh, axis: str = "clients", inner: SumOver | None = None
-) -> SumOver:
-    """Sums across the devices of one axis of a mesh, on one host or many.
-
-    Each device sums its own clients with `inner`, and one `psum` of one message adds
-    the devices up; further axes of the mesh are left to the compiler. Put the clients
-    there with `NamedSharding(mesh, P(axis))`, and the state and the parameters with
-    `P()`, so that the second round does not compile anew. Leaves that are spread over
-    another axis as well need that axis to be of `jax.sharding.AxisType.Auto`.
-
-    Args:
-        mesh: the devices.
-        axis: the name of the mesh's axis that clients are spread over. Where their
-            number is not a multiple of its size, absent clients fill it up, which
-            copies the updates.
-        inner: how a device sums its own clients. None chooses from the sizes.
-
-    Raises:
-        ValueError: if the mesh has no such axis; in a round, if a leaf is spread over
-            another axis that is explicit.
-    """
-    if axis not in mesh.axis_names:
-        raise ValueError(
-            f"axis: expected one of the mesh's axes {mesh.axis_names}, got {axis!r}."
-        )
-    inner = by_size if inner is None else inner
-    size = mesh.shape[axis]
-
-    def sum_across(program: Program, clients: PyTree) -> tuple[list, list]:
-        n = checks.count_clients(clients)
-        padding = -n % size
-        present = jnp.arange(n + padding) < n
-        if padding:
-            clients = rowwise.pad_rows(clients, padding)
-        clients, present = put_on_axis((clients, present), mesh, axis)
-
-        def on_one_device(program: Program, clients: tuple[PyTree, jax.Array]):
-            def contribution(client: tuple[PyTree, jax.Array]):
-                part, kept = program(client[0])
-                return pytree.keep(client[1], part) if padding else part, Kept(kept)
-
-            if padding and program.has_effects:
-                total, kept = _sum_present(program, *clients)
-                return jax.lax.psum(total, axis), kept
-            total, kept = inner(contribution, clients)
-            return jax.lax.psum(total, axis), kept.value
-
-        total, kept = jax.shard_map(
-            on_one_device,
-            mesh=mesh,
-            in_specs=(jax.P(), jax.P(axis)),
-            out_specs=(jax.P(), jax.P(axis)),
-            axis_names={axis},
-            check_vma=False,  # a scan's carry of plain zeros does not type under it
-        )(program, (clients, present))
-        if padding:  # of rows that no longer fill the devices alike
-            kept = rowwise.cut_rows(taken_together(kept), 0, n)
-        return total, kept
-
-    return of_programs(sum_across)
+def _by_size(clients: PyTree) -> jax.Array | None:
+    """The clients' positions, largest first, if their sizes are known."""
+    sizes = examples_of_each(clients)
+    return None if sizes is None else jnp.argsort(-sizes)
 
 
-def _sum_present(
-    program: Program, clients: PyTree, present: jax.Array
-) -> tuple[list, list]:
-    """One by one, without running the program of those who only fill up."""
-    nothing = pytree.zeros(program.result)
-
-    def body(total: PyTree, client: tuple[PyTree, jax.Array]):
-        part, kept = jax.lax.cond(client[1], program, lambda row: nothing, client[0])
-        return pytree.add(total, part), kept
-
-    return jax.lax.scan(body, nothing[0], (clients, present))
-
-
-# Bytes of messages that are worth holding at once, per kind of device: on a CPU about
-# what stays in cache, elsewhere enough work for one launch.
-_CHUNK_BYTES = {"cpu": 2**21}
-_CHUNK_BYTES_ELSEWHERE = 2**28
+# Bytes of messages that are worth holding at once, and of the largest arrays on the way
+# to them: on a CPU about what stays in cache, elsewhere enough work for one launch, and
+# what memory there is.
+_CHUNK_BYTES = {"cpu": (2**21, 2**21)}
+_CHUNK_BYTES_ELSEWHERE = (2**28, 2**31)
 
 
 @of_programs
@@ -204,7 +146,9 @@ def by_size(program: Program, clients: PyTree) -> tuple[list, list]:
 
     Dot products with the clients' rows where stages only keep, scale and measure them;
     else chunks whose messages fill a cache, or a launch, with measures taken ahead. On
-    CPUs clients that convolve run one at a time.
+    CPUs clients that convolve run one at a time. Where what a client makes on its way
+    is much larger than its message, as the activations of a model that is adapted by
+    few parameters are, it is that which counts.
     """
     check_not_explicit(clients, "the default way to sum")
     size = _chunk_size(program, checks.count_clients(clients))
@@ -225,6 +169,10 @@ def _chunk_size(program: Program, n: int) -> int:
     backend = jax.default_backend()
     if backend == "cpu" and program.runs(primitives.conv_general_dilated_p):
         return 1  # kernels of their own, side by side, take twice the time
-    budget = _CHUNK_BYTES.get(backend, _CHUNK_BYTES_ELSEWHERE)
-    most = max(1, budget // max(1, pytree.count_bytes(program.result)))
-    return math.ceil(n / math.ceil(n / most))
+    of_messages, of_arrays = _CHUNK_BYTES.get(backend, _CHUNK_BYTES_ELSEWHERE)
+    message = max(1, pytree.count_bytes(program.result))
+    most = of_messages // message
+    largest = program.largest_array()
+    if largest > 4 * message:
+        most = min(most, of_arrays // largest)
+    return math.ceil(n / math.ceil(n / max(1, most)))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedagg._mechanism import Mechanism
 from fedagg._messages.marks import NoisedModulo
 from fedagg._privacy.noise_source import NoiseSource
 from fedagg._privacy.normal import normal
@@ -56,7 +57,7 @@ def binary_tree_noise(restarts: Restarts, *, efficient: bool = True) -> NoiseSou
         state = TreeState(rounds, pytree.keep(~is_due, tree))
         return state, noised(total, rounded(noise, grid.deviation)), deviation
 
-    return NoiseSource(init, add)
+    return NoiseSource(init, add, lambda z, grids: Mechanism.tree(z, restarts.period))
 
 
 def empty_tree(template: PyTree, rounds: int) -> NoiseTree:

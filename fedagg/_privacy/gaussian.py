@@ -6,7 +6,7 @@ one, `adaptive_gaussian_noise(1.0, 100)`, it is DP-FedAvg with adaptive clipping
 
 from fedagg._privacy.noise_source import independent_noise
 from fedagg._privacy.private import check_largest_weight, learnt_clip
-from fedagg._privacy.private_mean import PrivateState, private_mean, with_state
+from fedagg._privacy.private_mean import private_mean
 from fedagg._sentence import prints_as_its_call
 from fedagg._types import Bound, Stage
 
@@ -25,8 +25,8 @@ def gaussian_noise(
     Each client's value is scaled down to an L2 norm of at most `clip`, and the server
     releases `(sum + N(0, (clip * noise_multiplier) ** 2)) / clients_per_round`, entry
     by entry. Sum and noise are integers on a grid, of which a clip has a power of two
-    of steps, and the noise is the discrete Gaussian. `epsilon` of the noise multiplier
-    is the guarantee:
+    of steps, and the noise is the discrete Gaussian. `guarantee` of the aggregator, or
+    `epsilon` of the noise multiplier, says what that is worth:
 
     | | |
     | --- | --- |
@@ -37,7 +37,8 @@ def gaussian_noise(
     | stages after this | refused if they change values, as a `mean` or a rule |
     | what clients' `work` reports | is not noised, their loss, say |
     | low bits of the value | there are none: all is a multiple of a step |
-    | draws | within 2**-48 an entry and round of their law, in total variation |
+    | draws | of their law to 2**-50 an entry and round, in total variation |
+    | the key | secret and fresh, `secret_key()`; each round draws from one of its own |
 
     Integers are summed modulo `2**32`, so that no way to sum rounds. With more clients
     than twice `clients_per_round` (and than 1024) entries may wrap around, which costs
@@ -87,7 +88,7 @@ def gaussian_noise(
         Mironov, "On Significance of the Least Significant Bits for Differential
         Privacy", 2012.
     """
-    stage = private_mean(
+    return private_mean(
         noise_multiplier,
         clip,
         clients_per_round,
@@ -95,7 +96,6 @@ def gaussian_noise(
         largest_weight=largest_weight,
         name=name,
     )
-    return with_state(stage, lambda x: x.clip, lambda x: PrivateState(x, (), ()))
 
 
 @prints_as_its_call

@@ -1,7 +1,7 @@
 """Noise of any correlation over rounds, by an optax-style privatizer.
 
-With a banded matrix this is the mechanism of Choquette-Choo et al. 2023; with a
-privatizer that draws anew in each round it is `gaussian_noise`.
+With one that draws anew in each round this is `gaussian_noise`, with a buffered linear
+Toeplitz matrix the mechanism of Dvijotham et al. 2024.
 """
 
 from typing import Any, NamedTuple
@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedagg._mechanism import Mechanism
 from fedagg._messages.marks import NoisedModulo
 from fedagg._privacy.noise_source import NoiseSource
 from fedagg._privacy.private import check_clip
-from fedagg._privacy.private_mean import PrivateState, private_mean, with_state
+from fedagg._privacy.private_mean import private_mean
 from fedagg._privacy.sum_grid import SumGrid
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
@@ -34,6 +35,7 @@ def matrix_factorization_noise(
     clip: float,
     clients_per_round: float,
     *,
+    mechanism: Mechanism | None = None,
     name: str = "matrix_factorization_noise",
 ) -> Stage:
     """A mean whose noise is correlated over rounds as a privatizer makes it.
@@ -41,14 +43,13 @@ def matrix_factorization_noise(
     A privatizer is a pair `(init, update)` as in optax, whose `update(sum, state)`
     returns the sum with noise and its next state; such as `jax-privacy` has for banded
     and for BLT matrices, which take `dtype=jnp.float32`. It is given the sum in units
-    of `clip`, in float32, to which one client adds a norm of at most one in a round: so
-    its standard deviation is the noise multiplier, times the sensitivity of its matrix
-    to all the rounds that one client is in. The server releases the noised sum times
-    `clip / clients_per_round`.
+    of `clip`, in float32, to which one client adds a norm of at most one in a round.
+    The server releases the noised sum times `clip / clients_per_round`.
 
-    What its noise is worth follows from the matrix and from who takes part when:
-    `epsilon` of that noise multiplier, for one round, if the sensitivity is the
-    matrix's.
+    What its noise is worth follows from the matrix and from who takes part when, and a
+    privatizer does not say what it was made with: `guarantee` takes it from
+    `mechanism`, `Mechanism.matrix(stddev, strategy)`. `banded_noise` has both from the
+    same numbers.
 
     Where the privatizer's state has typed keys, they are made anew from each round's
     key, and not kept: it must draw fresh noise from them, and remember old noise as
@@ -70,6 +71,7 @@ def matrix_factorization_noise(
         privatizer: the pair above, made for a clip of one.
         clip: the largest norm, over all leaves of a value together. Positive.
         clients_per_round: the denominator, a number that is known beforehand.
+        mechanism: what the privatizer was made with. With None, `guarantee` refuses.
         name: what the metrics are filed under.
 
     Raises:
@@ -83,12 +85,13 @@ def matrix_factorization_noise(
     """
     check_clip(clip=clip)
     # The noise multiplier is the privatizer's own.
-    source = privatizer_noise(privatizer, name)
-    stage = private_mean(1.0, clip, clients_per_round, source, name=name)
-    return with_state(stage, lambda x: x.values, lambda x: PrivateState((), x, ()))
+    source = privatizer_noise(privatizer, name, mechanism)
+    return private_mean(1.0, clip, clients_per_round, source, name=name)
 
 
-def privatizer_noise(privatizer: Any, name: str) -> NoiseSource:
+def privatizer_noise(
+    privatizer: Any, name: str, mechanism: Mechanism | None = None
+) -> NoiseSource:
     """The noise of a privatizer that was made for sums in units of the clip."""
 
     def fresh(template: Template) -> PyTree:
@@ -110,4 +113,4 @@ def privatizer_noise(privatizer: Any, name: str) -> NoiseSource:
         state = state._replace(arrays=without_keys(whole))
         return state, pytree.scale(jnp.float32(grid.steps), noised), None
 
-    return NoiseSource(init, add)
+    return NoiseSource(init, add, lambda z, grids: mechanism)

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedagg._mechanism import Mechanism
 from fedagg._messages.marks import NoisedModulo
-from fedagg._privacy.sum_grid import SumGrid, integer_noise, noised
+from fedagg._privacy.sum_grid import SumGrid, accounted, integer_noise, noised
 from fedagg._trees import pytree
 from fedagg._types import PyTree
 
@@ -26,6 +27,8 @@ class NoiseSource(NamedTuple):
             on the grid with its noise, in steps, as float32; and the deviation `[]` of
             this round's noise in an entry, in deviations of the grid, or None where
             nobody knows.
+        mechanism: `(noise_multiplier, grids) -> Mechanism`, what the noise on the sums
+            of these grids, together, is to an accountant, or None where nobody knows.
     """
 
     init: Callable[[PyTree], PyTree]
@@ -33,6 +36,7 @@ class NoiseSource(NamedTuple):
         [PyTree, NoisedModulo, SumGrid, jax.Array],
         tuple[PyTree, PyTree, jax.Array | None],
     ]
+    mechanism: Callable[[float, tuple[SumGrid, ...]], Mechanism | None]
 
 
 def independent_noise() -> NoiseSource:
@@ -45,7 +49,11 @@ def independent_noise() -> NoiseSource:
             noise = integer_noise(grid.deviation, key, integers)
         return state, noised(total, noise), jnp.float32(1.0)
 
-    return NoiseSource(lambda template: (), add)
+    def mechanism(noise_multiplier: float, grids: tuple[SumGrid, ...]) -> Mechanism:
+        del noise_multiplier
+        return Mechanism.gaussian(accounted(grids))
+
+    return NoiseSource(lambda template: (), add, mechanism)
 
 
 def with_noise(total: PyTree, scale: jax.Array, draws: PyTree) -> PyTree:

@@ -5,7 +5,6 @@ Andrew et al. 2021; with the noise of a binary tree it is DP-FTRL.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -25,6 +24,7 @@ from fedagg._privacy.private import (
 )
 from fedagg._privacy.sum_grid import LEAST_CLIP, SumGrid
 from fedagg._trees import checks, pytree
+from fedagg._trees.keys import key_of_round
 from fedagg._types import Bound, Output, PyTree, Stage, Traits, Update
 
 
@@ -34,6 +34,7 @@ class PrivateState(NamedTuple):
     clip: PyTree  # of the bound
     values: PyTree  # of the source, for the sum of values
     notes: PyTree  # likewise, for what the clip is learnt from
+    rounds: jax.Array  # [] uint32, so far
 
 
 def private_mean(
@@ -74,13 +75,17 @@ def private_mean(
     def limit_of(shared: PyTree) -> jax.Array:
         return jnp.maximum(bound.value(shared), LEAST_CLIP)
 
+    grids = (grid, note_grid) if learns else (grid,)
+    mechanism = source.mechanism(noise_multiplier, grids)
+    declared = () if mechanism is None else (mechanism,)
+
     def init(template: PyTree) -> PrivateState:
         state = bound.init()
         note = jax.eval_shape(
             lambda x: bound.note(bound.broadcast(state), x), jnp.float32(0.0)
         )
         notes = source.init(note) if learns else ()
-        return PrivateState(state, source.init(template), notes)
+        return PrivateState(state, source.init(template), notes, jnp.uint32(0))
 
     def client(shared: PyTree, update: Update, key: jax.Array | None):
         del key
@@ -93,7 +98,7 @@ def private_mean(
     def server(
         state: PrivateState, total: NoisedModulo, note: PyTree, key: jax.Array | None
     ):
-        key = checks.check_key(key, name, "noise")
+        key = key_of_round(checks.check_key(key, name, "noise"), state.rounds)
         value_key, note_key = jax.random.split(key) if learns else (key, key)
         limit = limit_of(bound.broadcast(state.clip))
         values, value, stddev = source.add(state.values, total, grid, value_key)
@@ -106,7 +111,8 @@ def private_mean(
         if learns:
             notes, noised, _ = source.add(state.notes, note, note_grid, note_key)
             noised = pytree.scale(jnp.float32(per_step), noised)
-        state = PrivateState(bound.update_noised(state.clip, noised), values, notes)
+        clip = bound.update_noised(state.clip, noised)
+        state = PrivateState(clip, values, notes, state.rounds + 1)
         return Output(state, value, metrics_of(name, limit, stddev, value))
 
     return Stage(
@@ -114,7 +120,7 @@ def private_mean(
         lambda state: bound.broadcast(state.clip),
         client,
         server,
-        Traits(name, is_private=True),
+        Traits(name, is_private=True, mechanisms=declared),
     )
 
 
@@ -138,21 +144,3 @@ def private_clip(clip: Bound | float, noise_multiplier: float) -> Bound:
             "and adaptive_gaussian_noise chooses both."
         )
     return bound
-
-
-def with_state(
-    stage: Stage,
-    pack: Callable[[PrivateState], PyTree],
-    unpack: Callable[[PyTree], PrivateState],
-) -> Stage:
-    """The stage with another layout of its state: without parts that are empty, say."""
-
-    def server(state: PyTree, total: PyTree, note: PyTree, key: jax.Array | None):
-        output = stage.server(unpack(state), total, note, key)
-        return output._replace(state=pack(output.state))
-
-    return stage._replace(
-        init=lambda template: pack(stage.init(template)),
-        broadcast=lambda state: stage.broadcast(unpack(state)),
-        server=server,
-    )

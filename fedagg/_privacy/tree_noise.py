@@ -5,28 +5,13 @@ aggregation of Kairouz et al. 2021; with a learnt one, `adaptive_tree_noise(1.0,
 that of TensorFlow Federated.
 """
 
-import math
-from typing import NamedTuple
-
-import jax
-
-from fedagg._privacy.binary_tree import NoiseTree, TreeState, binary_tree_noise
-from fedagg._privacy.private import check_clip, check_multiplier, learnt_clip
-from fedagg._privacy.private_mean import PrivateState, private_mean, with_state
-from fedagg._privacy.restarts import HeldState, Restarts, held
+from fedagg._privacy.binary_tree import binary_tree_noise
+from fedagg._privacy.private import check_clip, learnt_clip
+from fedagg._privacy.private_mean import private_mean
+from fedagg._privacy.restarts import Restarts, held
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
 from fedagg._types import Stage
-
-
-class AdaptiveTreeState(NamedTuple):
-    """A clip in use, and the estimate that it takes on when the trees restart."""
-
-    clip: jax.Array  # []
-    estimate: jax.Array  # []
-    rounds: jax.Array  # [] uint32, since the last restart was due
-    values: NoiseTree
-    count: NoiseTree
 
 
 @prints_as_its_call
@@ -49,8 +34,9 @@ def tree_noise(
     with that of its children, which takes a third or so off the variance.
 
     After `restart_every` rounds the tree is full and another begins. A client who is in
-    one round of a tree is in at most `restart_every.bit_length()` of its nodes:
-    `tree_noise_multiplier` has the noise multiplier to account.
+    one round of a tree is in at most `restart_every.bit_length()` of its nodes; which
+    `Mechanism.tree` accounts for, with the rounds in which clients may be. Nothing is
+    proven for clients who are sampled.
 
     Sums are integers, as in `gaussian_noise`, and a round's noise, drawn in float32, is
     rounded to whole steps: what is released is the noised sum, rounded, without low
@@ -58,7 +44,8 @@ def tree_noise(
     deviations, is left out of account.
 
     Noise stays at the server. The state holds one value like the template a level in
-    float32, and must be kept as secret as the sums. Clients count once, whatever their
+    float32, and must be kept as secret as the sums; so must the key, as in
+    `gaussian_noise`. Clients count once, whatever their
     weight; NaN, absent clients, the denominator, what must not come after this, and the
     metrics are as in `gaussian_noise`. `{name}/stddev` is that of the round's own
     noise.
@@ -87,12 +74,13 @@ def tree_noise(
     check_clip(clip=clip)
     restarts = Restarts(restart_every, restart_every)
     source = binary_tree_noise(restarts, efficient=efficient)
-    stage = private_mean(noise_multiplier, clip, clients_per_round, source, name=name)
-
-    def unpack(tree: NoiseTree) -> PrivateState:
-        return PrivateState((), TreeState(tree.leaves, tree), ())
-
-    return with_state(stage, lambda x: x.values.tree, unpack)
+    return private_mean(
+        noise_multiplier,
+        clip,
+        clients_per_round,
+        source,
+        name=name,
+    )
 
 
 @prints_as_its_call
@@ -157,52 +145,13 @@ def adaptive_tree_noise(
         count_stddev,
     )
     restarts = Restarts(restart_warmup, restart_every)
-    stage = private_mean(
+    return private_mean(
         noise_multiplier,
         held(clip, restarts),
         clients_per_round,
         binary_tree_noise(restarts),
         name=name,
     )
-
-    def pack(state: PrivateState) -> AdaptiveTreeState:
-        clip, estimate, rounds = state.clip
-        trees = state.values.tree, state.notes.tree
-        return AdaptiveTreeState(clip, estimate, rounds, *trees)
-
-    def unpack(state: AdaptiveTreeState) -> PrivateState:
-        trees = (TreeState(state.rounds, x) for x in (state.values, state.count))
-        held_state = HeldState(state.clip, state.estimate, state.rounds)
-        return PrivateState(held_state, *trees)
-
-    return with_state(stage, pack, unpack)
-
-
-def tree_noise_multiplier(
-    noise_multiplier: float, restart_every: int, *, participations: int
-) -> float:
-    """The noise multiplier of the one Gaussian release that a noise tree amounts to.
-
-    A client who is in one round of a tree moves one node on each of its levels, by one
-    clip: as far, all nodes together, as the square root of their number. What is read
-    off the nodes costs nothing more. So `epsilon` of this, for one round and all of
-    `participations`, is the guarantee for clients who are in no tree twice.
-
-    Args:
-        noise_multiplier: that of `tree_noise` or `adaptive_tree_noise`.
-        restart_every: rounds in a tree.
-        participations: the most rounds that a client is in, each in another tree.
-
-    Raises:
-        ValueError: if an argument is out of range.
-
-    Reference: Kairouz et al., "Practical and Private (Deep) Learning without Sampling
-        or Shuffling", 2021, theorem 4.1 and appendix D.
-    """
-    check_multiplier(noise_multiplier)
-    _check_rounds(restart_every=restart_every)
-    checks.check_positive(participations=participations)
-    return noise_multiplier / math.sqrt(restart_every.bit_length() * participations)
 
 
 def _check_rounds(**rounds: int) -> None:

@@ -75,7 +75,8 @@ def aggregator(*stages: Stage, sum_over: SumOver | None = None) -> Aggregator:
         return server_step(whole, state, total, key, like)
 
     next = driven(whole, Server(whole.broadcast, receive, finish), sum_over)
-    return Aggregator(init, next, steps_of(whole), lambda x: message_of(whole, x))
+    steps = steps_of(whole)
+    return Aggregator(init, next, steps, lambda x: message_of(whole, x), whole)
 
 
 def checked_way(sum_over: Any) -> SumOver:

@@ -13,10 +13,10 @@ from fedagg._execution.ways import SumOver
 from fedagg._messages.marks import in_units
 from fedagg._messages.message import Message
 from fedagg._rounds.steps import Work, client_step
-from fedagg._trees import checks, pytree
+from fedagg._trees import checks, pytree, table
 from fedagg._trees.keys import fold_key
 from fedagg._trees.remembered import check_stacked
-from fedagg._trees.weights import as_weights, unit_of
+from fedagg._trees.weights import as_weights, is_present, unit_of
 from fedagg._types import Output, PyTree, Stage, Traits
 
 # Stream of the server's key beside the clients', which are numbered from zero.
@@ -53,14 +53,17 @@ def driven(stage: Stage, server: Server, sum_over: SumOver) -> Next:
         work: Work | None = None,
         memory: PyTree = None,
     ) -> Any:
-        clients = _clients(updates, weights, work, memory)
+        clients, examples = _clients(updates, weights, work, memory)
         is_in_proportion = _is_in_proportion(stage.traits)
         unit = unit_of(clients.weight) if is_in_proportion else jnp.float32(1.0)
         clients = clients._replace(weight=clients.weight / unit)
         values = []  # a client's value, as shapes and dtypes
 
-        def contribution(work: Any, shared: PyTree, key: Any, client: Clients):
+        def contribution(
+            work: Any, shared: PyTree, key: Any, examples: list, client: Clients
+        ):
             row, weight, index, memory = client
+            row = table.together(row, examples)
             key = fold_key(key, index)
             made = client_step(
                 stage, shared, row, weight, key, memory, work, look=values.append
@@ -72,7 +75,9 @@ def driven(stage: Stage, server: Server, sum_over: SumOver) -> Next:
         # All arrays that clients share are arguments, for `across` to hand on.
         shared = server.broadcast(state)
         bound = None if work is None else pytree.as_partial(work)
-        program = Program.of(Partial(contribution, bound, shared, key), clients)
+        program = Program.of(
+            Partial(contribution, bound, shared, key, examples), clients
+        )
         total, together = sum_over(program, clients)
         stacked, kept = together.value
         if is_in_proportion:
@@ -103,8 +108,8 @@ def _is_in_proportion(traits: Traits) -> bool:
 
 def _clients(
     updates: PyTree, weights: Any, work: Work | None, memory: PyTree
-) -> Clients:
-    """The clients of a round, from the arguments of `next`."""
+) -> tuple[Clients, list[PyTree]]:
+    """The clients of a round, from the arguments of `next`, and examples in tables."""
     n = checks.count_clients(updates)
     if work is not None and not callable(work):
         raise TypeError(f"work: expected a function of a row and a key, got {work!r}.")
@@ -116,9 +121,17 @@ def _clients(
             raise ValueError(
                 f"memory: expected a row for each of {n} clients, got {found}."
             )
-    return Clients(
-        jax.tree.map(jnp.asarray, updates),
-        as_weights(weights, n),
+    rows, examples = table.apart(updates)
+    if examples and work is None:
+        raise TypeError(
+            "updates: a ClientTable holds examples, of which only work makes an update."
+        )
+    weights = as_weights(weights, n)
+    rows = table.without_examples_of_absent(rows, is_present(weights))
+    clients = Clients(
+        jax.tree.map(jnp.asarray, rows),
+        weights,
         jnp.arange(n, dtype=jnp.uint32),
         jax.tree.map(jnp.asarray, memory),
     )
+    return clients, examples

@@ -69,4 +69,5 @@ def traits_of_chain(stages: Sequence[Stage]) -> Traits:
         is_bound=any(x.is_bound for x in all_traits),
         weighs=any(x.weighs for x in all_traits),
         divides=any(x.divides for x in all_traits),
+        mechanisms=sum((x.mechanisms for x in all_traits), ()),
     )

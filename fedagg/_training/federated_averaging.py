@@ -127,7 +127,7 @@ def federated_averaging(
         return stepped(state, change, jnp.any(present)), kept
 
     steps = _steps(client_work, aggregator.steps, stepped)
-    return Aggregator(init, next, steps, aggregator.message)
+    return Aggregator(init, next, steps, aggregator.message, aggregator.stage)
 
 
 class _Shared(NamedTuple):

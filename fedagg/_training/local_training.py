@@ -18,6 +18,7 @@ from fedagg._training.federated_averaging import (
 from fedagg._training.gradient import value_and_grad
 from fedagg._trees import checks, pytree, rowwise
 from fedagg._trees.keys import fold_key, split_key
+from fedagg._trees.table import ClientTable
 from fedagg._types import PyTree
 
 # Stream of the client optimizer's key, beside those that the client's is split into.
@@ -38,10 +39,11 @@ def local_training(
 ) -> ClientWork:
     """Makes the client work that trains the model on the client's own examples.
 
-    A row of client data is `(examples, mask)`, as `pad_clients` makes it: leaves of
-    `examples` are `[m, ...]`, and `mask` `[m]` is False where there is no example. In
-    each epoch the client's examples are put in batches, the last of which may be short;
-    a client takes as many steps as it has batches. (One client at a time, that is, by
+    A row of client data is that of a `ClientTable`, or `(examples, mask)`, as
+    `pad_clients` makes it: leaves of `examples` are `[m, ...]`, and `mask` `[m]` is
+    False where there is no example. Both give the same draws and results. In each epoch
+    the client's examples are put in batches, the last of which may be short; a client
+    takes as many steps as it has batches. (One client at a time, that is, by
     `in_chunks(1)`; side by side all wait for the one with most.) A step follows the
     gradient of the mean loss over the batch. A short batch is filled up with other
     examples of the same client, so that batch statistics see real data; their losses do
@@ -86,13 +88,16 @@ def local_training(
                 "local_training draws the order of the examples and needs a key, got "
                 "key=None. Give next a key, or set shuffle=False."
             )
-        examples, mask = _checked_row(row)
+        examples, place, mask = _checked_row(row)
         start = split_model(plain_model(variables))
         size = mask.shape[0] if batch_size is None else min(batch_size, mask.shape[0])
         state = _with_draws_of_its_own(optimizer.init(start[0]), key)
         first = start, state, jnp.float32(0.0), jnp.float32(0.0)
         order_key, loss_key = split_key(key, 2)
         batches = _batches(mask, size, epochs, order_key if shuffle else None)
+        # A client without examples may be said to begin after the last.
+        places = jnp.minimum(place + batches.places, rowwise.count_rows(examples) - 1)
+        batches = batches._replace(places=places)
         keys = None
         if loss_key is not None:
             keys = jax.random.split(loss_key, len(batches.places))
@@ -175,17 +180,20 @@ def _with_draws_of_its_own(state: PyTree, key: jax.Array | None) -> PyTree:
     return pytree.renew_keys(state, fold_key(key, _OPTIMIZER)) if has_keys else state
 
 
-def _checked_row(row: Any) -> tuple[PyTree, jax.Array]:
-    """A client's examples and mask, if it has both."""
+def _checked_row(row: Any) -> tuple[PyTree, jax.Array | int, jax.Array]:
+    """Examples, where the client's begin, and which of those that follow it has."""
+    if isinstance(row, ClientTable):
+        examples = jax.tree.map(jnp.asarray, row.examples)
+        return examples, row.starts, jnp.arange(row.largest) < row.sizes
     is_pair = isinstance(row, (tuple, list)) and len(row) == 2
     if is_pair and isinstance(row[1], (np.ndarray, jax.Array)):
         examples, mask = jax.tree.map(jnp.asarray, row)
         if mask.ndim == 1 and mask.dtype == jnp.bool_:
-            return examples, mask
+            return examples, 0, mask
     raise TypeError(
-        "client data: local_training takes a pair (examples, mask) of each client, the "
-        "mask [m] of bools, which say what examples there are, as pad_clients makes "
-        f"it; got {jax.tree.map(jnp.shape, row)}."
+        "client data: local_training takes a ClientTable, or a pair (examples, mask), "
+        "the mask [m] of bools, which say what examples a client has, as pad_clients "
+        f"makes it; got {jax.tree.map(jnp.shape, row)}."
     )
 
 

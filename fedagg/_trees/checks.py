@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedagg._payload import Payload
-from fedagg._trees import pytree
+from fedagg._trees import pytree, table
 from fedagg._types import PyTree
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
@@ -141,14 +141,14 @@ def check_numeric(tree: PyTree, name: str) -> None:
 
 
 def count_clients(stacked: PyTree, name: str = "updates") -> int:
-    """The length of the leading axis that all leaves share.
+    """The length of the leading axis that all leaves share, and a table's places.
 
     Raises:
         ValueError: if there is no leaf, a leaf is a scalar, two leaves disagree, or the
             axis is empty.
         TypeError: if a leaf is not a numeric array.
     """
-    leaves = pytree.leaves_with_names(stacked)
+    leaves = pytree.leaves_with_names(table.apart(stacked)[0])
     if not leaves:
         raise ValueError(f"{name} holds no arrays: expected leaves of shape [n, ...].")
     first, n = leaves[0][0], None

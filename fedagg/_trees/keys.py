@@ -18,6 +18,14 @@ def fold_key(key: jax.Array | None, stream: int | jax.Array) -> jax.Array | None
     return None if key is None else jax.random.fold_in(key, stream)
 
 
+def key_of_round(key: jax.Array, rounds: jax.Array) -> jax.Array:
+    """This round's own key, of one that every round may be given.
+
+    Noise that was the same in two rounds would cancel in their difference.
+    """
+    return jax.random.fold_in(key, rounds)
+
+
 def without_keys(tree: PyTree) -> PyTree:
     """None in place of every typed key."""
     return jax.tree.map(lambda x: None if pytree.is_key(x) else x, tree)

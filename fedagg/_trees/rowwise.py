@@ -1,8 +1,11 @@
 """Trees whose leaves are stacked over clients: their rows, and sums of these."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from fedagg._trees import pytree
 from fedagg._types import PyTree
 
 
@@ -53,12 +56,17 @@ def cut_rows(stacked: PyTree, start: int, stop: int | None) -> PyTree:
     return jax.tree.map(lambda x: x[start:stop], stacked)
 
 
+def count_rows(stacked: PyTree) -> int:
+    """How many rows there are."""
+    return len(pytree.flatten(stacked)[0][0])
+
+
 def append_rows(stacked: PyTree, more: PyTree) -> PyTree:
     """Some rows, and others after them."""
     return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), stacked, more)
 
 
-def take(stacked: PyTree, positions: jax.Array) -> PyTree:
+def take(stacked: PyTree, positions: Any) -> PyTree:
     """The rows at the given positions, or the one at a position."""
     return jax.tree.map(lambda x: x[positions], stacked)
 

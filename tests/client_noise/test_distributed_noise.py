@@ -231,7 +231,8 @@ def test_cohorts_too_small_or_too_large_give_zero_and_teach_nothing(absent, hidd
     sound = first_round_compiled(aggregator, *enough, KEY)
 
     fresh = aggregator.init(TEMPLATE)
-    assert_same(void.state, fresh)
+    of_void = zip(*map(jax.tree.leaves, (void.state, fresh)), strict=True)
+    assert [int(a - b) for a, b in of_void if a != b] == [1]  # rounds are counted
     assert not any(np.any(x) for x in jax.tree.leaves(void.value))
     assert void.metrics["skellam_noise/is_released"] == 0.0
     assert sound.metrics["skellam_noise/is_released"] == 1.0
@@ -255,7 +256,7 @@ def test_without_noise_it_is_the_central_mean_and_learns_the_same_clip(zeroed):
 
     assert_close(got.value, expected.value, rtol=1e-4)
     assert_close(got.metrics["skellam_noise/clip"], np.float32(2.0))
-    assert_close(got.state[0].stage[-1].clip, expected.state[-1])
+    assert_close(got.state[0].stage[-1].clip, expected.state[-1].clip)
 
 
 @pytest.mark.parametrize("given", [None, 3.0])

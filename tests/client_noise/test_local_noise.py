@@ -34,7 +34,7 @@ def test_leaves_of_half_precision_get_noise_of_full_precision():
     stage = fedagg.local_gaussian_noise(1.0, 1.0)
     update = fedagg.Update({"x": jnp.zeros(100_000, jnp.bfloat16)}, jnp.float32(1.0))
 
-    sent, _ = stage.client((), update, key())
+    sent, _ = stage.client(jnp.uint32(0), update, key())
 
     assert sent.value["x"].dtype == jnp.float32
     assert len(np.unique(np.abs(sent.value["x"]))) > 10_000
@@ -46,7 +46,9 @@ def test_what_is_noised_has_a_norm_of_at_most_the_clip(size, sent):
     stage = fedagg.local_gaussian_noise(0.0, 2.0)
     value = {"a": jnp.full(9, 0.8 * size / 3.0), "b": jnp.float32(0.6 * size)}
 
-    update, _ = stage.client((), fedagg.Update(value, jnp.float32(3.0)), key())
+    update, _ = stage.client(
+        jnp.uint32(0), fedagg.Update(value, jnp.float32(3.0)), key()
+    )
 
     got = math.hypot(np.linalg.norm(update.value["a"]), update.value["b"])
     np.testing.assert_allclose(got, sent, rtol=1e-6)
@@ -59,8 +61,8 @@ def test_a_client_that_cannot_be_clipped_sends_noise(held):
     broken = fedagg.Update({"x": jnp.asarray([held, held])}, jnp.float32(1.0))
     zero = fedagg.Update({"x": jnp.zeros(2)}, jnp.float32(1.0))
 
-    sent, _ = stage.client((), broken, key())
-    same, _ = stage.client((), zero, key())
+    sent, _ = stage.client(jnp.uint32(0), broken, key())
+    same, _ = stage.client(jnp.uint32(0), zero, key())
 
     np.testing.assert_array_equal(sent.value["x"], same.value["x"])
 
@@ -79,7 +81,7 @@ def test_noise_needs_a_key():
     stage = fedagg.local_gaussian_noise(1.0, 1.0, name="own")
 
     with pytest.raises(ValueError, match="own draws noise and needs a key"):
-        stage.client((), fedagg.Update(jnp.zeros(2), jnp.float32(1.0)), None)
+        stage.client(jnp.uint32(0), fedagg.Update(jnp.zeros(2), jnp.float32(1.0)), None)
 
 
 @pytest.mark.parametrize(

@@ -72,9 +72,8 @@ def test_a_sampled_client_that_is_replaced_costs_more_than_one_that_is_added():
 def test_a_fixed_size_of_cohorts_is_accounted_with_a_distance_of_two_clips():
     options: dict[str, Any] = {"neighbors": "replace_one", "accountant": "rdp"}
 
-    got = fedagg.epsilon(
-        4.0, 10, 1e-5, participation=0.1, sampling="fixed_size", **options
-    )
+    sampler = fedagg.fixed_size(100, 1000)
+    got = fedagg.epsilon(4.0, 10, 1e-5, participation=sampler, **options)
 
     inner = dp_accounting.GaussianDpEvent(2.0)
     event = dp_accounting.SampledWithoutReplacementDpEvent(1000, 100, inner)
@@ -150,10 +149,9 @@ def test_no_noise_hides_nothing():
         ({"rounds": 1.5}, "rounds must be"),
         ({"delta": 0.0}, "delta must be"),
         ({"delta": 1.0}, "delta must be"),
-        ({"neighbors": "add"}, "neighbors must be one of add_or_remove, replace_one"),
+        ({"neighbors": "add"}, "must be one of add_or_remove, zero_out, replace_one"),
         ({"participation": 0.0}, "participation must be"),
         ({"participation": 1.1}, "participation must be"),
-        ({"sampling": "shuffled"}, "sampling must be one of poisson, fixed_size"),
         ({"accountant": "zcdp"}, "accountant must be one of pld, rdp"),
     ],
 )
@@ -171,22 +169,35 @@ def test_a_bool_is_no_noise_multiplier():
 
 
 @pytest.mark.parametrize(
-    "sampling, neighbors, accountant",
+    "sampler, neighbors, accountant, match",
     [
-        ("fixed_size", "add_or_remove", "rdp"),
-        ("fixed_size", "replace_one", "pld"),
-        ("poisson", "replace_one", "rdp"),
+        (fedagg.fixed_size(1, 10), "add_or_remove", "rdp", "Take neighbors='zero_out'"),
+        (fedagg.fixed_size(1, 10), "zero_out", "pld", "does not know fixed_size"),
+        (fedagg.fixed_size(1, 10), "replace_one", "pld", "does not know fixed_size"),
+        (fedagg.poisson(0.1), "replace_one", "rdp", "does not know poisson"),
+        (fedagg.separated(2, size=3), "add_or_remove", "pld", "depends on whether"),
     ],
 )
-def test_what_no_accountant_knows_is_refused(sampling, neighbors, accountant):
-    options: dict[str, Any] = {"neighbors": neighbors, "sampling": sampling}
-    options |= {"accountant": accountant, "participation": 0.1}
+def test_what_no_accountant_knows_is_refused(sampler, neighbors, accountant, match):
+    options: dict[str, Any] = {"neighbors": neighbors, "accountant": accountant}
 
-    with pytest.raises(ValueError, match="does not know sampling"):
-        fedagg.epsilon(1.0, 1, 1e-5, **options)
-    if neighbors == "replace_one":
-        with pytest.raises(ValueError, match="goes with neighbors='add_or_remove'"):
-            fedagg.epsilon(gaussian_curve(1.0), 1, 1e-5, **options)
+    with pytest.raises(ValueError, match=match):
+        fedagg.epsilon(1.0, 1, 1e-5, participation=sampler, **options)
+
+
+@pytest.mark.parametrize("sampler", [fedagg.fixed_size(1, 10), fedagg.poisson(0.1)])
+def test_a_curve_of_a_sampled_round_goes_with_no_other_client_in_its_place(sampler):
+    options: dict[str, Any] = {"neighbors": "replace_one", "participation": sampler}
+
+    with pytest.raises(ValueError, match="a curve of a sampled round"):
+        fedagg.epsilon(gaussian_curve(1.0), 1, 1e-5, **options)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.1])
+def test_infinite_noise_costs_nothing(rate):
+    for neighbors in ("add_or_remove", "zero_out", "replace_one"):
+        options: dict[str, Any] = {"neighbors": neighbors, "participation": rate}
+        assert fedagg.epsilon(math.inf, 100, 1e-5, **options) == 0.0
 
 
 @pytest.mark.parametrize("target", [0.0, -1.0, math.inf, math.nan])

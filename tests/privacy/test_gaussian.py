@@ -72,7 +72,7 @@ def test_a_recorded_round_without_noise_gives_the_recorded_result(name):
         assert_close(metrics["gaussian_noise/clip"], clip if learns else 0.7)
         if learns:  # which reports the clip of the next round
             clip = recorded["measurements"]["dp_query_metrics"]["clip"]
-            assert_close(state[0], clip)
+            assert_close(state[0].clip, clip)
 
 
 @pytest.mark.parametrize("z, clip, n", [(1.0, 1.0, 1.0), (0.5, 3.0, 7.0)])
@@ -145,7 +145,7 @@ def test_the_count_is_noised_by_its_part(given):
     value = {"x": jnp.ones((60, 1))}  # all above the clip
 
     def step(key: jax.Array) -> jax.Array:
-        moved = aggregator.next(state, value, None, key).state[0]
+        moved = aggregator.next(state, value, None, key).state[0].clip
         return -jnp.log(moved / 0.1) / rate + 0.5
 
     fractions = np.asarray(

@@ -109,7 +109,7 @@ def test_noise_is_added_to_the_notes_of_a_learnt_clip_by_its_source():
     value = {"x": jnp.ones((4, 1))}
 
     def moved(key: jax.Array) -> jax.Array:
-        (clip,) = aggregator.next(state, value, None, key).state
+        clip = aggregator.next(state, value, None, key).state[0].clip
         return 0.5 - jnp.log(clip / 0.1) / 0.2
 
     fractions = jax.vmap(moved)(jax.random.split(jax.random.key(0), 10_000))
@@ -152,7 +152,7 @@ def test_a_bound_of_a_user_that_says_how_it_learns_is_a_clip():
 
     left = (0.5**-2 - 2.0**-2) ** -0.5
     np.testing.assert_allclose(output.metrics["gaussian_noise/stddev"], left / N, 1e-6)
-    noise = float(output.state[0]) - 1.0 - 3.0  # all three have a norm above one
+    noise = float(output.state[0].clip) - 1.0 - 3.0  # all three have a norm above one
     assert 0.0 < abs(noise) < 10.0
 
 

@@ -152,8 +152,9 @@ def test_local_values_are_within_the_clip_exactly():
     stage = fedagg.local_gaussian_noise(0.0, CLIP)
     value = jnp.full(2_000_001, 0.1, jnp.float32)
 
+    shared = stage.broadcast(stage.init(value))
     sent, _ = stage.client(
-        (), fedagg.Update(value, jnp.float32(1.0)), jax.random.key(0)
+        shared, fedagg.Update(value, jnp.float32(1.0)), jax.random.key(0)
     )
 
     assert 0.999 * CLIP < exact_norm([np.asarray(sent.value, np.float64)]) <= CLIP

@@ -171,9 +171,9 @@ def test_the_adaptive_tree_noises_values_and_count_by_their_parts():
     def estimates(key: jax.Array) -> jax.Array:
         state, seen = small.init({"x": jnp.zeros(1)}), []
         for k in jax.random.split(key, 2):
-            before = state[0].estimate
+            before = state[0].clip.estimate
             state = small.next(state, some, None, k).state
-            seen.append(0.5 - jnp.log(state[0].estimate / before) / 0.2)
+            seen.append(0.5 - jnp.log(state[0].clip.estimate / before) / 0.2)
         return jnp.stack(seen)
 
     keys = jax.random.split(jax.random.key(1), 10_000)
@@ -225,9 +225,14 @@ def test_the_defaults_are_those_of_tensorflow_federated():
 
 @pytest.mark.parametrize("rounds, nodes", [(1, 1), (2, 2), (3, 2), (4, 3), (1024, 11)])
 def test_a_client_is_in_one_node_of_each_level(rounds, nodes):
-    got = fedagg.tree_noise_multiplier(3.0, rounds, participations=4)
+    (mechanism,) = fedagg.tree_noise(
+        3.0, 1.0, 1.0, restart_every=rounds
+    ).traits.mechanisms
 
-    np.testing.assert_allclose(got, 3.0 / math.sqrt(4 * nodes))
+    got = mechanism.sensitivity(4 * rounds, rounds, 4)
+
+    assert mechanism.noise_multiplier == 3.0
+    np.testing.assert_allclose(got, math.sqrt(4 * nodes))
     # By the tree itself: nodes are intervals [k * 2**b, (k + 1) * 2**b) that are full.
     most = max(
         sum((t >> b) + 1 << b <= rounds for b in range(20)) for t in range(rounds)
@@ -277,8 +282,3 @@ def test_a_tree_has_a_whole_number_of_rounds(restart_every):
 def test_the_warmup_is_shorter_than_a_tree(warmup):
     with pytest.raises(ValueError, match="restart_warmup must be positive and below"):
         fedagg.adaptive_tree_noise(0.5, 10.0, restart_warmup=warmup, restart_every=10)
-
-
-def test_participations_are_positive():
-    with pytest.raises(ValueError, match="participations must be positive"):
-        fedagg.tree_noise_multiplier(1.0, 8, participations=0)

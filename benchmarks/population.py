@@ -1,0 +1,112 @@
+"""Rounds over a million clients, in the memory of a few: `-m benchmarks.population`."""
+
+import argparse
+import resource
+import statistics
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+import fedagg
+from benchmarks import options
+from benchmarks.report import Report, markdown, markdown_row
+
+EXAMPLES, FEATURES, CLASSES, BATCH = 20, 64, 10, 10
+
+_HEADER = ["rounds", "clients in each", "s a round", "clients a second", "peak MB"]
+_LEGEND = f"""
+A client is a number. What it trains on, {EXAMPLES} examples of {FEATURES} features, is
+made from the number inside its work, so that nothing is held for who is not at work: a
+logistic regression of {CLASSES} classes, one epoch in batches of {BATCH}. *peak MB* is
+the most memory that the process has had at any time until then, less what it had when
+it began. A round is compared with the same clients trained at once.
+"""
+
+
+def examples_of(number: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The examples of a client: of its own kind, with the labels of one rule."""
+    centre, noise = jax.random.split(jax.random.fold_in(jax.random.key(7), number))
+    middle = jax.random.normal(centre, (1, FEATURES))
+    features = middle + jax.random.normal(noise, (EXAMPLES, FEATURES))
+    rule = jax.random.normal(jax.random.key(8), (FEATURES, CLASSES))
+    return features, jnp.argmax(features @ rule, axis=1)
+
+
+def loss(parameters: jax.Array, examples: Any, key: Any) -> tuple[jax.Array, dict]:
+    del key
+    features, labels = examples
+    logits = features @ parameters
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels), {}
+
+
+def training(sum_over: Any = None) -> fedagg.Aggregator:
+    on_examples = fedagg.local_training(
+        loss, optax.sgd(0.1), batch_size=BATCH, shuffle=False
+    )
+
+    def work(parameters: jax.Array, number: jax.Array, key: Any) -> Any:
+        everyone = jnp.ones(EXAMPLES, jnp.bool_)
+        return on_examples(parameters, (examples_of(number), everyone), key)
+
+    mean = fedagg.aggregator(fedagg.mean(weighted=False), sum_over=sum_over)
+    return fedagg.federated_averaging(work, optax.sgd(1.0), mean)
+
+
+def main() -> None:
+    chosen, before = _options(), _peak()
+    path = None if chosen.out is None else chosen.out / "population-cpu.md"
+    with Report("Rounds over many clients", path) as report:
+        report.say(f"{_LEGEND}\n{markdown([_HEADER])}")
+        _check()
+        averaging = training()
+        run = jax.jit(averaging.next, donate_argnums=0)
+        for rounds, cohort in ((1, chosen.clients), (chosen.rounds, chosen.cohort)):
+            state = averaging.init(jnp.zeros((FEATURES, CLASSES)))
+            compiled = run.lower(state, jnp.arange(cohort)).compile()
+            draw, seconds = np.random.default_rng(0), []
+            for _ in tqdm(range(rounds), unit="round", file=sys.stderr):
+                numbers = draw.choice(chosen.clients, cohort, replace=False)
+                start = time.perf_counter()
+                output = compiled(state, jnp.asarray(numbers))
+                state = jax.block_until_ready(output.state)
+                seconds.append(time.perf_counter() - start)
+            middle = statistics.median(seconds)
+            held = f"{_peak() - before:,.0f}"
+            counts = f"{rounds:,}", f"{cohort:,}"
+            speed = f"{cohort / middle:,.0f}"
+            report.say(markdown_row([*counts, f"{middle:.3g}", speed, held]))
+
+
+def _check() -> None:
+    """Raises an AssertionError if a round is another than with all at once."""
+    numbers = jnp.arange(1000) * 997
+    start = jnp.zeros((FEATURES, CLASSES))
+    values = [
+        jax.jit(x.next)(x.init(start), numbers).value
+        for x in (training(), training(fedagg.at_once()))
+    ]
+    np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-6)
+
+
+def _peak() -> float:
+    """Megabytes."""
+    unit = 1.0 if sys.platform == "darwin" else 1024.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def _options() -> argparse.Namespace:
+    parser = options.parser("population")
+    parser.add_argument("--clients", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--cohort", type=int, default=10_000)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

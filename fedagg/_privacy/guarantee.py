@@ -1,0 +1,160 @@
+"""The guarantee of an aggregator, from what its own stages declare."""
+
+from typing import Any, NamedTuple
+
+from fedagg._aggregator import Aggregator
+from fedagg._mechanism import Mechanism
+from fedagg._privacy.composition import (
+    ACCOUNTANTS,
+    NEIGHBORS,
+    Run,
+    event_of,
+    sampler_of,
+    spent,
+)
+from fedagg._privacy.reveals import revealed
+from fedagg._privacy.samplers import Sampler
+from fedagg._trees import checks
+from fedagg._types import PyTree, Stage
+
+
+class Guarantee(NamedTuple):
+    """What `guarantee` found. Prints as a sentence."""
+
+    epsilon: float
+    delta: float
+    neighbors: str
+    rounds: int
+    mechanisms: tuple[Mechanism, ...]
+    sampler: Sampler
+
+    def event(self) -> tuple[Any, Any]:
+        """All rounds as a `DpEvent`, and the `NeighboringRelation` to compose it with.
+
+        Both are dp-accounting's.
+
+        Raises:
+            ValueError: if there is none: integers for noise are accounted by a curve.
+        """
+        return event_of(
+            Run(self.mechanisms, (), self.rounds, self.neighbors, self.sampler)
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"epsilon {self.epsilon:.2f}, delta {self.delta:g}, {self.neighbors}: "
+            f"{self.rounds} rounds of {', '.join(map(repr, self.mechanisms))}, "
+            f"{self.sampler}"
+        )
+
+
+def guarantee(
+    aggregator: Aggregator | Stage,
+    template: PyTree,
+    rounds: int,
+    delta: float,
+    *,
+    neighbors: str,
+    participation: float | Sampler = 1.0,
+    accountant: str = "pld",
+) -> Guarantee:
+    """The differential privacy of rounds of this aggregator, as its stages declare it.
+
+    What is accounted is what runs: the mechanisms are those of the stages themselves,
+    all parts that they noise together, a learnt clip's as well. Each part of a client's
+    message is looked up too. One that no noise hides, and that follows the client's
+    value, is refused by name; such as `zeroing` sends, whose bound and count nobody
+    noises. So is `neighbors="add_or_remove"`, or a chance to be there, where a part
+    tells who is there, as a secure sum's.
+
+    | | |
+    | --- | --- |
+    | protected | a client, with all of its value in all rounds |
+    | against | who sees values, metrics and what clients are told, in every round |
+    | not against | the server itself, but for noise of clients under a secure sum |
+    | outside | metrics of the clients' work, keys that are known, noise in float32 of |
+    | | trees, bands and privatizers |
+
+    Args:
+        aggregator: what `aggregator`, `federated_averaging` or a recipe made, or a
+            stage.
+        template: one client's value, arrays or `jax.ShapeDtypeStruct`; of a training,
+            the model.
+        rounds: how many rounds are released.
+        delta: as in `epsilon`, and so are all that follow.
+        neighbors: likewise.
+        participation: likewise; the sampler that cohorts are drawn with.
+        accountant: likewise.
+
+    Raises:
+        ValueError: if a stage does not declare its noise, or a part has none; and as
+            `epsilon` does.
+        TypeError: if `aggregator` is neither, or a pair made by hand.
+        ImportError: if `dp-accounting` is not there.
+
+    Reference: Dwork and Roth, "The Algorithmic Foundations of Differential Privacy",
+        2014, section 3.5; McMahan et al., "Learning Differentially Private Recurrent
+        Language Models", 2018, section 2.
+    """
+    checks.check_whole(1, rounds=rounds)
+    checks.check_within("(0, 1)", delta=delta)
+    run = run_of(aggregator, template, rounds, neighbors, participation, accountant)
+    found = spent(run, delta, accountant)
+    return Guarantee(
+        found, delta, run.neighbors, run.rounds, run.mechanisms, run.sampler
+    )
+
+
+def run_of(
+    aggregator: Aggregator | Stage,
+    template: PyTree,
+    rounds: int,
+    neighbors: str,
+    participation: float | Sampler,
+    accountant: str,
+) -> Run:
+    """What the rounds of an aggregator are to an accountant."""
+    checks.check_choice(NEIGHBORS, neighbors=neighbors)
+    checks.check_choice(ACCOUNTANTS, accountant=accountant)
+    sampler = sampler_of(participation)
+    stage = aggregator.stage if isinstance(aggregator, Aggregator) else aggregator
+    if not isinstance(stage, Stage):
+        raise TypeError(
+            "aggregator: expected a Stage, or an Aggregator of stages that are summed, "
+            f"got {aggregator!r}."
+        )
+    mechanisms = stage.traits.mechanisms
+    if not mechanisms:
+        raise ValueError(
+            f"{stage.traits.name}: no stage declares the noise that makes it private, "
+            "Traits(mechanisms=...). gaussian_noise does, and so do dp_aggregator, "
+            "banded_noise, tree_noise and skellam; matrix_factorization_noise takes a "
+            "mechanism. For noise of each client, local_gaussian_noise, take epsilon "
+            "with neighbors='replace_one'."
+        )
+    _check_revealed(stage, template, neighbors, sampler)
+    curves = tuple(x.curve(template) for x in mechanisms if x.curve is not None)
+    return Run(mechanisms, curves, int(rounds), neighbors, sampler)
+
+
+def _check_revealed(
+    stage: Stage, template: PyTree, neighbors: str, sampler: Sampler
+) -> None:
+    """Raises a ValueError for a message with parts that spoil the guarantee."""
+    found = revealed(stage, template)
+    by_value = [x.part for x in found if x.by_value]
+    if by_value:
+        raise ValueError(
+            f"{', '.join(by_value)} of {stage.traits.name} follows the client's value "
+            "and is not noised, so that no epsilon is finite. Leave the stage out that "
+            "notes it: server_view lists all parts. dp_aggregator and "
+            "distributed_dp_aggregator have zeroing=False."
+        )
+    by_weight = [x.part for x in found if x.by_weight]
+    if by_weight and (neighbors == "add_or_remove" or sampler.rate < 1.0):
+        raise ValueError(
+            f"{', '.join(by_weight)} of {stage.traits.name} tells who is there: take "
+            "neighbors='zero_out' or 'replace_one', which hide what a client holds, "
+            "and no chance to be there: participation=1.0, cyclic(period) or "
+            f"separated(...). Got {neighbors=} and {sampler}."
+        )

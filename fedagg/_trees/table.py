@@ -1,0 +1,243 @@
+"""Examples of many clients in one table, in which a client is two integers."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedagg._trees import pytree, rowwise
+from fedagg._types import PyTree
+
+# Positions of examples are of 32 bits.
+_MOST = 2**31 - 1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClientTable:
+    """The examples of many clients, one after the other, and where each one's are.
+
+    A cohort is `table[numbers]`: the same examples, with the places of these clients.
+    In a round it stands for their data, wherever that is in the tree given to `next`,
+    and a client's row is the table with its own place. So nothing is copied in a round,
+    whatever the sizes of clients, and a client costs what it has: `in_chunks(size)`
+    puts clients of like size side by side, `across(mesh)` balances devices by their
+    examples. A client that is absent counts as one without examples.
+
+    `local_training` takes such a row in place of `(examples, mask)`, with the same
+    draws and results. For work of your own, `padded()` is `(examples, mask)`, with the
+    same shapes for every client.
+
+    Attributes:
+        examples: leaves `[total, ...]`. Each device has all of them.
+        starts: `[n]` integers, the place of each client's first; of a row `[]`.
+        sizes: `[n]` integers, how many each has, the weights to average with; of a row
+            `[]`.
+        largest: the most that a client of the whole table has.
+    """
+
+    examples: PyTree
+    starts: Any
+    sizes: Any
+    largest: int = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, datasets: Sequence[PyTree], *, on_host: bool = False) -> "ClientTable":
+        """The table of all clients' data sets.
+
+        Args:
+            datasets: for each of `n` clients a pytree of arrays `[m_i, ...]`, its
+                examples. A client may have none.
+            on_host: whether examples stay NumPy arrays, for data that do not fit the
+                device, of which `gathered` copies a cohort's.
+
+        Raises:
+            ValueError: if there is no client, no example at all, clients' trees or the
+                shapes of their examples differ, or leaves of a client disagree on the
+                number of its examples.
+            TypeError: for leaves that are no numbers.
+        """
+        sizes = sizes_of(datasets)
+        examples = jax.tree.map(lambda *leaves: np.concatenate(leaves), *datasets)
+        starts = np.cumsum(sizes) - sizes
+        if not on_host:
+            examples = jax.tree.map(jnp.asarray, examples)
+        return cls(
+            examples, starts.astype(np.int32), sizes.astype(np.int32), int(sizes.max())
+        )
+
+    def __len__(self) -> int:
+        """The number of clients."""
+        return len(self.starts)
+
+    def __getitem__(self, numbers: Any) -> "ClientTable":
+        """Some of the clients, or one of them: the same examples, and fewer places.
+
+        Raises:
+            IndexError: for a number that no client has, unless numbers are traced.
+        """
+        places = self.starts, self.sizes
+        if isinstance(numbers, jax.core.Tracer):
+            places = jax.tree.map(jnp.asarray, places)
+        elif not isinstance(numbers, slice):
+            numbers = np.asarray(numbers)
+        starts, sizes = rowwise.take(places, numbers)
+        return dataclasses.replace(self, starts=starts, sizes=sizes)
+
+    def gathered(self, numbers: Any) -> "ClientTable":
+        """A cohort's own table, with copies of its examples alone, as NumPy arrays.
+
+        For examples on the host, `np.memmap` among them. The copy has as many examples
+        as the next power of two, so that rounds are compiled for few shapes.
+
+        Args:
+            numbers: of the clients, integers `[n]`.
+
+        Raises:
+            IndexError: for a number that no client has.
+        """
+        starts, sizes = (np.asarray(x)[numbers] for x in (self.starts, self.sizes))
+        total = int(sizes.sum())
+        places = np.cumsum(sizes) - sizes
+        shift = np.repeat(starts - places, sizes)
+        rows = np.zeros(1 << (max(total, 1) - 1).bit_length(), np.int64)
+        rows[:total] = np.arange(total) + shift
+        examples = jax.tree.map(lambda x: np.asarray(x)[rows], self.examples)
+        return dataclasses.replace(
+            self, examples=examples, starts=places.astype(np.int32), sizes=sizes
+        )
+
+    def padded(self) -> tuple[PyTree, jax.Array]:
+        """Examples `[largest, ...]`, filled up with zeros, and which there are.
+
+        For several clients, `[n, largest, ...]`, as `pad_clients` has them.
+        """
+        starts, sizes = jnp.asarray(self.starts), jnp.asarray(self.sizes)
+        places = jnp.arange(self.largest, dtype=jnp.int32)
+        shape = *starts.shape, self.largest
+        places = jnp.broadcast_to(places, shape)
+        mask = places < jnp.broadcast_to(sizes[..., None], shape)
+        examples = jax.tree.map(jnp.asarray, self.examples)
+        last = rowwise.count_rows(examples) - 1
+        positions = jnp.broadcast_to(starts[..., None], shape) + places
+        rows = rowwise.take(examples, jnp.minimum(positions, last))
+
+        def keep(x: jax.Array) -> jax.Array:
+            more = (1,) * (x.ndim - mask.ndim)
+            return jnp.where(mask.reshape(*mask.shape, *more), x, jnp.zeros_like(x))
+
+        return jax.tree.map(keep, rows), mask
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Places:
+    """A table without its examples, which all clients share."""
+
+    starts: jax.Array
+    sizes: jax.Array
+    largest: int = dataclasses.field(metadata={"static": True})
+
+
+def apart(tree: PyTree) -> tuple[PyTree, list[PyTree]]:
+    """The tree with places for tables, and the examples of each table."""
+    examples = []
+
+    def places(table: ClientTable) -> Places:
+        examples.append(jax.tree.map(jnp.asarray, table.examples))
+        return Places(
+            jnp.asarray(table.starts), jnp.asarray(table.sizes), table.largest
+        )
+
+    return pytree.map_parts(
+        places, tree, lambda x: isinstance(x, ClientTable)
+    ), examples
+
+
+def together(tree: PyTree, examples: list[PyTree]) -> PyTree:
+    """The inverse of `apart`, of one client's row as well."""
+    left = iter(examples)
+
+    def table(places: Places) -> ClientTable:
+        return ClientTable(next(left), places.starts, places.sizes, places.largest)
+
+    return pytree.map_parts(table, tree, _is_places)
+
+
+def without_examples_of_absent(tree: PyTree, present: jax.Array) -> PyTree:
+    """The tree with size zero wherever a client `[n]` is absent."""
+
+    def keep(places: Places) -> Places:
+        sizes = jnp.where(present, places.sizes, 0)
+        return dataclasses.replace(places, sizes=sizes)
+
+    return pytree.map_parts(keep, tree, _is_places)
+
+
+def examples_of_each(tree: PyTree) -> jax.Array | None:
+    """How many examples each client has `[n]`, if there is a table that tells."""
+    parts = pytree.parts_with_names(tree, _is_places)
+    sizes = [x.sizes for _, x in parts if _is_places(x)]
+    return sum(sizes[1:], sizes[0]) if sizes else None
+
+
+def sizes_of(datasets: Sequence[PyTree]) -> np.ndarray:
+    """The number of examples in each of the data sets, if they are alike.
+
+    Raises:
+        ValueError, TypeError: as `ClientTable.of` says.
+    """
+    if not datasets:
+        raise ValueError("datasets: expected at least one client, got none.")
+    structure = jax.tree.structure(datasets[0])
+    sizes = np.zeros(len(datasets), np.int64)
+    shapes = None
+    for i, dataset in enumerate(datasets):
+        if jax.tree.structure(dataset) != structure:
+            raise ValueError(
+                f"datasets: client {i} has {jax.tree.structure(dataset)}, client 0 has "
+                f"{structure}."
+            )
+        leaves = pytree.leaves_with_names(dataset)
+        lengths = {path: _length(i, path, x) for path, x in leaves}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(
+                f"datasets: the leaves of client {i} disagree on the number of "
+                f"examples, {lengths}."
+            )
+        sizes[i] = next(iter(lengths.values()))
+        found = [np.shape(x)[1:] for _, x in leaves]
+        shapes = found if shapes is None else shapes
+        for shape, first in zip(found, shapes, strict=True):
+            if shape != first:
+                raise ValueError(
+                    f"datasets: examples of client {i} have shape {list(shape)}, those "
+                    f"of client 0 {list(first)}."
+                )
+    if sizes.max() == 0:
+        raise ValueError("datasets: expected at least one example, got none.")
+    if sizes.sum() > _MOST:
+        raise ValueError(
+            f"datasets: expected at most {_MOST:,} examples, got {sizes.sum():,}."
+        )
+    return sizes
+
+
+def _length(client: int, path: str, x: Any) -> int:
+    """The number of examples in a leaf."""
+    where, array = f"{path} of client {client}", np.asarray(x)
+    if not array.ndim:
+        raise ValueError(
+            f"datasets: expected a leading axis of examples, [m, ...]; {where} has "
+            "shape []."
+        )
+    if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != bool:
+        raise TypeError(f"datasets: expected numbers; {where} has dtype {array.dtype}.")
+    return len(array)
+
+
+def _is_places(x: Any) -> bool:
+    return isinstance(x, Places)

@@ -122,10 +122,15 @@ def integer_noise(deviation: float, key: jax.Array, tree: PyTree) -> PyTree:
     """Draws of the discrete Gaussian like the leaves, as int32 modulo 2**32."""
     leaves, structure = pytree.flatten(tree)
     sizes = [x.size for x in leaves]
-    # Else XLA draws them again for each thing that depends on them.
-    drawn = jax.lax.optimization_barrier(
-        discrete_gaussian_draws(deviation, key, sum(sizes))
-    )
+    half = -(-sum(sizes) // 2)
+
+    def draw_half(carry: tuple, key: jax.Array):
+        return carry, discrete_gaussian_draws(deviation, key, half)
+
+    # The results of a loop are written once; else XLA makes half of each draw again
+    # for the norm of what is released.
+    _, halves = jax.lax.scan(draw_half, (), jax.random.split(key))
+    drawn = halves.ravel()[: sum(sizes)]
     parts = zip(leaves, cut(drawn, sizes), strict=True)
     return pytree.unflatten(structure, [part.reshape(x.shape) for x, part in parts])
 

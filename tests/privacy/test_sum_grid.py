@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 import fedagg
-from fedagg._privacy.sum_grid import SumGrid, discrete_gaussian_draws, parted
+from fedagg._privacy.sum_grid import (
+    SumGrid,
+    accounted,
+    discrete_gaussian_draws,
+    parted,
+)
 from fedagg._trees.measures import norm_error
 from tests.helpers import mesh_of
 
@@ -289,3 +294,34 @@ def test_a_secure_sum_of_32_bits_adds_the_integers_of_a_central_mechanism():
 
     # Keys of the server are split once more, so that noise differs, and nothing else.
     assert np.all(np.abs(released - hidden_sum) < 8.0 * 0.5 * 1.5 / 6.0)
+
+
+@pytest.mark.parametrize("s", [1.5, 3.0])
+def test_a_rounded_gaussian_has_the_law_that_is_accounted(s):
+    # As `accounted` rounds: a normal draw, then an integer near it, in float64.
+    r = 2.0
+    z = np.arange(-60, 61)
+    x = np.linspace(-30.0, 30.0, 60_001)
+    near = np.exp(-((z[:, None] - x) ** 2) / (2.0 * r**2))
+    chances = (near / near.sum(axis=0)) @ np.exp(-(x**2) / (2.0 * s**2))
+    law = np.exp(-(z**2) / (2.0 * (s**2 + r**2)))
+
+    np.testing.assert_allclose(chances / chances.sum(), law / law.sum(), atol=1e-12)
+
+
+def test_what_is_accounted_is_less_by_two_steps():
+    grids = SumGrid(8.0, 20.0), SumGrid(4.0, 5.0)
+
+    # By hand: 400 - 4 over 64 and 25 - 4 over 16, whose inverses add up.
+    expected = (64.0 / 396.0 + 16.0 / 21.0) ** -0.5
+    assert accounted(grids[:1]) == pytest.approx(math.sqrt(396.0) / 8.0, rel=1e-14)
+    assert accounted(grids) == pytest.approx(expected, rel=1e-14)
+    assert accounted((SumGrid(8.0, 2.0),)) == 0.0
+
+
+def test_a_stage_declares_what_is_accounted():
+    stage = fedagg.adaptive_gaussian_noise(0.7, 200.0)
+    (mechanism,) = stage.traits.mechanisms
+
+    # Of 2**20 steps, that is a part in 2**37 or so, never more than there is.
+    assert 0.7 * (1.0 - 1e-9) < mechanism.noise_multiplier < 0.7

@@ -14,10 +14,11 @@ from benchmarks import reference
 from benchmarks.alternatives import ALTERNATIVES
 from benchmarks.inputs import Size
 from fedagg import Aggregator, Output, Stage
-from fedagg._client_noise.integer_laws import skellam
-from fedagg._client_noise.integer_noise import LARGEST_STDDEV, draw, table_of
 from fedagg._compression.rotation import rotated_length
+from fedagg._privacy.integer_laws import skellam
+from fedagg._privacy.integer_noise import LARGEST_STDDEV, draw, table_of
 from fedagg._privacy.normal import normal
+from fedagg._privacy.sum_grid import SumGrid, integer_noise
 from fedagg._trees.template import Template
 
 PyTree = Any
@@ -88,6 +89,16 @@ def _draw(state: PyTree, updates: PyTree, weights: jax.Array, key: jax.Array) ->
     """As many normal draws as one client has entries."""
     row = jax.tree.map(lambda x: x[0], updates)
     return Output(state, normal(key, row), {})
+
+
+def _draw_for_server(
+    state: PyTree, updates: PyTree, weights: jax.Array, key: jax.Array
+) -> Output:
+    """As many discrete Gaussian draws as one client has entries."""
+    row = jax.tree.map(lambda x: x[0], updates)
+    grid = SumGrid.of(1.0, 1.0)
+    draws = integer_noise(grid.deviation, key, row)
+    return Output(state, jax.tree.map(lambda x: x / grid.deviation, draws), {})
 
 
 def _draw_integers(
@@ -188,6 +199,12 @@ CASES = {
     ),
     "normal draws alone": Case(
         lambda way: Aggregator(lambda template: (), _draw),
+        lambda stack, weights: np.zeros(stack.shape[1]),
+        ways=("default",),
+        error=functools.partial(reference.error_of_noise, deviation=1.0),
+    ),
+    "integer draws alone": Case(
+        lambda way: Aggregator(lambda template: (), _draw_for_server),
         lambda stack, weights: np.zeros(stack.shape[1]),
         ways=("default",),
         error=functools.partial(reference.error_of_noise, deviation=1.0),

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from fedagg._bounding.bounds import QuantileNote
 from fedagg._client_noise.conditional_rounding import round_within
 from fedagg._client_noise.grid import Calibration, Grid, grid_for
-from fedagg._client_noise.integer_noise import Shares, draw, table_of
 from fedagg._compression.rotation import rotated_length, rotation
 from fedagg._mechanism import Mechanism
 from fedagg._messages.marks import NoisedModulo
+from fedagg._privacy.integer_noise import Shares, draw, table_of
 from fedagg._privacy.private import metrics_of
 from fedagg._trees import checks, pytree
 from fedagg._trees.keys import key_of_round

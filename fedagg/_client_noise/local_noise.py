@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from fedagg._privacy.noise_source import with_noise
 from fedagg._privacy.normal import normal
-from fedagg._privacy.private import check_multiplier, check_positive, clip_value
+from fedagg._privacy.private import check_clip, check_multiplier, clip_value
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
 from fedagg._trees.keys import key_of_round
@@ -24,9 +24,10 @@ def local_gaussian_noise(
     itself is private, whoever sees it. What comes after is post-processing, `mean` and
     compressors included.
 
-    The key is the client's own, secret and fresh, `secret_key()`: of it, each round
-    draws from another. Noise is in float32, on a grid, which is left out of account as
-    in `gaussian_noise`.
+    The exact norm is at most `clip`: what the norm in float32 may be wrong by is taken
+    off. The key is the client's own, secret and fresh, `secret_key()`: of it, each
+    round draws from another. Noise is in float32, on a grid and up to 5.4 deviations,
+    which is left out of account: that of `gaussian_noise`, at the server, is not.
 
     Not noised are the client's weight, and that it took part. A value with a NaN or an
     infinite norm counts as zero, and is noised. In a mean of `n` clients the noise of
@@ -49,11 +50,11 @@ def local_gaussian_noise(
         Rates", 2013, section 2.
     """
     check_multiplier(noise_multiplier)
-    check_positive(clip=clip)
+    check_clip(clip=clip)
     stddev = clip * noise_multiplier
 
     def client(rounds: jax.Array, update: Update, key: jax.Array | None):
-        value, _ = clip_value(update.value, jnp.float32(clip), name)
+        value = clip_value(update.value, clip, name)
         key = key_of_round(checks.check_key(key, name, "noise"), rounds)
         value = with_noise(value, jnp.float32(stddev), normal(key, value))
         return update._replace(value=value), ()

@@ -4,12 +4,12 @@ import math
 from typing import Unpack
 
 from fedagg._bounding.bounds import as_bound
-from fedagg._client_noise import integer_laws
 from fedagg._client_noise.distributed_noise import report_of
 from fedagg._client_noise.grid import calibrate
 from fedagg._client_noise.mechanism import ClientNoise, Law, Settings, clip_of
 from fedagg._compression.rotation import rotated_length
 from fedagg._mechanism import RenyiCurve
+from fedagg._privacy import integer_laws
 from fedagg._privacy.private import check_positive
 from fedagg._sentence import prints_as_its_call
 from fedagg._types import Bound, PyTree, Stage

@@ -164,8 +164,21 @@ class Builder:
         low, high, squares = self.cached(key, run, (is_kept, *raw, *factors), 3)
         if first.factors:
             # Those of the leaf as it came may overflow where these do not.
-            squares = self.sum(jnp.square, rows)
+            squares = self.squares(rows)
         return low, high, squares
+
+    def squares(self, rows: list[LazyLeaf]) -> Number:
+        """The sum of squares of lazy leaves of one scaling, as exact as a measure."""
+        factors, is_kept = self.scaling(rows[0])
+        count = len(factors)
+
+        def run(is_kept: jax.Array, *more: jax.Array) -> list[jax.Array]:
+            masks = is_kept if rows[0].masks else None
+            leaves = [entries(x, more[:count], masks) for x in more[count:]]
+            return [measure(leaves).squares]
+
+        leaves = tuple(self.first_leaf + x.leaf for x in rows)
+        return self.cached(("squares", *rows), run, (is_kept, *factors, *leaves))[0]
 
     def sum(self, fn: Callable[[jax.Array], jax.Array], rows: list[LazyLeaf]) -> Number:
         """The sum of a function over all entries of lazy leaves."""

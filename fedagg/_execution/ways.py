@@ -82,7 +82,9 @@ def in_chunks(size: int) -> SumOver:
     return of_programs(sum_in_chunks)
 
 
-def _sum_in_chunks(program: Program, clients: PyTree, size: int) -> tuple[list, list]:
+def _sum_in_chunks(
+    program: Program, clients: PyTree, size: int, unroll: int = 1
+) -> tuple[list, list]:
     n = checks.count_clients(clients)
     if size >= n:
         return _sum_at_once(program, clients)
@@ -124,7 +126,8 @@ def _sum_in_chunks(program: Program, clients: PyTree, size: int) -> tuple[list, 
 
     chunks = jnp.arange(math.ceil(n / size), dtype=jnp.int32)
     one = body_of_one if size == 1 else body
-    return jax.lax.scan(one, (zero, rowwise.repeat(row, n)), chunks)[0]
+    carry = zero, rowwise.repeat(row, n)
+    return jax.lax.scan(one, carry, chunks, unroll=unroll)[0]
 
 
 def _by_size(clients: PyTree) -> jax.Array | None:
@@ -161,7 +164,39 @@ def by_size(program: Program, clients: PyTree) -> tuple[list, list]:
     if ahead is not None:
         fn, clients = ahead
         program = Program.of(fn, clients)
+    if _makes_integers(program):
+        return _sum_in_chunks(program, clients, 1, unroll=_UNROLLED)
     return _sum_in_chunks(program, clients, size)
+
+
+# Clients whose integers are made and added in one pass over a sum on a CPU: four times
+# as quick as to write them and multiply by ones.
+_UNROLLED = 4
+
+_FEW = 16  # leaves that are worth compiling so often
+_SLOW = (
+    primitives.dot_general_p,
+    primitives.random_bits_p,
+    primitives.scan_p,
+    primitives.sort_p,
+    primitives.threefry2x32_p,
+    primitives.while_p,
+)
+
+
+def _makes_integers(program: Program) -> bool:
+    """Whether all that it does, on a CPU, is to make a few arrays of integers."""
+    if jax.default_backend() != "cpu":
+        return False
+    summed, kept = program.result
+    is_large = [math.prod(x.shape) > 1 for x in summed]
+    are_integers = all(
+        x.dtype in (jnp.int32, jnp.uint32)
+        for x, large in zip(summed, is_large, strict=True)
+        if large
+    )
+    is_quick = not any(map(program.runs, _SLOW))
+    return not kept and 0 < sum(is_large) <= _FEW and are_integers and is_quick
 
 
 def _chunk_size(program: Program, n: int) -> int:

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedagg._mechanism import Mechanism
-from fedagg._privacy.noise_source import NoiseSource, with_noise
+from fedagg._messages.marks import NoisedModulo
+from fedagg._privacy.noise_source import NoiseSource
 from fedagg._privacy.normal import normal
-from fedagg._privacy.private import check_multiplier, check_positive
+from fedagg._privacy.private import check_clip, check_multiplier
 from fedagg._privacy.private_mean import private_mean
+from fedagg._privacy.sum_grid import SumGrid, noised, rounded
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree, rowwise
 from fedagg._types import PyTree, Stage
@@ -46,6 +48,9 @@ def banded_noise(
     rounds have less noise. With a `cyclic` sampler of a period of at least `bands` the
     draw amplifies that; for `separated` clients it holds without.
 
+    Sums are integers, as in `gaussian_noise`, and noise, drawn in float32, is rounded
+    to whole steps, as in `tree_noise`.
+
     Noise stays at the server. The state holds `bands - 1` values like the template in
     float32, and must be kept as secret as the sums. Clients count once, whatever their
     weight; NaN, absent clients, the denominator, the key, and what must not come after
@@ -73,7 +78,7 @@ def banded_noise(
         Unified Approach to Private Training", 2023, section 4 and algorithm 1.
     """
     check_multiplier(noise_multiplier)
-    check_positive(clip=clip)
+    check_clip(clip=clip)
     checks.check_whole(1, rounds=rounds)
     checks.check_whole(1, int(rounds), bands=bands)
     return private_mean(
@@ -114,7 +119,7 @@ def column_noise(column: np.ndarray) -> NoiseSource:
         zeros = pytree.widen(pytree.zeros(template))
         return BandState(jnp.uint32(0), rowwise.repeat(zeros, behind))
 
-    def add(state: BandState, total: PyTree, scale: jax.Array, key: jax.Array):
+    def add(state: BandState, total: NoisedModulo, grid: SumGrid, key: jax.Array):
         row = state.rounds % behind
         ago = (
             state.rounds + behind - 1 - jnp.arange(behind, dtype=jnp.uint32)
@@ -128,6 +133,6 @@ def column_noise(column: np.ndarray) -> NoiseSource:
         noise = pytree.add(draws, taken)
         kept = jax.tree.map(lambda x, new: x.at[row].set(new), state.noise, noise)
         state = BandState(state.rounds + 1, kept)
-        return state, with_noise(total, scale, noise), None
+        return state, noised(total, rounded(noise, grid.deviation)), None
 
-    return NoiseSource(init, add, lambda z: Mechanism.matrix(z, column))
+    return NoiseSource(init, add, lambda z, grids: Mechanism.matrix(z, column))

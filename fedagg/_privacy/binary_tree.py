@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._mechanism import Mechanism
-from fedagg._privacy.noise_source import NoiseSource, with_noise
+from fedagg._messages.marks import NoisedModulo
+from fedagg._privacy.noise_source import NoiseSource
 from fedagg._privacy.normal import normal
 from fedagg._privacy.restarts import Restarts
+from fedagg._privacy.sum_grid import SumGrid, noised, rounded
 from fedagg._trees import pytree, rowwise
 from fedagg._types import PyTree
 
@@ -48,14 +50,14 @@ def binary_tree_noise(restarts: Restarts, *, efficient: bool = True) -> NoiseSou
     def init(template: PyTree) -> TreeState:
         return TreeState(jnp.uint32(0), empty_tree(template, restarts.period))
 
-    def add(state: TreeState, total: PyTree, scale: jax.Array, key: jax.Array):
+    def add(state: TreeState, total: NoisedModulo, grid: SumGrid, key: jax.Array):
         tree, noise, deviation = add_leaf(state.tree, key, restarts.period, efficient)
         rounds, is_due = restarts.after(state.rounds)
         # A tree of zeros is one without leaves.
         state = TreeState(rounds, pytree.keep(~is_due, tree))
-        return state, with_noise(total, scale, noise), scale * deviation
+        return state, noised(total, rounded(noise, grid.deviation)), deviation
 
-    return NoiseSource(init, add, lambda z: Mechanism.tree(z, restarts.period))
+    return NoiseSource(init, add, lambda z, grids: Mechanism.tree(z, restarts.period))
 
 
 def empty_tree(template: PyTree, rounds: int) -> NoiseTree:

@@ -72,7 +72,8 @@ def guarantee(
     | protected | a client, with all of its value in all rounds |
     | against | who sees values, metrics and what clients are told, in every round |
     | not against | the server itself, but for noise of clients under a secure sum |
-    | outside | metrics of the clients' work, noise in float32, keys that are known |
+    | outside | metrics of the clients' work, keys that are known, noise in float32 of |
+    | | trees, bands and privatizers |
 
     Args:
         aggregator: what `aggregator`, `federated_averaging` or a recipe made, or a

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._mechanism import Mechanism
+from fedagg._messages.marks import NoisedModulo
 from fedagg._privacy.noise_source import NoiseSource
-from fedagg._privacy.private import check_positive
+from fedagg._privacy.private import check_clip
 from fedagg._privacy.private_mean import private_mean
+from fedagg._privacy.sum_grid import SumGrid
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
 from fedagg._trees.keys import with_keys, without_keys
@@ -54,6 +56,10 @@ def matrix_factorization_noise(
     arrays. One that keeps a key to itself, as `jax-privacy`'s of a dense matrix does,
     draws from that alone, the same in every run: such a key must be new and secret.
 
+    Sums are integers, as in `gaussian_noise`, until the privatizer is given them in
+    float32: of `n` clients a rounding of `2**-24` of `n` clips at most, so that one
+    client moves what it sees by `1 + n * 2**-23` clips at most. Its noise is of floats.
+
     Noise stays at the server; its state must be kept as secret as the sums. Clients
     count once, whatever their weight; NaN, absent clients, the denominator, and what
     must not come after this are as in `gaussian_noise`.
@@ -77,7 +83,7 @@ def matrix_factorization_noise(
         algorithm 1; Dvijotham et al., "Efficient and Near-Optimal Noise Generation for
         Streaming Differential Privacy", 2024.
     """
-    check_positive(clip=clip)
+    check_clip(clip=clip)
     # The noise multiplier is the privatizer's own.
     source = privatizer_noise(privatizer, name, mechanism)
     return private_mean(1.0, clip, clients_per_round, source, name=name)
@@ -97,13 +103,14 @@ def privatizer_noise(
         made = Template.of(template)
         return PrivatizerState(made, without_keys(fresh(made)))
 
-    def add(state: PrivatizerState, total: PyTree, scale: jax.Array, key: jax.Array):
-        state.template.check(total)
+    def add(state: PrivatizerState, total: NoisedModulo, grid: SumGrid, key: jax.Array):
+        integers = total.wrapped()
+        state.template.check(integers)
         like = jax.eval_shape(lambda: fresh(state.template))
         whole = with_keys(state.arrays, like, key)
-        sums = jax.tree.map(lambda x: x.astype(jnp.float32) / scale, total)
+        sums = jax.tree.map(lambda x: x.astype(jnp.float32) / grid.steps, integers)
         noised, whole = privatizer.update(sums, whole)
         state = state._replace(arrays=without_keys(whole))
-        return state, pytree.scale(scale, noised), None
+        return state, pytree.scale(jnp.float32(grid.steps), noised), None
 
-    return NoiseSource(init, add, lambda z: mechanism)
+    return NoiseSource(init, add, lambda z, grids: mechanism)

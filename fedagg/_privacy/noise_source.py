@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from fedagg._mechanism import Mechanism
-from fedagg._privacy.normal import normal
+from fedagg._messages.marks import NoisedModulo
+from fedagg._privacy.sum_grid import SumGrid, accounted, integer_noise, noised
 from fedagg._trees import pytree
 from fedagg._types import PyTree
 
@@ -19,30 +21,39 @@ class NoiseSource(NamedTuple):
     """Noise for a sum in each round, independent of earlier rounds' or not.
 
     Attributes:
-        init: `(template) -> state`. The template is the sum's, and the state secret.
-        add: `(state, total, scale, key) -> (state, total, stddev)`: the sum with its
-            noise, in float32 or wider, and the deviation `[]` of this round's noise in
-            an entry, or None where nobody knows. The scale `[]` is a multiple of the
-            clip, and noise is in units of it.
-        mechanism: `(noise_multiplier) -> Mechanism`, what the noise is to an
-            accountant, or None where nobody knows.
+        init: `(template) -> state`. The template is a client's value, and the state
+            secret.
+        add: `(state, total, grid, key) -> (state, total, stddev)`: the sum of integers
+            on the grid with its noise, in steps, as float32; and the deviation `[]` of
+            this round's noise in an entry, in deviations of the grid, or None where
+            nobody knows.
+        mechanism: `(noise_multiplier, grids) -> Mechanism`, what the noise on the sums
+            of these grids, together, is to an accountant, or None where nobody knows.
     """
 
     init: Callable[[PyTree], PyTree]
     add: Callable[
-        [PyTree, PyTree, jax.Array, jax.Array],
+        [PyTree, NoisedModulo, SumGrid, jax.Array],
         tuple[PyTree, PyTree, jax.Array | None],
     ]
-    mechanism: Callable[[float], Mechanism | None]
+    mechanism: Callable[[float, tuple[SumGrid, ...]], Mechanism | None]
 
 
 def independent_noise() -> NoiseSource:
-    """A standard normal draw for each entry and round."""
+    """A draw of the discrete Gaussian for each entry and round."""
 
-    def add(state: PyTree, total: PyTree, scale: jax.Array, key: jax.Array):
-        return state, with_noise(total, scale, normal(key, total)), scale
+    def add(state: PyTree, total: NoisedModulo, grid: SumGrid, key: jax.Array):
+        integers = total.wrapped()
+        noise = pytree.zeros(integers)
+        if grid.deviation > 0.0:
+            noise = integer_noise(grid.deviation, key, integers)
+        return state, noised(total, noise), jnp.float32(1.0)
 
-    return NoiseSource(lambda template: (), add, Mechanism.gaussian)
+    def mechanism(noise_multiplier: float, grids: tuple[SumGrid, ...]) -> Mechanism:
+        del noise_multiplier
+        return Mechanism.gaussian(accounted(grids))
+
+    return NoiseSource(lambda template: (), add, mechanism)
 
 
 def with_noise(total: PyTree, scale: jax.Array, draws: PyTree) -> PyTree:

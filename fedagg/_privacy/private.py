@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._bounding.bounds import quantile_bound
-from fedagg._messages.marks import Noised
+from fedagg._privacy.sum_grid import LEAST_CLIP, SumGrid
 from fedagg._trees import checks, pytree
 from fedagg._trees.template import Template
 from fedagg._trees.weights import is_present
@@ -15,29 +15,52 @@ from fedagg._types import Bound, PyTree, Update
 
 
 def clipped(
-    update: Update, limit: jax.Array, largest_weight: float | None, name: str
+    update: Update,
+    limit: jax.Array,
+    grid: SumGrid,
+    largest_weight: float | None,
+    name: str,
 ) -> tuple[Update, jax.Array]:
-    """The update with an L2 norm of at most `limit`, and the norm `[]` it had.
+    """The update as integers within a norm of `limit`, and the norm `[]` it had.
 
-    A value whose norm is NaN or infinite becomes zero. A value within the limit stays
-    as it is to the bit. Where there is a largest weight, the value is multiplied by the
-    client's share of it; a client's weight is one from here on.
+    A value whose norm is NaN or infinite becomes zero. Where there is a largest weight,
+    the value is multiplied by the client's share of it; a client's weight is one from
+    here on.
     """
-    value, norm = clip_value(update.value, limit, name)
+    checks.check_floating(update.value, name)
+    norm = pytree.norm(update.value)
+    most = grid.largest_norm(update.value, name)
+    is_within = norm <= limit * most
+    factor = jnp.where(is_within, grid.steps / limit, grid.steps * most / norm)
     if largest_weight is not None:
-        share = jnp.minimum(update.weight, largest_weight) / jnp.float32(largest_weight)
-        value = pytree.scale(share, value)
+        factor *= jnp.minimum(update.weight, largest_weight) / largest_weight
+    # Nothing scales an infinite norm down, so that the client counts as zero.
+    value = grid.integers(pytree.keep(norm < jnp.inf, update.value), factor)
     weight = jnp.where(is_present(update.weight), jnp.float32(1.0), 0.0)
-    return Update(Noised(value), weight), norm
+    return Update(value, weight), norm
 
 
-def clip_value(value: PyTree, limit: jax.Array, name: str) -> tuple[PyTree, jax.Array]:
-    """The value scaled to a norm of at most `limit`, and the norm `[]` it had."""
+def clip_value(value: PyTree, limit: float, name: str) -> PyTree:
+    """The value scaled so that its exact norm is at most `limit`; zero if it is NaN."""
     checks.check_floating(value, name)
     norm = pytree.norm(value)
-    # Nothing scales an infinite norm down, so that the client counts as zero.
-    factor = jnp.where(norm > limit, limit / norm, 1.0)
-    return pytree.keep(norm < jnp.inf, pytree.scale(factor, value)), norm
+    most = jnp.float32(limit * (1.0 - pytree.error_of_norm(value)))
+    factor = jnp.where(norm > most, most / norm, 1.0)
+    return pytree.keep(norm < jnp.inf, pytree.scale(factor, value))
+
+
+def check_clip(**numbers: Any) -> None:
+    """Raises an error for what is no clip: a positive number, and not too small.
+
+    Squares of smaller norms leave the range of float32.
+    """
+    check_positive(**numbers)
+    for argument, number in numbers.items():
+        if number < LEAST_CLIP:
+            raise ValueError(
+                f"{argument} must be {LEAST_CLIP:g} or more, got {number!r}: squares "
+                "of smaller norms leave the range of float32. Scale values up."
+            )
 
 
 def metrics_of(

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._bounding.bounds import as_bound
-from fedagg._messages.marks import Noised
+from fedagg._messages.marks import NoisedModulo
 from fedagg._privacy.noise_source import NoiseSource
 from fedagg._privacy.private import (
+    check_clip,
     check_largest_weight,
     check_multiplier,
     check_positive,
@@ -21,6 +22,7 @@ from fedagg._privacy.private import (
     metrics_of,
     multiplier_left,
 )
+from fedagg._privacy.sum_grid import LEAST_CLIP, SumGrid
 from fedagg._trees import checks, pytree
 from fedagg._trees.keys import key_of_round
 from fedagg._types import Bound, Output, PyTree, Stage, Traits, Update
@@ -63,8 +65,18 @@ def private_mean(
     bound = private_clip(clip, noise_multiplier)
     learns = bound.sensitivity > 0.0
     multiplier = multiplier_left(noise_multiplier, bound.stddev, bound.sensitivity)
+    grid = SumGrid.of(multiplier, clients_per_round)
+    note_grid = grid
+    if learns:
+        share = bound.stddev / bound.sensitivity
+        note_grid = SumGrid.of(share, clients_per_round)
+    per_step = bound.sensitivity / note_grid.steps  # of notes
 
-    mechanism = source.mechanism(noise_multiplier)
+    def limit_of(shared: PyTree) -> jax.Array:
+        return jnp.maximum(bound.value(shared), LEAST_CLIP)
+
+    grids = (grid, note_grid) if learns else (grid,)
+    mechanism = source.mechanism(noise_multiplier, grids)
     declared = () if mechanism is None else (mechanism,)
 
     def init(template: PyTree) -> PrivateState:
@@ -77,22 +89,28 @@ def private_mean(
 
     def client(shared: PyTree, update: Update, key: jax.Array | None):
         del key
-        update, norm = clipped(update, bound.value(shared), largest_weight, name)
-        return update, Noised(bound.note(shared, norm))
+        update, norm = clipped(update, limit_of(shared), grid, largest_weight, name)
+        if not learns:
+            return update, ()
+        note = bound.note(shared, norm)
+        return update, note_grid.integers(note, jnp.float32(1.0 / per_step))
 
-    def server(state: PrivateState, total: Noised, note: Noised, key: jax.Array | None):
+    def server(
+        state: PrivateState, total: NoisedModulo, note: PyTree, key: jax.Array | None
+    ):
         key = key_of_round(checks.check_key(key, name, "noise"), state.rounds)
         value_key, note_key = jax.random.split(key) if learns else (key, key)
-        limit = bound.value(bound.broadcast(state.clip))
-        values, value, stddev = source.add(
-            state.values, total.value, limit * float(multiplier), value_key
-        )
+        limit = limit_of(bound.broadcast(state.clip))
+        values, value, stddev = source.add(state.values, total, grid, value_key)
+        # A step and the denominator apart: their quotient may leave the range.
+        value = pytree.scale(limit / grid.steps, value)
         value = pytree.divide(value, jnp.float32(clients_per_round))
-        stddev = None if stddev is None else stddev / jnp.float32(clients_per_round)
-        notes, noised = state.notes, note.value
+        if stddev is not None:
+            stddev = stddev * (limit * float(multiplier) / clients_per_round)
+        notes, noised = state.notes, note
         if learns:
-            scale = jnp.float32(bound.stddev)
-            notes, noised, _ = source.add(state.notes, noised, scale, note_key)
+            notes, noised, _ = source.add(state.notes, note, note_grid, note_key)
+            noised = pytree.scale(jnp.float32(per_step), noised)
         clip = bound.update_noised(state.clip, noised)
         state = PrivateState(clip, values, notes, state.rounds + 1)
         return Output(state, value, metrics_of(name, limit, stddev, value))
@@ -114,7 +132,7 @@ def private_clip(clip: Bound | float, noise_multiplier: float) -> Bound:
         ValueError: if it is a number out of range.
     """
     if not isinstance(clip, Bound):
-        check_positive(clip=clip)
+        check_clip(clip=clip)
     bound = as_bound(clip)
     # A multiplier of zero hides nothing, and asks for no noise.
     is_bare = bound.sensitivity > 0.0 and bound.stddev == 0.0 < noise_multiplier

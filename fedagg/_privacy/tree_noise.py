@@ -6,7 +6,7 @@ that of TensorFlow Federated.
 """
 
 from fedagg._privacy.binary_tree import binary_tree_noise
-from fedagg._privacy.private import check_positive, learnt_clip
+from fedagg._privacy.private import check_clip, learnt_clip
 from fedagg._privacy.private_mean import private_mean
 from fedagg._privacy.restarts import Restarts, held
 from fedagg._sentence import prints_as_its_call
@@ -38,6 +38,11 @@ def tree_noise(
     `Mechanism.tree` accounts for, with the rounds in which clients may be. Nothing is
     proven for clients who are sampled.
 
+    Sums are integers, as in `gaussian_noise`, and a round's noise, drawn in float32, is
+    rounded to whole steps: what is released is the noised sum, rounded, without low
+    bits of its own. That normal draws of float32 are on a grid themselves, up to 5.4
+    deviations, is left out of account.
+
     Noise stays at the server. The state holds one value like the template a level in
     float32, and must be kept as secret as the sums; so must the key, as in
     `gaussian_noise`. Clients count once, whatever their
@@ -66,7 +71,7 @@ def tree_noise(
         Differentially Private Binary Trees", 2015, section 3.
     """
     _check_rounds(restart_every=restart_every)
-    check_positive(clip=clip)
+    check_clip(clip=clip)
     restarts = Restarts(restart_every, restart_every)
     source = binary_tree_noise(restarts, efficient=efficient)
     return private_mean(

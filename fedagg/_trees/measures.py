@@ -16,8 +16,9 @@ from jax.interpreters import ad, batching, mlir, xla
 
 from fedagg._trees.reductions import concatenate, pack
 
-_ROWS = 8  # a long vector is read as so many rows, for several cores
-_SMALL = 2**12  # entries; shorter vectors are read as one row
+# Sums are made of so many numbers, and sums of these of so many again: exact to a
+# relative (512 - 1) * 2**-24 on each level, in whatever order XLA adds numbers.
+_BLOCK = 2**9
 
 
 class Measures(NamedTuple):
@@ -36,6 +37,27 @@ class Measures(NamedTuple):
         size = jnp.maximum(-self.minimum, self.maximum)
         has_nan = jnp.isnan(self.minimum) | jnp.isnan(self.maximum)
         return jnp.where(has_nan, jnp.nan, size)
+
+
+def norm_error(sizes: list[int]) -> float:
+    """The largest relative error of the root of `squares`, of arrays of these sizes.
+
+    A sum of `m` numbers of one sign is exact to `(m - 1) u`, where `u` is `2**-24`, and
+    so are sums of sums to the sum of these, over the levels of blocks. To that squares
+    and casts from wider floats add `3 u`. A root has half of all that. Then `8 u` are
+    for what underflows of `2**36` entries with a norm of 1e-10 or more, for the root,
+    and for the products and quotients by which something is scaled to that norm.
+
+    Reference: Higham, "Accuracy and Stability of Numerical Algorithms", 2002, sections
+        3.1 and 4.2.
+    """
+    count, terms = sum(-(-size // _BLOCK) for size in sizes), 3
+    terms += min(_BLOCK, max(sizes, default=1)) - 1
+    while count > 1:
+        terms += min(_BLOCK, count) - 1
+        count = -(-count // _BLOCK)
+    u = 2.0**-24
+    return (0.5 * terms + 8.0) * u / (1.0 - terms * u)
 
 
 measure_p = Primitive("fedagg_measure")
@@ -57,32 +79,42 @@ def minimum_and_maximum(arrays: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
 
 def _measure_rows(*arrays: jax.Array) -> list[jax.Array]:
     """Measures `[...]` of arrays `[..., k]` of the same leading axes."""
-    batch = arrays[0].shape[:-1]
-    clients = math.prod(batch)
+    clients = math.prod(arrays[0].shape[:-1])
+    packs = pack([x.shape[-1] for x in arrays], clients)
     parts = []
-    for positions in pack([x.shape[-1] for x in arrays], clients):
+    for positions in packs:
         row = concatenate([arrays[i] for i in positions])
-        if clients >= _ROWS or row.shape[-1] <= _SMALL:
-            parts.append(row)
-            continue
-        rows, tail = jnp.split(row, [row.shape[-1] // _ROWS * _ROWS], axis=-1)
-        parts.append(rows.reshape(*batch, _ROWS, -1))
-        parts += [tail] if tail.size else []
+        parts += [_of_entries(x) for x in _in_blocks(row)]
+    columns = _in_one(parts)
+    while columns[0].shape[-1] > _BLOCK:
+        blocks = zip(*map(_in_blocks, columns), strict=True)
+        columns = _in_one([_reduce_last_axis(*x) for x in blocks])
     # As one reduction of all three: XLA takes one of each apart, into a chain over the
     # parts that it repeats for every entry that depends on it.
-    low, high, squares = _reduce_last_axis(
-        *(
-            jnp.concatenate([x.reshape(*batch, -1) for x in column], axis=-1)
-            for column in zip(*map(_of_rows, parts), strict=True)
-        )
-    )
+    low, high, squares = _reduce_last_axis(*columns)
     minimum, maximum = (
         jax.lax.bitcast_convert_type(_in_order(x), jnp.float32) for x in (low, high)
     )
     return jax.lax.optimization_barrier([minimum, maximum, squares])
 
 
-def _of_rows(x: jax.Array) -> list[jax.Array]:
+def _in_blocks(row: jax.Array) -> list[jax.Array]:
+    """`[..., k]` as blocks `[..., k // 512, 512]` and a rest `[..., 1, k % 512]`."""
+    *batch, size = row.shape
+    whole = size // _BLOCK * _BLOCK
+    blocks, rest = jnp.split(row, [whole], axis=-1)
+    shaped = blocks.reshape(*batch, -1, _BLOCK), rest.reshape(*batch, 1, size - whole)
+    return [x for x in shaped if x.size]
+
+
+def _in_one(parts: list[list[jax.Array]]) -> list[jax.Array]:
+    """Each measure of all parts together, along the last axis."""
+    columns = [jnp.concatenate(x, axis=-1) for x in zip(*parts, strict=True)]
+    # Else the compiler makes one long sum of all levels.
+    return jax.lax.optimization_barrier(columns)
+
+
+def _of_entries(x: jax.Array) -> list[jax.Array]:
     """Minimum and maximum, as integers in order, and sum of squares of each row.
 
     Integers are compared quicker than floats, of which XLA moreover leaves out NaN on a

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from fedagg._trees.measures import measure
+from fedagg._trees.measures import measure, norm_error
 from fedagg._types import PyTree
 
 
@@ -78,6 +78,7 @@ def is_alike(tree: PyTree, other: PyTree) -> bool:
 def norm(tree: PyTree, order: float = 2.0) -> jax.Array:
     """The norm `[]` over all leaves together, as float32.
 
+    `error_of_norm` says how exact an L2 norm is.
     NaN if there is a NaN in the tree. An L2 norm beyond the square root of the largest
     float (1.8e19 in float32) is infinity.
     """
@@ -96,6 +97,11 @@ def norm(tree: PyTree, order: float = 2.0) -> jax.Array:
     is_positive = measures.squares > 0.0
     root = jnp.sqrt(jnp.where(is_positive, measures.squares, 1.0))
     return jnp.where(is_positive, root, measures.squares)
+
+
+def error_of_norm(tree: PyTree) -> float:
+    """The largest relative error of an L2 norm of 1e-10 or more, and to scale by it."""
+    return norm_error([math.prod(x.shape) for x in jax.tree.leaves(tree)])
 
 
 def squared_norm(tree: PyTree) -> jax.Array:
@@ -147,6 +153,11 @@ def zeros(template: PyTree) -> PyTree:
 def abstract(tree: PyTree) -> PyTree:
     """The shapes and dtypes of a tree of arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def count(tree: PyTree) -> int:
+    """Entries of all leaves together."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
 def count_bytes(tree: PyTree) -> int:

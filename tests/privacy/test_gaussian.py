@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fedagg
+from fedagg._privacy.sum_grid import SumGrid
 from tests.helpers import (
     assert_close,
     assert_same,
@@ -205,13 +206,16 @@ def test_no_neighbour_moves_the_sum_further_than_the_noise_is_made_for(
     values, notes = sums_of(stage, {"x": jnp.asarray(held)}, weights)
 
     # Add or remove: one client's message. Replace one: the difference of two.
-    x = np.asarray(values["x"], np.float64)
+    left = (1.0 - (2.0 * 0.05 * 50.0) ** -2) ** -0.5 if learns else 1.0
+    steps = SumGrid.of(left, 50.0).steps
+    x = np.asarray(values["x"]).astype(np.float64) * 0.7 / steps
     sizes = np.linalg.norm(x, axis=1)
     apart = np.linalg.norm(x[:, None] - x[None], axis=2)
-    assert sizes.max() <= 0.7 * (1 + 1e-6) and sizes.max() >= 0.7 * (1 - 1e-6)
-    assert 1.38 <= apart.max() <= 1.4 * (1 + 1e-6)
+    assert 0.7 * (1 - 1e-5) <= sizes.max() <= 0.7
+    assert 1.38 <= apart.max() <= 1.4
     if learns:
-        assert set(np.asarray(notes.value.below)) == {0.5, -0.5}
+        steps = SumGrid.of(2.0 * 0.05 * 50.0, 50.0).steps
+        assert set(np.asarray(notes.value.below)) == {steps, -steps}
         assert notes.value.count is None
 
 

@@ -128,11 +128,11 @@ def test_a_private_view_prints_what_is_released_without_noise():
 
     assert str(view).splitlines() == [
         "part                 shape  dtype    the server sees  released with noise",
-        "value['w']           [2]    float32  plain sum        yes",
+        "value['w']           [2]    int32    plain sum        yes",
         "note[0].count        []     float32  plain sum        NO",
         "note[0].bound.below  []     float32  plain sum        NO",
         "note[0].bound.count  []     float32  plain sum        NO",
-        "note[1].below        []     float32  plain sum        yes",
+        "note[1].below        []     int32    plain sum        yes",
     ]
 
 

@@ -12,8 +12,8 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from fedagg._client_noise.integer_laws import discrete_gaussian, skellam
-from fedagg._client_noise.integer_noise import LARGEST_STDDEV, draw, table_of, words
+from fedagg._privacy.integer_laws import discrete_gaussian, skellam
+from fedagg._privacy.integer_noise import LARGEST_STDDEV, draw, table_of, words
 
 pytestmark = pytest.mark.thorough
 

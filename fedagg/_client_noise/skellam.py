@@ -63,9 +63,9 @@ def skellam(
     deployment each client makes a key of its own, `secret_key()`, where `aggregator`
     makes all from one; each round draws from another key, made with the number of
     rounds that the server tells, and a client that does not trust it takes a new key
-    each time. Stages before this must not make a client absent by
-    what it holds, as `zeroing(..., keep_weight=False)` does, and what they report or
-    learn is not noised.
+    each time. Stages before this that make a client absent by what it holds, as
+    `zeroing(..., keep_weight=False)` does, or report or learn something without noise,
+    are refused.
 
     With a `quantile_bound` for a clip, each client sends whether it was below, with
     noise of its own as well, so that nothing is learnt without. `noise_multiplier` is

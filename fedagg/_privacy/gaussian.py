@@ -32,14 +32,16 @@ def gaussian_noise(
     | a client comes or goes | moves the sum by `clip`, to rounding in float32 |
     | another stands in for it | moves the sum by twice that |
     | the denominator is public | the number of clients present stays hidden |
-    | stages before this | what they report and learn is not noised |
+    | a client in two rows of a cohort | moves the sum by two clips |
+    | stages before this | refused if they report or learn anything without noise |
     | stages after this | refused if they change values, as a `mean` or a rule |
-    | what clients' `work` reports | is not noised, their loss, say |
+    | what clients' `work` reports, their loss | does not come out: `noised_metrics` |
+    | against | all but the server, which sees the sum before its noise |
     | noise in float32 | on a grid, up to 5.4 deviations: left out of account |
     | the key | secret and fresh, `secret_key()`; each round draws from one of its own |
 
-    `server_view` lists what stages before this send; `skellam_noise` has integers for
-    noise. Of clients:
+    `server_view` lists what clients send; `skellam_noise` has integers for noise. What
+    is protected is a client, with all its value. Of clients:
 
     | a client | counts |
     | --- | --- |

@@ -53,7 +53,7 @@ def driven(stage: Stage, server: Server, sum_over: SumOver) -> Next:
         work: Work | None = None,
         memory: PyTree = None,
     ) -> Any:
-        clients, examples = _clients(updates, weights, work, memory)
+        clients, examples = _clients(updates, weights, work, memory, stage.traits)
         is_in_proportion = _is_in_proportion(stage.traits)
         unit = unit_of(clients.weight) if is_in_proportion else jnp.float32(1.0)
         clients = clients._replace(weight=clients.weight / unit)
@@ -107,7 +107,7 @@ def _is_in_proportion(traits: Traits) -> bool:
 
 
 def _clients(
-    updates: PyTree, weights: Any, work: Work | None, memory: PyTree
+    updates: PyTree, weights: Any, work: Work | None, memory: PyTree, traits: Traits
 ) -> tuple[Clients, list[PyTree]]:
     """The clients of a round, from the arguments of `next`, and examples in tables."""
     n = checks.count_clients(updates)
@@ -127,6 +127,9 @@ def _clients(
             "updates: a ClientTable holds examples, of which only work makes an update."
         )
     weights = as_weights(weights, n)
+    is_first = table.is_first_of_client(rows, is_present(weights))
+    if traits.is_private and is_first is not None:  # else it would move two clips
+        weights = jnp.where(is_first, weights, 0.0)
     rows = table.without_examples_of_absent(rows, is_present(weights))
     clients = Clients(
         jax.tree.map(jnp.asarray, rows),

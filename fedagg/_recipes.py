@@ -110,8 +110,7 @@ def dp_aggregator(
     `zeroing=True`, which learns without noise who is set to zero in later rounds: no
     epsilon is finite then, so that it needs `without_guarantee=True`.
 
-    Reports what `adaptive_gaussian_noise` and `zeroing` do, each `[]`; without a
-    guarantee alone how many were set to zero.
+    Reports what `adaptive_gaussian_noise` and `zeroing(counted=without_guarantee)` do.
 
     Args:
         noise_multiplier: total noise of values and clip, in units of sensitivity, for
@@ -227,8 +226,7 @@ def distributed_dp_aggregator(
         sum_over: a way to sum, as `aggregator` takes it.
 
     Raises:
-        ValueError: as `dp_aggregator` does; in `init` and `next`, if bits are too few,
-            with the numbers.
+        ValueError: as `dp_aggregator` does; in `init` and `next`, if bits are too few.
 
     Reference: TensorFlow Federated 0.87, `tff.learning.ddp_secure_aggregator`.
     """

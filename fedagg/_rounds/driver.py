@@ -13,7 +13,7 @@ from fedagg._execution.ways import SumOver
 from fedagg._messages.marks import in_units
 from fedagg._messages.message import Message
 from fedagg._rounds.steps import Work, client_step
-from fedagg._trees import checks, pytree, table
+from fedagg._trees import checks, pytree, rowwise, table
 from fedagg._trees.keys import fold_key
 from fedagg._trees.remembered import check_stacked
 from fedagg._trees.weights import as_weights, is_present, unit_of
@@ -127,9 +127,8 @@ def _clients(
             "updates: a ClientTable holds examples, of which only work makes an update."
         )
     weights = as_weights(weights, n)
-    is_first = table.is_first_of_client(rows, is_present(weights))
-    if traits.is_private and is_first is not None:  # else it would move two clips
-        weights = jnp.where(is_first, weights, 0.0)
+    if traits.is_private:
+        weights = _once(rows, weights)
     rows = table.without_examples_of_absent(rows, is_present(weights))
     clients = Clients(
         jax.tree.map(jnp.asarray, rows),
@@ -138,3 +137,16 @@ def _clients(
         jax.tree.map(jnp.asarray, memory),
     )
     return clients, examples
+
+
+def _once(rows: PyTree, weights: jax.Array) -> jax.Array:
+    """The weights, zero where a present row before is of the same client of a table.
+
+    In both rows it would move a sum by two clips.
+    """
+    parts = pytree.parts_with_names(rows, lambda x: isinstance(x, table.Places))
+    places = [x for _, x in parts if isinstance(x, table.Places)]
+    if not places:
+        return weights
+    keys = [y for x in places for y in (x.starts, x.sizes)]
+    return jnp.where(rowwise.is_first(is_present(weights), *keys), weights, 0.0)

@@ -22,11 +22,11 @@ class ClientTable:
 
     A cohort is `table[numbers]`: the same examples, with the places of these clients.
     In a round it stands for their data, wherever that is in the tree given to `next`,
-    and a client's row is the table with its own place. So nothing is copied in a round,
-    whatever the sizes of clients, and a client costs what it has: `in_chunks(size)`
+    and a client's row is the table with its own place. So nothing is copied, whatever
+    the sizes of clients, and a client costs what it has: `in_chunks(size)`
     puts clients of like size side by side, `across(mesh)` balances devices by their
-    examples. A client that is absent counts as one without examples. In a round with a
-    private stage a client whose number comes twice counts once, with its first row.
+    examples. One that is absent counts as one without examples. In a private round one
+    whose number comes twice counts once, with its first row.
 
     `local_training` takes such a row in place of `(examples, mask)`, with the same
     draws and results. For work of your own, `padded()` is `(examples, mask)`, with the
@@ -95,8 +95,7 @@ class ClientTable:
         as the next power of two, so that rounds are compiled for few shapes.
 
         Args:
-            numbers: of the clients, integers `[n]`. One that comes twice is copied
-                once.
+            numbers: of the clients, integers `[n]`. Each is copied once.
 
         Raises:
             IndexError: for a number that no client has.
@@ -181,13 +180,6 @@ def without_examples_of_absent(tree: PyTree, present: jax.Array) -> PyTree:
         return dataclasses.replace(places, sizes=sizes)
 
     return pytree.map_parts(keep, tree, _is_places)
-
-
-def is_first_of_client(tree: PyTree, present: jax.Array) -> jax.Array | None:
-    """Whether no present row before is of the same client `[n]`, if tables tell."""
-    parts = pytree.parts_with_names(tree, _is_places)
-    places = [y for _, x in parts if _is_places(x) for y in (x.starts, x.sizes)]
-    return rowwise.is_first(present, *places) if places else None
 
 
 def examples_of_each(tree: PyTree) -> jax.Array | None:

@@ -39,6 +39,7 @@ from fedagg._privacy.budget import Budget, budget
 from fedagg._privacy.gaussian import adaptive_gaussian_noise, gaussian_noise
 from fedagg._privacy.guarantee import Guarantee, guarantee
 from fedagg._privacy.matrix_factorization import matrix_factorization_noise
+from fedagg._privacy.noised_metrics import noised_metrics
 from fedagg._privacy.samplers import Sampler, cyclic, fixed_size, poisson, separated
 from fedagg._privacy.secret import secret_key
 from fedagg._privacy.tree_noise import adaptive_tree_noise, tree_noise
@@ -55,6 +56,7 @@ from fedagg._rounds.combining import combining
 from fedagg._rounds.distortion import with_distortion
 from fedagg._rounds.feedback import with_error_feedback
 from fedagg._rounds.mean import mean
+from fedagg._rounds.order import without_guarantee
 from fedagg._rounds.view import message_bits, server_view
 from fedagg._secure.modular_clipping import modular_clipping
 from fedagg._secure.secure_sum import secure_modular_sum, secure_sum
@@ -123,6 +125,7 @@ __all__ = [
     "modular_clipping",
     "nnx_loss",
     "noise_multiplier_for",
+    "noised_metrics",
     "pad_clients",
     "poisson",
     "prefetch",
@@ -147,5 +150,6 @@ __all__ = [
     "tree_noise",
     "with_distortion",
     "with_error_feedback",
+    "without_guarantee",
     "zeroing",
 ]

@@ -8,6 +8,7 @@ from fedagg._client_noise.skellam import skellam
 from fedagg._compression.quantization import quantization
 from fedagg._execution.ways import SumOver
 from fedagg._privacy.gaussian import adaptive_gaussian_noise
+from fedagg._rounds import order
 from fedagg._rounds.aggregator import aggregator
 from fedagg._rounds.chain import chain
 from fedagg._rounds.mean import mean
@@ -31,8 +32,8 @@ def robust_aggregator(
     factor of ten at most a round. The others are clipped to an L2 norm that follows the
     0.8 quantile from 1. Then comes the (weighted) mean.
 
-    The defaults are TensorFlow Federated's, and so are the numbers, but for clients
-    that are absent or hold a NaN.
+    The defaults and the numbers are TensorFlow Federated's, but for clients that are
+    absent or hold a NaN.
 
     Reports `zeroing/bound`, `zeroing/count`, `clipping/bound`, `clipping/count` and
     `mean/weight`, each `[]`, where the stage is in use.
@@ -94,38 +95,42 @@ def dp_aggregator(
     noise_multiplier: float,
     clients_per_round: float,
     *,
-    zeroing: Choice = True,
+    zeroing: Choice = False,
+    without_guarantee: bool = False,
     sum_over: SumOver | None = None,
 ) -> Aggregator:
     """A mean with noise that hides whether any one client took part.
 
-    Clients whose largest entry is far out, or that hold a NaN, are set to zero, as in
-    `robust_aggregator`. The others are clipped to the median of their norms, learnt
-    from 0.1 on, and the mean over `clients_per_round` and the clip are noised:
-    `adaptive_gaussian_noise`. Needs a key each round.
+    Clients are clipped to the median of their norms, learnt from 0.1 on, and the mean
+    over `clients_per_round` and the clip are noised: `adaptive_gaussian_noise`. One
+    that holds a NaN or an infinity counts as zero. Every client present counts once,
+    whatever its weight. Needs a key each round.
 
-    Every client present counts once, whatever its weight. The bound that `zeroing`
-    learns, and `zeroing/bound` and `zeroing/count` with it, are not noised, and outside
-    of the guarantee. With `zeroing=False` all is noised.
+    All that comes out is noised. The defaults are TensorFlow Federated's but for
+    `zeroing=True`, which learns without noise who is set to zero in later rounds: no
+    epsilon is finite then, so that it needs `without_guarantee=True`.
 
-    The defaults are TensorFlow Federated's.
-
-    Reports what `zeroing` and `adaptive_gaussian_noise` do, each `[]`.
+    Reports what `adaptive_gaussian_noise` and `zeroing(counted=without_guarantee)` do.
 
     Args:
         noise_multiplier: total noise of values and clip, in units of sensitivity, for
             `guarantee` and `epsilon`. Less than a tenth of `clients_per_round`.
         clients_per_round: the denominator, a number that is known beforehand.
-        zeroing: whether to set far-out clients to zero, or the bound to do it by.
+        zeroing: a bound above which clients are set to zero, a number or one that
+            learns with noise; True for one that learns without, as in
+            `robust_aggregator`.
+        without_guarantee: that none is meant, as the function of that name says.
         sum_over: a way to sum, as `aggregator` takes it.
 
     Raises:
-        ValueError: if an argument is out of range; in `next`, without a key.
+        ValueError: if an argument is out of range, or something is learnt without noise
+            and a guarantee is meant; in `next`, without a key.
 
     Reference: TensorFlow Federated, `tff.learning.dp_aggregator`.
     """
-    stages = recommended_bounding(zeroing, False)
+    stages = recommended_bounding(zeroing, False, counted=without_guarantee)
     noise = adaptive_gaussian_noise(noise_multiplier, clients_per_round)
+    noise = order.without_guarantee(noise) if without_guarantee else noise
     return aggregator(*stages, noise, sum_over=sum_over)
 
 
@@ -143,15 +148,14 @@ def secure_aggregator(
 
     As `robust_aggregator`, with the whole message under `secure_sum`: the value times
     its weight within a bound that follows twice the 0.95 quantile of the largest
-    entries from 100, weights, counts, and what bounds learn. This is the simulation, to
-    the bit, of a deployment with `fedagg.secagg`; `server_view` lists what is seen.
+    entries from 100, weights, counts, and what bounds learn. It simulates a deployment
+    with `fedagg.secagg` to the bit; `server_view` lists what is seen.
 
     The defaults are TensorFlow Federated's. Its sums are of 32 bits a client; here all
     clients together have 32 bits, so that the steps of the value are `largest_cohort`
     times as coarse, 5e-5 of an entry times its weight at first.
 
-    Reports `zeroing/bound`, `zeroing/count`, `clipping/bound`, `clipping/count` and
-    `mean/weight`, where the stage is in use, and what `secure_sum` reports, each `[]`.
+    Reports what `robust_aggregator` and `secure_sum` do, each `[]`.
 
     Args:
         zeroing: whether to set far-out clients to zero, or the bound to do it by.
@@ -185,7 +189,8 @@ def distributed_dp_aggregator(
     clients_per_round: int,
     bits: int = 20,
     *,
-    zeroing: Choice = True,
+    zeroing: Choice = False,
+    without_guarantee: bool = False,
     rotation: str = "hadamard",
     mechanism: str = "skellam",
     smallest_cohort: int | None = None,
@@ -194,14 +199,16 @@ def distributed_dp_aggregator(
 ) -> Aggregator:
     """A mean of which the server learns nothing but noised sums.
 
-    It is `noise.secure_sum(zeroing(...))` with `noise = skellam(noise_multiplier,
+    It is `noise.secure_sum()` with `noise = skellam(noise_multiplier,
     quantile_bound(0.1, 0.5, 0.2), clients_per_round, bits=bits)` and the other options
-    given here, and `epsilon` takes `noise.curve(template)`. Not noised is what zeroing
-    learns; with `zeroing=False` all that is learnt of a client is. `server_view` lists
-    what the server sees. Needs a key each round.
+    given here, and has the guarantee of `noise.curve(template)`, in the relations
+    `"zero_out"` and `"replace_one"`: the server knows who takes part. All that is
+    learnt of a client's value is noised; `server_view` lists what the server sees.
+    Needs a key each round.
 
-    The defaults are TensorFlow Federated's, which divides by the number of clients
-    present, and has less noise than was asked for where clients drop out.
+    The defaults are TensorFlow Federated's but for `zeroing`, as in `dp_aggregator`,
+    and the divisor: it takes the number of clients present, and has less noise than was
+    asked for where clients drop out.
 
     Reports what `zeroing`, `skellam_noise` and `secure_modular_sum` do, each `[]`.
 
@@ -210,16 +217,16 @@ def distributed_dp_aggregator(
             than a tenth of `clients_per_round`.
         clients_per_round: the denominator, a number that is known beforehand.
         bits: sums are made modulo `2**bits`.
-        zeroing: whether to set far-out clients to zero, or the bound to do it by.
+        zeroing: as in `dp_aggregator`, of bounds a number.
+        without_guarantee: likewise.
         rotation: "hadamard" or "dft".
         mechanism: "skellam" or "discrete_gaussian".
         smallest_cohort: as in `skellam`: with fewer, the mean is zero.
-        largest_cohort: as in `skellam`.
+        largest_cohort: likewise.
         sum_over: a way to sum, as `aggregator` takes it.
 
     Raises:
-        ValueError: if an argument is out of range; in `init` and `next`, if bits are
-            too few, with the numbers; in `next`, without a key.
+        ValueError: as `dp_aggregator` does; in `init` and `next`, if bits are too few.
 
     Reference: TensorFlow Federated 0.87, `tff.learning.ddp_secure_aggregator`.
     """
@@ -233,7 +240,10 @@ def distributed_dp_aggregator(
         largest_cohort=largest_cohort,
         rotation=rotation,
     )
-    hidden = noise.secure_sum(*recommended_bounding(zeroing, False))
+    stages = recommended_bounding(zeroing, False, counted=without_guarantee)
+    if without_guarantee:
+        stages.append(order.without_guarantee(chain()))
+    hidden = noise.secure_sum(*stages)
     return aggregator(hidden, sum_over=sum_over)
 
 

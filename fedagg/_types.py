@@ -11,6 +11,7 @@ import jax
 from fedagg._mechanism import Mechanism
 
 PyTree = Any
+WithMetrics = Callable[[PyTree, dict[str, Any]], tuple[PyTree, dict[str, Any]]]
 
 
 class Update(NamedTuple):
@@ -50,7 +51,12 @@ class Traits(NamedTuple):
         is_bound: it bounds a client's value, by a norm, say.
         weighs: it multiplies a client's value by the client's weight.
         divides: it divides the sum by the clients' own weights, or by their number.
-        mechanisms: the noise by which it is private, for `guarantee`.
+        tells: it notes or learns something of clients' values that no noise hides: with
+            a private stage there would be no guarantee.
+        mechanisms: the noise that it adds, on values or notes, for `guarantee`.
+        without_guarantee: it is meant to tell, as `without_guarantee` says.
+        with_metrics: `(note, metrics) -> (note, metrics)`, the note with what the stage
+            takes of the metrics of a client's work, and the metrics that it leaves.
         refused: `(note) -> []`, whether the stage set aside a client with this note.
         sentence: how the stage prints: the call that made it.
     """
@@ -63,7 +69,10 @@ class Traits(NamedTuple):
     is_bound: bool = False
     weighs: bool = False
     divides: bool = False
+    tells: bool = False
     mechanisms: tuple[Mechanism, ...] = ()
+    without_guarantee: bool = False
+    with_metrics: WithMetrics | None = None
     refused: Callable[[PyTree], jax.Array] | None = None
     sentence: str = ""
 
@@ -149,6 +158,21 @@ class Bound(NamedTuple):
     sensitivity: float = math.inf
     stddev: float = 0.0
     update_noised: Callable[[PyTree, PyTree], PyTree] = _update_noised_is_missing
+
+    @property
+    def mechanism(self) -> Mechanism | None:
+        """What learning costs, for `epsilon`: None if nothing, or more than is known.
+
+        A bound that learns without noise has no finite epsilon.
+        """
+        if not (0.0 < self.sensitivity < math.inf and self.stddev > 0.0):
+            return None
+        return Mechanism.gaussian(self.stddev / self.sensitivity)
+
+    @property
+    def tells(self) -> bool:
+        """Whether it learns something that no noise hides."""
+        return self.sensitivity > 0.0 and self.mechanism is None
 
     def __repr__(self) -> str:
         return self.sentence

@@ -160,7 +160,7 @@ STAGES: dict[str, tuple[fedagg.Stage, ...]] = {
         fedagg.gaussian_noise(0.1, 1.0, 10.0, largest_weight=8.0),
     ),
     "gaussian_noise_adaptive": (
-        fedagg.zeroing(largest()),
+        fedagg.zeroing(noisy_norms(), counted=False),
         fedagg.adaptive_gaussian_noise(0.5, 10.0, initial_clip=1.0),
     ),
     "skellam_noise": (
@@ -171,7 +171,7 @@ STAGES: dict[str, tuple[fedagg.Stage, ...]] = {
     "skellam_noise_adaptive_and_secure": (
         fedagg.secure_modular_sum(
             fedagg.chain(
-                fedagg.zeroing(largest()),
+                fedagg.without_guarantee(fedagg.zeroing(largest())),
                 fedagg.skellam_noise(
                     0.3,
                     1.0,
@@ -202,6 +202,10 @@ STAGES: dict[str, tuple[fedagg.Stage, ...]] = {
     ),
     "banded_noise": (fedagg.banded_noise(0.5, 1.0, 10.0, bands=2, rounds=3),),
     "local_gaussian_noise": (fedagg.local_gaussian_noise(0.5, 1.0), fedagg.mean()),
+    "noised_metrics": (
+        fedagg.noised_metrics(0.5, {"loss": 2.0, "accuracy": 1.0}, 10.0),
+        fedagg.mean(),
+    ),
     "jitter_of_a_user": (jitter(), fedagg.clipping(1000.0), fedagg.mean()),
 }
 
@@ -254,6 +258,7 @@ ANSWERS_WITHOUT_CLIENTS = {
     "tree_noise_of_a_learnt_clip": "noise",
     "matrix_factorization_noise": "noise",
     "banded_noise": "noise",
+    "noised_metrics": "rounds are counted",
     "dp_aggregator": "noise, and p = 1/2",
     "clipping_with_noise_on_the_count": "a round without clients reads as p = 1/2",
     "jitter_of_a_user": "the server's own draw is added",

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._bounding.bounds import as_bound
+from fedagg._messages.marks import Noised
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
 from fedagg._types import Bound, Output, PyTree, Stage, Traits, Update
@@ -20,8 +21,8 @@ from fedagg._types import Bound, Output, PyTree, Stage, Traits, Update
 class BoundingNote(NamedTuple):
     """What a client adds to its message. Summed over the present clients."""
 
-    count: jax.Array  # [] one if the client was above the bound
-    bound: PyTree  # what the bound learns from
+    count: PyTree  # [] one if the client was above the bound; () if nobody counts
+    bound: PyTree  # what the bound learns from, marked if that is noised
 
 
 @prints_as_its_call
@@ -30,6 +31,7 @@ def zeroing(
     *,
     norm_order: float = math.inf,
     keep_weight: bool = True,
+    counted: bool = True,
     name: str = "zeroing",
 ) -> Stage:
     """Sets the value of a client to zero where its norm is above `bound`.
@@ -46,10 +48,16 @@ def zeroing(
     Reports `{name}/bound` `[]`, this round's bound, and `{name}/count` `[]`, the number
     of clients set to zero.
 
+    No noise hides that number, or what a bound learns without noise. Before a private
+    stage, `gaussian_noise` say, give `counted=False`, and a bound that is a number or
+    learns with noise, which `guarantee` then composes.
+
     Args:
         bound: the largest norm to keep, over all leaves of a value together. Positive.
         norm_order: 1, 2 or infinity.
         keep_weight: whether the client still counts.
+        counted: whether clients report that they were set to zero. With a memory, a
+            client who does not keeps what its work returned.
         name: what the metrics are filed under.
 
     Raises:
@@ -68,14 +76,17 @@ def zeroing(
         limit, norm = bound.value(shared), pytree.norm(update.value, norm_order)
         kept = (norm <= limit) & (norm < jnp.inf)
         weight = update.weight if keep_weight else jnp.where(kept, update.weight, 0.0)
-        note = BoundingNote((~kept).astype(jnp.float32), bound.note(shared, norm))
+        note = _note(~kept if counted else None, bound, shared, norm)
         return Update(pytree.keep(kept, update.value), weight), note
 
-    return _bounding(bound, client, name, refused=lambda note: note.count > 0.0)
+    refused = (lambda note: note.count > 0.0) if counted else None
+    return _bounding(bound, client, name, counted, refused)
 
 
 @prints_as_its_call
-def clipping(bound: Bound | float, *, name: str = "clipping") -> Stage:
+def clipping(
+    bound: Bound | float, *, counted: bool = True, name: str = "clipping"
+) -> Stage:
     """Scales each client's value down to an L2 norm of at most `bound`.
 
     One client then moves the sum by at most `bound`, before any weighting.
@@ -87,10 +98,11 @@ def clipping(bound: Bound | float, *, name: str = "clipping") -> Stage:
     | whose norm overflows, 1.8e19 in float32 | is scaled to zero |
 
     Reports `{name}/bound` `[]`, this round's bound, and `{name}/count` `[]`, the number
-    of clients scaled down.
+    of clients scaled down. As in `zeroing`, no noise hides what clients report.
 
     Args:
         bound: the largest norm, over all leaves of a value together. Positive.
+        counted: whether clients report that they were scaled down.
         name: what the metrics are filed under.
 
     Raises:
@@ -111,26 +123,42 @@ def clipping(bound: Bound | float, *, name: str = "clipping") -> Stage:
         # derivative infinite.
         factor = jnp.where(is_within, 1.0, limit / jnp.where(is_within, 1.0, norm))
         value = pytree.scale(factor, update.value)
-        note = BoundingNote(
-            (norm > limit).astype(jnp.float32), bound.note(shared, norm)
-        )
+        note = _note(norm > limit if counted else None, bound, shared, norm)
         return update._replace(value=value), note
 
-    return _bounding(bound, client, name)
+    return _bounding(bound, client, name, counted)
+
+
+def _note(
+    is_above: jax.Array | None, bound: Bound, shared: PyTree, norm: jax.Array
+) -> BoundingNote:
+    count = () if is_above is None else is_above.astype(jnp.float32)
+    learnt = bound.note(shared, norm)
+    return BoundingNote(count, learnt if bound.mechanism is None else Noised(learnt))
 
 
 def _bounding(
     bound: Bound,
     client: Callable,
     name: str,
+    counted: bool,
     refused: Callable[[BoundingNote], jax.Array] | None = None,
 ) -> Stage:
     """The sum as it is; the bound used and the clients above it as metrics."""
+    mechanism = bound.mechanism
 
     def server(state: PyTree, total: PyTree, note: BoundingNote, key: jax.Array | None):
-        limit = bound.value(bound.broadcast(state))
-        metrics = {f"{name}/bound": limit, f"{name}/count": note.count}
-        return Output(bound.update(state, note.bound, key), total, metrics)
+        metrics = {f"{name}/bound": bound.value(bound.broadcast(state))}
+        if counted:
+            metrics[f"{name}/count"] = note.count
+        learnt = note.bound if mechanism is None else note.bound.value
+        return Output(bound.update(state, learnt, key), total, metrics)
 
-    traits = Traits(name, is_bound=True, refused=refused)
+    traits = Traits(
+        name,
+        is_bound=True,
+        tells=counted or bound.tells,
+        mechanisms=() if mechanism is None else (mechanism,),
+        refused=refused,
+    )
     return Stage(lambda template: bound.init(), bound.broadcast, client, server, traits)

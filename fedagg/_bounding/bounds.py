@@ -12,11 +12,19 @@ import jax.numpy as jnp
 
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
-from fedagg._types import Bound
+from fedagg._trees.keys import key_of_round
+from fedagg._types import Bound, PyTree
 
 # A geometric estimate stays in this range, from where it can always come back: neither
 # zero nor infinity would ever move again.
 _SMALLEST, _LARGEST = 1e-30, 1e30
+
+
+class NoisedEstimate(NamedTuple):
+    """State of a quantile that is learnt with noise."""
+
+    estimate: jax.Array  # []
+    rounds: jax.Array  # [] uint32, so far
 
 
 class QuantileNote(NamedTuple):
@@ -82,8 +90,11 @@ def quantile_bound(
 
     (TensorFlow Federated's estimate becomes NaN in a round without clients, and stays
     so.) Without `below_estimate_stddev` the estimate is a function of the clients' data
-    with no noise in it, hence not private. With it, and `expected_num_clients`, the
-    bound is a clip for `gaussian_noise`, which draws the noise on the count itself.
+    with no noise in it, hence not private, and neither is anything that it acts on.
+    With it, and `expected_num_clients`, the bound is a clip for `gaussian_noise`, which
+    draws the noise on the count itself; and for a `zeroing` before that, which costs
+    what its `mechanism` says: each round one `gaussian(2 * below_estimate_stddev)`. The
+    key is to be secret, as in `gaussian_noise`; each round draws from one of its own.
 
     Args:
         initial_estimate: the first `C`. Positive.
@@ -114,7 +125,8 @@ def quantile_bound(
     is_counted = expected_num_clients is None
     if not is_counted:
         checks.check_positive(expected_num_clients=expected_num_clients)
-    if below_estimate_stddev > 0.0 and is_counted:
+    is_noised = below_estimate_stddev > 0.0
+    if is_noised and is_counted:
         raise ValueError(
             "below_estimate_stddev needs expected_num_clients: noise hides a client "
             "only if the denominator does not depend on the clients either."
@@ -128,12 +140,18 @@ def quantile_bound(
         below = jnp.where(x <= estimate, jnp.float32(0.5), jnp.float32(-0.5))
         return QuantileNote(below, jnp.float32(1.0) if is_counted else None)
 
-    def update(estimate: jax.Array, note: QuantileNote, key: jax.Array | None):
-        if below_estimate_stddev > 0.0:
+    def update(state: PyTree, note: QuantileNote, key: jax.Array | None):
+        if is_noised:
             key = checks.check_key(key, "quantile_bound", "noise")
+            key = key_of_round(key, state.rounds)
             noise = below_estimate_stddev * jax.random.normal(key, (), jnp.float32)
             note = note._replace(below=note.below + noise)
-        return moved(estimate, note)
+        return update_noised(state, note)
+
+    def update_noised(state: PyTree, note: QuantileNote) -> PyTree:
+        if not is_noised:
+            return moved(state, note)
+        return NoisedEstimate(moved(state.estimate, note), state.rounds + 1)
 
     def moved(estimate: jax.Array, note: QuantileNote) -> jax.Array:
         if note.count is None:
@@ -149,14 +167,18 @@ def quantile_bound(
             new = estimate - step
         return new if note.count is None else jnp.where(note.count > 0.0, new, estimate)
 
+    def init() -> PyTree:
+        first = jnp.float32(initial_estimate)
+        return NoisedEstimate(first, jnp.uint32(0)) if is_noised else first
+
     return Bound(
-        init=lambda: jnp.float32(initial_estimate),
-        broadcast=lambda state: state,
+        init=init,
+        broadcast=lambda state: state.estimate if is_noised else state,
         value=value,
         note=note,
         update=update,
         # Where clients are counted, nobody noises their number.
         sensitivity=math.inf if is_counted else 0.5,
         stddev=below_estimate_stddev,
-        update_noised=moved,
+        update_noised=update_noised,
     )

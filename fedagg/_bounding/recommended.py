@@ -11,13 +11,15 @@ from fedagg._types import Bound, Stage
 Choice = bool | float | Bound
 
 
-def recommended_bounding(zeroing: Choice, clipping: Choice) -> list[Stage]:
+def recommended_bounding(
+    zeroing: Choice, clipping: Choice, *, counted: bool = True
+) -> list[Stage]:
     """TensorFlow Federated's zeroing and clipping, or those by other bounds."""
     largest = quantile_bound(10.0, 0.98, math.log(10.0), multiplier=2.0, increment=1.0)
     norms = quantile_bound(1.0, 0.8, 0.2)
     chosen = _chosen("zeroing", zeroing, largest), _chosen("clipping", clipping, norms)
     stages = zip(chosen, (zeroing_stage, clipping_stage), strict=True)
-    return [stage(bound) for bound, stage in stages if bound is not None]
+    return [stage(x, counted=counted) for x, stage in stages if x is not None]
 
 
 def _chosen(argument: str, choice: Choice, default: Bound) -> Bound | float | None:

@@ -4,6 +4,7 @@ With differences of Poisson draws this is the Skellam mechanism, with draws in
 proportion to a normal density the distributed discrete Gaussian.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -65,6 +66,8 @@ def distributed_noise(
         seed: of the rotation.
         name: what the metrics are filed under.
     """
+    # Of those present, it would tell how many they are.
+    planned = math.sqrt(calibration.smallest_cohort)
     rotating = rotation(kind, seed=seed, name=name)
     report = report_of(clip)
 
@@ -125,7 +128,7 @@ def distributed_noise(
         after = DistributedState(output.state, learnt, rounds)
         state = pytree.where(is_released, after, state._replace(rounds=rounds))
         metrics = {
-            **metrics_of(name, limit, jnp.sqrt(n) * (grid.stddev * step), value),
+            **metrics_of(name, limit, planned * (grid.stddev * step), value),
             f"{name}/is_released": is_released.astype(jnp.float32),
         }
         return Output(state, value, metrics)

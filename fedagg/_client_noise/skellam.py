@@ -59,13 +59,15 @@ def skellam(
     | an entry of the sum wraps around | less accuracy, and no less privacy |
 
     The guarantee is of who holds what, not of who takes part, which the server of a
-    secure sum knows: `guarantee` takes `neighbors="zero_out"` or `"replace_one"`. In a
-    deployment each client makes a key of its own, `secret_key()`, where `aggregator`
+    secure sum knows, and protects a client from all who see sums, the server too. One
+    in two rows of a cohort moves the sum by two clips. `guarantee` takes
+    `neighbors="zero_out"` or `"replace_one"`. In a deployment each client makes a key
+    of its own, `secret_key()`, where `aggregator`
     makes all from one; each round draws from another key, made with the number of
     rounds that the server tells, and a client that does not trust it takes a new key
-    each time. Stages before this must not make a client absent by
-    what it holds, as `zeroing(..., keep_weight=False)` does, and what they report or
-    learn is not noised.
+    each time. Stages before this that make a client absent by what it holds, as
+    `zeroing(..., keep_weight=False)` does, or report or learn something without noise,
+    are refused.
 
     With a `quantile_bound` for a clip, each client sends whether it was below, with
     noise of its own as well, so that nothing is learnt without. `noise_multiplier` is
@@ -80,7 +82,8 @@ def skellam(
     The stage reports `{name}/clip` `[]`, `{name}/stddev` `[]`, the noise's in an entry
     of the mean, `{name}/noised_norm` `[]` and `{name}/signal_to_noise` `[]`, as
     `gaussian_noise` does, and `{name}/is_released` `[]`, one if the cohort was neither
-    too small nor too large.
+    too small nor too large. The deviation is the planned one, that of `smallest_cohort`
+    clients: of those present it would tell how many they are.
 
     Args:
         noise_multiplier: standard deviation of the noise on the sum, in units of

@@ -80,5 +80,5 @@ def discretization(
         value = jax.tree.map(lambda x: x.astype(jnp.float32) * (step * whole), total)
         return value, {f"{name}/count": note.count}
 
-    traits = Traits(name, refused=lambda note: note.count > 0.0)
+    traits = Traits(name, tells=True, refused=lambda note: note.count > 0.0)
     return Stage.stateless(client, server, traits)

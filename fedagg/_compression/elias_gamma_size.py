@@ -62,4 +62,4 @@ def elias_gamma(*, name: str = "elias_gamma") -> Stage:
         metrics = {f"{name}/bits": high * _PART + low % _PART, f"{name}/wraps": wraps}
         return total, metrics
 
-    return Stage.stateless(client, server, Traits(name, only_reads=True))
+    return Stage.stateless(client, server, Traits(name, only_reads=True, tells=True))

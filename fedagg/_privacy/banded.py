@@ -53,8 +53,8 @@ def banded_noise(
 
     Noise stays at the server. The state holds `bands - 1` values like the template in
     float32, and must be kept as secret as the sums. Clients count once, whatever their
-    weight; NaN, absent clients, the denominator, the key, and what must not come after
-    this are as in `gaussian_noise`.
+    weight; who is protected from whom, NaN, absent clients, the denominator, the key,
+    and what does not go with this are as in `gaussian_noise`.
 
     Reports `{name}/clip` `[]` and `{name}/noised_norm` `[]`, the norm of the noised
     mean.

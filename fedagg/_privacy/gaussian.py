@@ -33,9 +33,11 @@ def gaussian_noise(
     | a client comes or goes | moves the sum by `clip` at most, exactly |
     | another stands in for it | moves the sum by twice that |
     | the denominator is public | the number of clients present stays hidden |
-    | stages before this | what they report and learn is not noised |
+    | a client in two rows of a cohort | moves the sum by two clips |
+    | stages before this | refused if they report or learn anything without noise |
     | stages after this | refused if they change values, as a `mean` or a rule |
-    | what clients' `work` reports | is not noised, their loss, say |
+    | what clients' `work` reports, their loss | does not come out: `noised_metrics` |
+    | against | all but the server, which sees the sum before its noise |
     | low bits of the value | there are none: all is a multiple of a step |
     | the discrete Gaussian | is a rounding of Gaussian noise of 4 steps**2 less |
     | draws | of their law to 2**-50 an entry and round, in total variation |
@@ -54,7 +56,8 @@ def gaussian_noise(
     is not in epsilon. It adds up over entries and rounds, to 1e-7 beside a delta for a
     million entries in a hundred rounds.
 
-    `server_view` lists what stages before this send. Of clients:
+    `server_view` lists what clients send. What is protected is a client, with all its
+    value. Of clients:
 
     | a client | counts |
     | --- | --- |

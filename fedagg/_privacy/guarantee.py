@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from fedagg._aggregator import Aggregator
 from fedagg._mechanism import Mechanism
+from fedagg._messages.reveals import revealed
 from fedagg._privacy.composition import (
     ACCOUNTANTS,
     NEIGHBORS,
@@ -12,7 +13,6 @@ from fedagg._privacy.composition import (
     sampler_of,
     spent,
 )
-from fedagg._privacy.reveals import revealed
 from fedagg._privacy.samplers import Sampler
 from fedagg._trees import checks
 from fedagg._types import PyTree, Stage
@@ -63,16 +63,19 @@ def guarantee(
     What is accounted is what runs: the mechanisms are those of the stages themselves,
     all parts that they noise together, a learnt clip's as well. Each part of a client's
     message is looked up too. One that no noise hides, and that follows the client's
-    value, is refused by name; such as `zeroing` sends, whose bound and count nobody
-    noises. So is `neighbors="add_or_remove"`, or a chance to be there, where a part
+    value, is refused by name; such as a `zeroing` sends that counts, or learns without
+    noise. So is `neighbors="add_or_remove"`, or a chance to be there, where a part
     tells who is there, as a secure sum's.
+
+    A client in two rows of a cohort moves the sum by two clips. Samplers draw each
+    client once; in a `ClientTable` a private round leaves out all rows but the first.
 
     | | |
     | --- | --- |
     | protected | a client, with all of its value in all rounds |
     | against | who sees values, metrics and what clients are told, in every round |
     | not against | the server itself, but for noise of clients under a secure sum |
-    | outside | metrics of the clients' work, keys that are known, noise in float32 of |
+    | outside | keys that are known; a client twice in a cohort; noise in float32 of |
     | | trees, bands and privatizers |
 
     Args:
@@ -124,6 +127,11 @@ def run_of(
             f"got {aggregator!r}."
         )
     mechanisms = stage.traits.mechanisms
+    if stage.traits.without_guarantee:
+        raise ValueError(
+            f"{stage.traits.name}: a stage was given to without_guarantee, so that "
+            "there is none."
+        )
     if not mechanisms:
         raise ValueError(
             f"{stage.traits.name}: no stage declares the noise that makes it private, "
@@ -147,8 +155,8 @@ def _check_revealed(
         raise ValueError(
             f"{', '.join(by_value)} of {stage.traits.name} follows the client's value "
             "and is not noised, so that no epsilon is finite. Leave the stage out that "
-            "notes it: server_view lists all parts. dp_aggregator and "
-            "distributed_dp_aggregator have zeroing=False."
+            "notes it, or have it tell nothing: zeroing has counted=False. server_view "
+            "lists all parts."
         )
     by_weight = [x.part for x in found if x.by_weight]
     if by_weight and (neighbors == "add_or_remove" or sampler.rate < 1.0):

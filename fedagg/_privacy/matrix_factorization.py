@@ -61,8 +61,8 @@ def matrix_factorization_noise(
     client moves what it sees by `1 + n * 2**-23` clips at most. Its noise is of floats.
 
     Noise stays at the server; its state must be kept as secret as the sums. Clients
-    count once, whatever their weight; NaN, absent clients, the denominator, and what
-    must not come after this are as in `gaussian_noise`.
+    count once, whatever their weight; who is protected from whom, NaN, absent clients,
+    the denominator, and what does not go with this are as in `gaussian_noise`.
 
     Reports `{name}/clip` `[]` and `{name}/noised_norm` `[]`, the norm of the noised
     mean. How large the noise is in a round, the privatizer alone knows.

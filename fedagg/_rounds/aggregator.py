@@ -5,8 +5,10 @@ from typing import Any
 from fedagg._aggregator import Aggregator
 from fedagg._execution.ways import SumOver, by_size
 from fedagg._messages.message import Message, added
+from fedagg._messages.reveals import revealed
 from fedagg._rounds.chain import chain
 from fedagg._rounds.driver import Server, driven
+from fedagg._rounds.order import refusal
 from fedagg._rounds.steps import message_of, server_step, steps_of
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees.remembered import Remembered
@@ -35,7 +37,10 @@ def aggregator(*stages: Stage, sum_over: SumOver | None = None) -> Aggregator:
       inside the sum. Where the value is an `Update`, its weight takes the place of the
       one in `weights`, which then says who is present. The `metrics`, a dict of
       scalars, come back as means over the present clients, weighted. A client whose
-      metric is not finite is left out of that metric, NaN is that of nobody.
+      metric is not finite is left out of that metric, NaN is that of nobody. After a
+      private stage no metric of the work comes back, but for those that
+      `noised_metrics` takes: no noise hides the others. Whoever wants them has
+      `without_guarantee`.
     - With `memory`, what each client kept of earlier rounds, `[n, ...]` on every leaf,
       `work(row, key, memory) -> (value, metrics, memory)` returns what it keeps now,
       and `next` returns `(Output, memory)`. It is never summed. A client that is
@@ -55,14 +60,16 @@ def aggregator(*stages: Stage, sum_over: SumOver | None = None) -> Aggregator:
     Raises:
         TypeError: if a stage or the way to sum is of another type; in `next`, for a
             leaf of a dtype that a stage does not take.
-        ValueError: if stages are in an order that `chain` refuses; in `next`, for
-            leaves that disagree on the number of clients, updates that are one
-            client's, weights of another shape, no rows at all, or a missing key.
+        ValueError: if stages are in an order that `chain` refuses; in `init`, if
+            something is told of clients beside a private stage, which none declared; in
+            `next`, for leaves that disagree on the number of clients, updates that are
+            one client's, weights of another shape, no rows at all, or a missing key.
     """
     whole = chain(*stages)
     sum_over = checked_way(sum_over)
 
     def init(template: PyTree) -> PyTree:
+        _check_guarantee(whole, template)
         return Remembered.of(template, whole.init(template))
 
     def receive(message: Message) -> tuple[Message, PyTree]:
@@ -77,6 +84,15 @@ def aggregator(*stages: Stage, sum_over: SumOver | None = None) -> Aggregator:
     next = driven(whole, Server(whole.broadcast, receive, finish), sum_over)
     steps = steps_of(whole)
     return Aggregator(init, next, steps, lambda x: message_of(whole, x), whole)
+
+
+def _check_guarantee(whole: Stage, template: PyTree) -> None:
+    """Raises a ValueError for a private round that tells what it did not declare."""
+    if not whole.traits.is_private or whole.traits.without_guarantee:
+        return
+    for part in revealed(whole, template):
+        if part.by_value:
+            raise ValueError(refusal(f"{part.part} of {whole}", whole.traits.name))
 
 
 def checked_way(sum_over: Any) -> SumOver:

@@ -4,6 +4,8 @@
 the sum are DP-FedAvg.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -36,7 +38,9 @@ def chain(*stages: Stage) -> Stage:
     | `mean`, which weighs values | one that bounds them, `clipping` |
 
     A private stage and one that divides by the clients' own weights, `mean`, do not go
-    together in any order: no noise hides the weights.
+    together in any order: no noise hides the weights. Neither does one that tells of
+    clients' values without noise, a `zeroing` that counts or learns, unless
+    `without_guarantee` says that no guarantee is meant.
 
     Args:
         *stages: each an `init`, `broadcast`, `client`, `server` of its own.
@@ -94,7 +98,17 @@ def chain(*stages: Stage) -> Stage:
         ]
         return jnp.any(jnp.stack([jnp.bool_(False), *found]))
 
+    def with_metrics(note: PyTree, metrics: dict[str, Any]):
+        notes = []
+        for stage, n in zip(stages, note, strict=True):
+            if stage.traits.with_metrics is not None:
+                n, metrics = stage.traits.with_metrics(n, metrics)
+            notes.append(n)
+        return tuple(notes), metrics
+
     traits = traits_of_chain(stages)
+    if any(stage.traits.with_metrics is not None for stage in stages):
+        traits = traits._replace(with_metrics=with_metrics)
     if any(stage.traits.refused is not None for stage in stages):
         traits = traits._replace(refused=refused)
     return Stage(init, broadcast, client, server, traits)

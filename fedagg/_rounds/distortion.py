@@ -1,6 +1,6 @@
 """The error that a compressor makes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,10 +45,18 @@ def with_distortion(stage: Stage, *, name: str = "distortion") -> Stage:
         section 2.
     """
 
-    traits = stage.traits
+    traits = stage.traits._replace(tells=True)
     if traits.refused is not None:
         refused = traits.refused
         traits = traits._replace(refused=lambda note: refused(note.stage))
+    if traits.with_metrics is not None:
+        take = traits.with_metrics
+
+        def with_metrics(note: DistortionNote, metrics: dict[str, Any]):
+            of_stage, left = take(note.stage, metrics)
+            return note._replace(stage=of_stage), left
+
+        traits = traits._replace(with_metrics=with_metrics)
 
     def client(state: PyTree, update: Update, key: jax.Array | None):
         message, note = stage.client(stage.broadcast(state), update, key)

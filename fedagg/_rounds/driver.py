@@ -13,7 +13,7 @@ from fedagg._execution.ways import SumOver
 from fedagg._messages.marks import in_units
 from fedagg._messages.message import Message
 from fedagg._rounds.steps import Work, client_step
-from fedagg._trees import checks, pytree, table
+from fedagg._trees import checks, pytree, rowwise, table
 from fedagg._trees.keys import fold_key
 from fedagg._trees.remembered import check_stacked
 from fedagg._trees.weights import as_weights, is_present, unit_of
@@ -53,7 +53,7 @@ def driven(stage: Stage, server: Server, sum_over: SumOver) -> Next:
         work: Work | None = None,
         memory: PyTree = None,
     ) -> Any:
-        clients, examples = _clients(updates, weights, work, memory)
+        clients, examples = _clients(updates, weights, work, memory, stage.traits)
         is_in_proportion = _is_in_proportion(stage.traits)
         unit = unit_of(clients.weight) if is_in_proportion else jnp.float32(1.0)
         clients = clients._replace(weight=clients.weight / unit)
@@ -107,7 +107,7 @@ def _is_in_proportion(traits: Traits) -> bool:
 
 
 def _clients(
-    updates: PyTree, weights: Any, work: Work | None, memory: PyTree
+    updates: PyTree, weights: Any, work: Work | None, memory: PyTree, traits: Traits
 ) -> tuple[Clients, list[PyTree]]:
     """The clients of a round, from the arguments of `next`, and examples in tables."""
     n = checks.count_clients(updates)
@@ -127,6 +127,8 @@ def _clients(
             "updates: a ClientTable holds examples, of which only work makes an update."
         )
     weights = as_weights(weights, n)
+    if traits.is_private:
+        weights = _once(rows, weights)
     rows = table.without_examples_of_absent(rows, is_present(weights))
     clients = Clients(
         jax.tree.map(jnp.asarray, rows),
@@ -135,3 +137,16 @@ def _clients(
         jax.tree.map(jnp.asarray, memory),
     )
     return clients, examples
+
+
+def _once(rows: PyTree, weights: jax.Array) -> jax.Array:
+    """The weights, zero where a present row before is of the same client of a table.
+
+    In both rows it would move a sum by two clips.
+    """
+    parts = pytree.parts_with_names(rows, lambda x: isinstance(x, table.Places))
+    places = [x for _, x in parts if isinstance(x, table.Places)]
+    if not places:
+        return weights
+    keys = [y for x in places for y in (x.starts, x.sizes)]
+    return jnp.where(rowwise.is_first(is_present(weights), *keys), weights, 0.0)

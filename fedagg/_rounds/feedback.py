@@ -73,8 +73,9 @@ def with_error_feedback(
         sum_over: a way to sum, as `aggregator` takes it.
 
     Raises:
-        ValueError: if `clients` is not positive; in `next`, for a state with the memory
-            of another number of clients, and as `aggregator` does.
+        ValueError: if `clients` is not positive, or the stage is private; in `next`,
+            for a state with the memory of another number of clients, and as
+            `aggregator` does.
         TypeError: in `next`, as `aggregator` does.
 
     Reference: Richtárik et al., "EF21: A New, Simpler, Theoretically Better, and
@@ -82,6 +83,11 @@ def with_error_feedback(
         in a round, Fatkhullin et al., "EF21 with Bells & Whistles", 2021, "EF21-PP".
     """
     checks.check_whole(1, clients=clients)
+    if stage.traits.is_private:
+        raise ValueError(
+            f"{stage.traits.name} noises a sum, and with_error_feedback has the server "
+            "keep what each client sends: it does not go with it."
+        )
     adding = aggregator(sum_over=sum_over)
     steps = steps_of(stage)
 
@@ -103,7 +109,7 @@ def with_error_feedback(
         n = checks.count_clients(updates)
         weights = as_weights(weights, n)
         is_known = (indices >= 0) & (indices < clients) & is_present(weights)
-        is_known &= _is_first(jnp.where(is_known, indices, clients))
+        is_known &= rowwise.is_first(jnp.where(is_known, indices, clients))
         weights = jnp.where(is_known, weights, 0.0)
         seen = []  # a client's value, and what is added of its message
 
@@ -185,11 +191,3 @@ def _check_memory(memory: PyTree, clients: int) -> None:
             f"state: expected the memory of {clients} clients, as given to "
             f"with_error_feedback; got that of {found}."
         )
-
-
-def _is_first(indices: jax.Array) -> jax.Array:
-    """Whether a number has not come before, `[n]`."""
-    order = jnp.argsort(indices, stable=True)
-    ordered = indices[order]
-    fresh = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
-    return jnp.zeros(indices.shape, bool).at[order].set(fresh)

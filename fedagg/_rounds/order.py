@@ -3,7 +3,31 @@
 from collections.abc import Sequence
 from typing import Any
 
+from fedagg._sentence import prints_as_its_call
 from fedagg._types import Stage, Traits
+
+
+@prints_as_its_call
+def without_guarantee(stage: Stage) -> Stage:
+    """The same stage, for a round that is to have no guarantee of privacy.
+
+    In a round with a private stage, as `gaussian_noise`, what is learnt or reported of
+    clients without noise is refused: a bound that follows it decides which clients are
+    in later sums, and no epsilon is finite. This says that it is meant. Then metrics of
+    the clients' work come out as well, and `guarantee` refuses the round.
+
+    `aggregator(without_guarantee(zeroing(bound)), noise)` noises what `noise` does, and
+    promises nothing.
+
+    Args:
+        stage: one that tells of clients, or any other.
+
+    Raises:
+        TypeError: if it is no stage.
+    """
+    if not isinstance(stage, Stage):
+        raise TypeError(f"stage: expected a Stage, got {stage!r}.")
+    return stage._replace(traits=stage.traits._replace(without_guarantee=True))
 
 
 def check_order(stages: Sequence[Any]) -> None:
@@ -22,6 +46,28 @@ def check_order(stages: Sequence[Any]) -> None:
     for i, stage in enumerate(stages):
         for j, before in enumerate(stages[:i]):
             _check_pair(before.traits, stage.traits, named[j], named[i])
+    _check_guarantee([x.traits for x in stages], named)
+
+
+def _check_guarantee(traits: list[Traits], named: list[str]) -> None:
+    """Raises a ValueError if something is told beside a private stage."""
+    if any(x.without_guarantee for x in traits):
+        return
+    together = list(zip(traits, named, strict=True))
+    private = [name for x, name in together if x.is_private]
+    telling = [name for x, name in together if x.tells]
+    if private and telling:
+        raise ValueError(refusal(telling[0], private[0]))
+
+
+def refusal(telling: str, private: str) -> str:
+    """Why there is no guarantee, and what to do."""
+    return (
+        f"{telling} tells of clients' values what no noise hides, and with it "
+        f"{private} has no finite epsilon. zeroing and clipping tell nothing with "
+        "counted=False and a bound that is a number, or a quantile_bound with "
+        "below_estimate_stddev. without_guarantee(stage) says that none is meant."
+    )
 
 
 def _check_pair(one: Traits, other: Traits, before: str, after: str) -> None:
@@ -69,5 +115,7 @@ def traits_of_chain(stages: Sequence[Stage]) -> Traits:
         is_bound=any(x.is_bound for x in all_traits),
         weighs=any(x.weighs for x in all_traits),
         divides=any(x.divides for x in all_traits),
+        tells=any(x.tells for x in all_traits),
+        without_guarantee=any(x.without_guarantee for x in all_traits),
         mechanisms=sum((x.mechanisms for x in all_traits), ()),
     )

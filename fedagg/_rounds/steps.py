@@ -96,6 +96,14 @@ def client_step(
     value = pytree.keep(is_present(update.weight), update.value)
     before = update._replace(value=value)
     after, note = stage.client(shared, before, key_of_stages)
+    traits = stage.traits
+    if traits.with_metrics is not None and work is not None:
+        heard = pytree.keep(is_present(update.weight), metrics)
+        note, left = traits.with_metrics(note, heard)
+        metrics = {name: metrics[name] for name in left}
+    # No noise hides them.
+    if traits.is_private and not traits.without_guarantee:
+        metrics = {}
     message = sent(
         after.value,
         note,
@@ -105,8 +113,8 @@ def client_step(
     if memory is None:
         return message
     counts = is_present(update.weight) & is_present(after.weight)
-    if stage.traits.refused is not None:
-        counts &= ~stage.traits.refused(note)
+    if traits.refused is not None:
+        counts &= ~traits.refused(note)
     return message, pytree.where(counts, kept, memory)
 
 

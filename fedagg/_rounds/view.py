@@ -1,10 +1,14 @@
 """What a client sends, before it is sent: its size, and what the server sees of it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 
 from fedagg._aggregator import Aggregator
 from fedagg._messages.message import Message, count_bits
 from fedagg._messages.payload import inside, is_payload, parts_of
+from fedagg._messages.reveals import acted_on
 from fedagg._rounds.steps import message_of
 from fedagg._types import PyTree, Stage
 
@@ -17,6 +21,7 @@ class Seen(NamedTuple):
     dtype: str
     how: str  # "in the clear", "plain sum" or "secure sum modulo 2**bits"
     noised: bool  # whether what is released of its sum is noised for privacy
+    follows: bool = False  # whether what was learnt without noise acts on it
 
 
 class ServerView(NamedTuple):
@@ -27,8 +32,8 @@ class ServerView(NamedTuple):
     def __str__(self) -> str:
         rows = [("part", "shape", "dtype", "the server sees")]
         rows += [(x.part, str(list(x.shape)), x.dtype, x.how) for x in self.parts]
-        if any(x.noised for x in self.parts):
-            released = ["yes" if x.noised else "NO" for x in self.parts]
+        if any(x.noised or x.follows for x in self.parts):
+            released = [_released(x) for x in self.parts]
             noise = ["released with noise", *released]
             rows = [(*row, x) for row, x in zip(rows, noise, strict=True)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -39,25 +44,36 @@ class ServerView(NamedTuple):
         return "\n".join(lines)
 
 
-def server_view(aggregator: Aggregator | Stage, template: PyTree) -> ServerView:
+def _released(x: Seen) -> str:
+    if x.follows:
+        return "NO: a bound without noise"
+    return "yes" if x.noised else "NO"
+
+
+def server_view(
+    aggregator: Aggregator | Stage, template: PyTree, *, row: PyTree = None
+) -> ServerView:
     """Lists, leaf by leaf, what reaches the server of what a client sends.
 
     "in the clear": of each client by itself, as what must be decoded before it is
     added, or what a rule combines. "plain sum": the server needs the sum only, but sees
     each client's part unless something else adds for it. "secure sum modulo 2**bits":
-    the sum of integers is all that it learns. The metrics that `work` reports come on
-    top, each a plain sum of the metric times the weight and one of weights, which no
-    stage noises.
+    the sum of integers is all that it learns. Of a training, with a `row`, metrics that
+    its work sends are listed as well, each a plain sum of the metric times the weight
+    and one of weights. To an `aggregator` work is not known before `next`, and its
+    metrics come on top. After a private stage none is sent, but for those that
+    `noised_metrics` takes, which are notes.
 
     What is seen is not what is private: a sum tells of its parts, and a bound that
     clients taught without noise tells of them in later rounds too. Where a stage noises
     sums at the server, the view says of each part whether what is released of it (in
-    the value, in metrics, in what later rounds use) is noised: what is marked "NO", as
-    the notes of a `zeroing` before `gaussian_noise`, is outside of the guarantee. The
-    server itself sees sums before their noise, but for those of integers that clients
-    noise, as in `skellam_noise`, which are marked too. Noise that makes a value private
-    by itself, as `local_gaussian_noise`, is part of it and not marked; weights and
-    notes have none.
+    the value, in metrics, in what later rounds use) is noised. "NO" is that of a part
+    without noise, as a count, and of all parts that something learnt without noise acts
+    on, whatever noise they have: no epsilon is finite. The server itself sees sums
+    before their noise, but for those of integers that clients noise, as in
+    `skellam_noise`, which are marked too. Noise that makes a value private by itself,
+    as `local_gaussian_noise`, is part of it and not marked; weights and notes have
+    none.
 
     Args:
         aggregator: what `aggregator`, `combining`, `federated_averaging` or a recipe
@@ -65,15 +81,37 @@ def server_view(aggregator: Aggregator | Stage, template: PyTree) -> ServerView:
             keeps what is asked for here.
         template: one client's value, arrays or `jax.ShapeDtypeStruct`; of a training,
             the model.
+        row: one client's row of client data, of a training alone, for the metrics.
 
     Raises:
         TypeError: if `aggregator` is neither, or a pair made by hand.
-        ValueError, TypeError: what its stages raise for such a value.
+        ValueError, TypeError: what its stages raise for such a value, and its work for
+            such a row.
     """
     message = _message_of(aggregator, template, "aggregator")
     parts = _seen("value", message.value, "plain sum", False)
     parts += _seen("note", message.note, "plain sum", False)
+    stage = aggregator.stage if isinstance(aggregator, Aggregator) else aggregator
+    if stage is not None and any(x.noised for x in parts):
+        marks = zip(parts, acted_on(stage, template), strict=True)
+        parts = [
+            x._replace(noised=x.noised and not y, follows=y and x.noised)
+            for x, y in marks
+        ]
+    if row is not None:
+        metrics = _sent_of(aggregator, template, row).metrics
+        parts += _seen("metrics", metrics, "plain sum", False)
     return ServerView(tuple(parts))
+
+
+def _sent_of(aggregator: Any, template: PyTree, row: PyTree) -> Message:
+    """The message of a client with such a row, as shapes and dtypes."""
+
+    def shared(template: PyTree) -> PyTree:
+        return aggregator.steps.broadcast(aggregator.init(template))
+
+    told, one = jax.eval_shape(shared, template), jnp.float32(1.0)
+    return jax.eval_shape(aggregator.steps.client, told, row, one, jax.random.key(0))
 
 
 def message_bits(stage: Aggregator | Stage, template: PyTree) -> int:

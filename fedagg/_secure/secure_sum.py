@@ -102,7 +102,9 @@ def secure_sum(
     fixed_point = FixedPoint.of(bits, largest_cohort, largest_weight)
     fixed_point.check(name)
     values = within(bound, fixed_point.bits, fixed_point.largest_cohort, name)
-    return _hidden(stage, values, fixed_point, name)
+    hidden = _hidden(stage, values, fixed_point, name)
+    # Who had an entry beyond the bound is counted, whatever the stage makes private.
+    return hidden._replace(traits=hidden.traits._replace(tells=True))
 
 
 @prints_as_its_call
@@ -233,6 +235,11 @@ def _check_stage(stage: Stage, name: str) -> None:
             f"{name}: messages of {named} cannot be added: the server has to decode "
             "each client's, and a secure sum shows it none. discretization, rotation "
             "and random_k commute with the sum."
+        )
+    if stage.traits.with_metrics is not None:
+        raise ValueError(
+            f"{name}: {named} takes metrics of the clients' work, which are no "
+            "integers: put it beside the secure sum and not in it."
         )
     if stage.traits.is_secret:
         raise ValueError(f"{name}: the sum of {named} is a secure one already.")

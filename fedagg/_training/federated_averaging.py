@@ -52,8 +52,20 @@ def federated_averaging(
 
     The server optimizer takes the aggregated change, negated, for a gradient of the
     parameters. Collections beside "params", such as batch statistics, are moved by the
-    aggregated change as it is: with a mean, to the mean of the clients' statistics. In
-    a round with nobody present the model and the optimizer stay as they are.
+    aggregated change as it is: with a mean, to the mean of the clients' statistics.
+
+    With an aggregator that has a private stage, as `dp_aggregator`:
+
+    | | |
+    | --- | --- |
+    | protected | a client, with all of its examples: `guarantee(training, ...)` |
+    | the model, the optimizer, collections | follow from what is noised |
+    | metrics of the client work | come out through `noised_metrics` alone |
+    | a round with nobody present | takes a step, of noise, as every other |
+    | a client in two rows of a round | moves the sum by two clips |
+
+    Without a private stage the model and the optimizer stay as they are in a round with
+    nobody present.
 
     `steps` is the same round taken apart: `client` trains, `server` takes the
     optimizer's step.
@@ -69,7 +81,7 @@ def federated_averaging(
             `(variables, row, key, memory) -> (change, metrics, memory)`, as the work of
             an `aggregator`.
         server_optimizer: from Optax.
-        aggregator: any.
+        aggregator: any. A pair made by hand counts as not private.
 
     Raises:
         TypeError: in `next`, as `aggregator` does.
@@ -79,6 +91,9 @@ def federated_averaging(
         Decentralized Data", 2017, algorithm 1; Reddi et al., "Adaptive Federated
         Optimization", 2021, algorithm 1.
     """
+
+    stage = aggregator.stage
+    is_private = stage is not None and stage.traits.is_private
 
     def init(variables: PyTree) -> TrainingState:
         variables = jax.tree.map(jnp.asarray, plain_model(variables))
@@ -99,9 +114,12 @@ def federated_averaging(
             optax.apply_updates(parameters, step),
             pytree.add(collections, collections_change),
         )
-        # A momentum would move the model in a round without anybody too.
+        # A momentum would move the model in a round without anybody too. Where there is
+        # noise, a model that stays would tell that nobody was there.
         variables, optimizer = pytree.where(
-            is_anyone, (variables, optimizer), (state.variables, state.optimizer)
+            is_anyone | is_private,
+            (variables, optimizer),
+            (state.variables, state.optimizer),
         )
         state = TrainingState(variables, optimizer, change.state)
         return Output(state, variables, change.metrics)
@@ -159,7 +177,7 @@ def _steps(
     def server(state: TrainingState, total: PyTree, key: Any = None) -> Output:
         # Who is absent sends nothing, so that there is somebody in a total.
         change = of.server(state.aggregator, total, key)
-        return stepped(state, change, jnp.bool_(True))
+        return stepped(state, change, jnp.bool_(total is not None))
 
     return Steps(broadcast, client, of.add, server)
 

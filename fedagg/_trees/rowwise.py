@@ -86,3 +86,12 @@ def set_rows(stacked: PyTree, positions: jax.Array, rows: PyTree) -> PyTree:
 def pad_rows(stacked: PyTree, count: int) -> PyTree:
     """Repeats the last row `count` times, which typed keys can do too."""
     return jax.tree.map(lambda x: jnp.concatenate([x, *[x[-1:]] * count]), stacked)
+
+
+def is_first(*keys: jax.Array) -> jax.Array:
+    """Whether no row before has the same in every one of the keys `[n]`, `[n]`."""
+    order = jnp.lexsort(keys)  # stable
+    ordered = [x[order] for x in keys]
+    differs = [x[1:] != x[:-1] for x in ordered]
+    fresh = jnp.concatenate([jnp.ones(1, bool), jnp.any(jnp.stack(differs), axis=0)])
+    return jnp.zeros(order.shape, bool).at[order].set(fresh)

@@ -22,10 +22,11 @@ class ClientTable:
 
     A cohort is `table[numbers]`: the same examples, with the places of these clients.
     In a round it stands for their data, wherever that is in the tree given to `next`,
-    and a client's row is the table with its own place. So nothing is copied in a round,
-    whatever the sizes of clients, and a client costs what it has: `in_chunks(size)`
+    and a client's row is the table with its own place. So nothing is copied, whatever
+    the sizes of clients, and a client costs what it has: `in_chunks(size)`
     puts clients of like size side by side, `across(mesh)` balances devices by their
-    examples. A client that is absent counts as one without examples.
+    examples. One that is absent counts as one without examples. In a private round one
+    whose number comes twice counts once, with its first row.
 
     `local_training` takes such a row in place of `(examples, mask)`, with the same
     draws and results. For work of your own, `padded()` is `(examples, mask)`, with the
@@ -94,18 +95,22 @@ class ClientTable:
         as the next power of two, so that rounds are compiled for few shapes.
 
         Args:
-            numbers: of the clients, integers `[n]`.
+            numbers: of the clients, integers `[n]`. Each is copied once.
 
         Raises:
             IndexError: for a number that no client has.
         """
-        starts, sizes = (np.asarray(x)[numbers] for x in (self.starts, self.sizes))
+        numbers = np.arange(len(self))[numbers]
+        _, first, again = np.unique(numbers, return_index=True, return_inverse=True)
+        own = np.sort(first)
+        starts, sizes = (np.asarray(x)[numbers[own]] for x in (self.starts, self.sizes))
         total = int(sizes.sum())
         places = np.cumsum(sizes) - sizes
         shift = np.repeat(starts - places, sizes)
         rows = np.zeros(1 << (max(total, 1) - 1).bit_length(), np.int64)
         rows[:total] = np.arange(total) + shift
         examples = jax.tree.map(lambda x: np.asarray(x)[rows], self.examples)
+        places, sizes = (x[np.searchsorted(own, first[again])] for x in (places, sizes))
         return dataclasses.replace(
             self, examples=examples, starts=places.astype(np.int32), sizes=sizes
         )

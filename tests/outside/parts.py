@@ -53,7 +53,9 @@ def shrinking(start: float, *, most: float) -> fedagg.Stage:
         after = jnp.where(note.present > 0.0, moved, state)
         return fedagg.Output(after, total, {"shrinking/kept": average})
 
-    return fedagg.Stage(init, broadcast, client, server, fedagg.Traits("shrinking"))
+    return fedagg.Stage(
+        init, broadcast, client, server, fedagg.Traits("shrinking", tells=True)
+    )
 
 
 @flax.struct.dataclass

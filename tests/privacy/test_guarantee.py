@@ -235,19 +235,78 @@ LEAKS = {
 def test_what_stages_before_the_noise_tell_is_refused_by_name(name):
     stage, part = LEAKS[name]
 
+    # A user's own stage, which does not say what it does.
+    bare = stage._replace(traits=fedagg.Traits("own"))
+    both = fedagg.chain(bare, fedagg.gaussian_noise(1.0, 1.0, 10.0))
+
     with pytest.raises(ValueError, match=f"{part}.* follows the client's value"):
-        of(stage, fedagg.gaussian_noise(1.0, 1.0, 10.0), neighbors="zero_out")
+        fedagg.guarantee(both, TEMPLATE, 1, DELTA, neighbors="zero_out")
+    with pytest.raises(ValueError, match=f"{part}.* what no noise hides"):
+        fedagg.aggregator(both).init(TEMPLATE)
 
 
-def test_recipes_have_a_guarantee_without_zeroing_and_none_with_it():
-    recipes = (fedagg.dp_aggregator, fedagg.distributed_dp_aggregator)
-    for recipe in recipes:
-        bare, zeroed = (recipe(0.5, 20, zeroing=x) for x in (False, True))
-        options: dict[str, Any] = {"neighbors": "zero_out"}
-        found = fedagg.guarantee(bare, TEMPLATE, 1, DELTA, **options)
-        assert 0.0 < found.epsilon < 100.0
-        with pytest.raises(ValueError, match="is not noised"):
-            fedagg.guarantee(zeroed, TEMPLATE, 1, DELTA, **options)
+RECIPES = {
+    "central": fedagg.dp_aggregator,
+    "distributed": fedagg.distributed_dp_aggregator,
+}
+OUT: dict[str, Any] = {"neighbors": "zero_out"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_have_a_guarantee_as_they_come(name):
+    for options in ({}, {"zeroing": 3.0}):
+        recipe = RECIPES[name](0.5, 20, **options)
+        found = fedagg.guarantee(recipe, TEMPLATE, 1, DELTA, **OUT)
+        plain = fedagg.guarantee(RECIPES[name](0.5, 20), TEMPLATE, 1, DELTA, **OUT)
+        assert found.epsilon == plain.epsilon < 100.0
+    event = dp_accounting.GaussianDpEvent(0.5)
+    if name == "central":
+        assert math.isclose(found.epsilon, spent(event, 1), rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_that_learn_without_noise_say_so_and_have_no_guarantee(name):
+    with pytest.raises(ValueError, match="zeroing tells .* no finite epsilon"):
+        RECIPES[name](0.5, 20, zeroing=True)
+    for options in ({"zeroing": True}, {}):
+        meant = RECIPES[name](0.5, 20, without_guarantee=True, **options)
+        with pytest.raises(ValueError, match="without_guarantee, so that there is non"):
+            fedagg.guarantee(meant, TEMPLATE, 1, DELTA, **OUT)
+
+
+def test_a_bound_learnt_with_noise_says_what_it_costs():
+    bound = fedagg.quantile_bound(
+        10.0, 0.98, 2.0, below_estimate_stddev=1.5, expected_num_clients=100
+    )
+    zeroing = fedagg.zeroing(bound, counted=False)
+
+    got = of(
+        zeroing, fedagg.gaussian_noise(2.0, 1.0, 100.0), **SAMPLED, accountant="rdp"
+    )
+
+    # A client moves the count by a half.
+    inner: list[Any] = [dp_accounting.GaussianDpEvent(x) for x in (3.0, 2.0)]
+    event = dp_accounting.PoissonSampledDpEvent(
+        0.01, dp_accounting.ComposedDpEvent(inner)
+    )
+    assert math.isclose(got.epsilon, spent(event, 100, "rdp"), rel_tol=1e-9)
+    alone = fedagg.epsilon(bound.mechanism, 100, DELTA, **SAMPLED, accountant="rdp")
+    event = dp_accounting.PoissonSampledDpEvent(
+        0.01, dp_accounting.GaussianDpEvent(3.0)
+    )
+    assert math.isclose(alone, spent(event, 100, "rdp"), rel_tol=1e-9)
+    for free in (fedagg.quantile_bound(1.0, 0.5, 0.2),):
+        assert free.mechanism is None and free.tells
+
+
+def test_noised_metrics_are_one_more_part_of_the_budget():
+    metrics = fedagg.noised_metrics(3.0, {"training/loss": 5.0, "accuracy": 1.0}, 100)
+
+    got = of(metrics, fedagg.gaussian_noise(2.0, 1.0, 100.0), **OUT)
+
+    both = (3.0**-2 + 2.0**-2) ** -0.5
+    expected = spent(dp_accounting.GaussianDpEvent(both), 100)
+    assert math.isclose(got.epsilon, expected, rel_tol=1e-6)
 
 
 def test_a_count_of_who_is_there_goes_with_other_relations():

@@ -38,10 +38,10 @@ STAGES: dict[str, Callable[[], fedagg.Stage]] = {
     "adaptive tree": lambda: fedagg.adaptive_tree_noise(0.0, 1.0, initial_clip=CLIP),
     "matrix": lambda: fedagg.matrix_factorization_noise(NOTHING, CLIP, 1.0),
     "after zeroing": lambda: fedagg.chain(
-        fedagg.zeroing(2.0), fedagg.gaussian_noise(0.0, CLIP, 1.0)
+        fedagg.zeroing(2.0, counted=False), fedagg.gaussian_noise(0.0, CLIP, 1.0)
     ),
     "after clipping and rotation": lambda: fedagg.chain(
-        fedagg.clipping(2.0),
+        fedagg.clipping(2.0, counted=False),
         fedagg.rotation("hadamard"),
         fedagg.gaussian_noise(0.0, CLIP, 1.0),
     ),

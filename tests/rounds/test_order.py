@@ -78,8 +78,8 @@ def test_what_changes_values_does_not_come_after_what_fixes_them(before, after):
     with pytest.raises(ValueError, match=f"after {stage.traits.name.split('(')[0]}"):
         fedagg.chain(stage, CHANGING[after])
     with pytest.raises(ValueError, match="does not declare that it only reads"):
-        fedagg.aggregator(fedagg.zeroing(1.0), fedagg.chain(stage), CHANGING[after])
-    fedagg.chain(stage, looking(), fedagg.elias_gamma())
+        fedagg.aggregator(looking(), fedagg.chain(stage), CHANGING[after])
+    fedagg.chain(stage, looking(), fedagg.without_guarantee(fedagg.elias_gamma()))
 
 
 @pytest.mark.parametrize("private", PRIVATE)

@@ -1,6 +1,7 @@
 """What the server sees, for messages of every kind."""
 
 import jax.numpy as jnp
+import optax
 import pytest
 
 import fedagg
@@ -32,7 +33,12 @@ def test_of_the_secure_recipe_nothing_is_in_the_clear(zeroing, clipping, weighte
 @pytest.mark.parametrize("zeroing", [True, False])
 def test_of_the_distributed_recipe_nothing_is_in_the_clear(mechanism, zeroing):
     recipe = fedagg.distributed_dp_aggregator(
-        1.0, 50, 18, zeroing=zeroing, mechanism=mechanism
+        1.0,
+        50,
+        18,
+        zeroing=zeroing,
+        without_guarantee=zeroing,
+        mechanism=mechanism,
     )
 
     seen = how(recipe)
@@ -42,10 +48,9 @@ def test_of_the_distributed_recipe_nothing_is_in_the_clear(mechanism, zeroing):
     assert {"value.vector", "value.count"} <= set(seen)
     assert len(seen) == 2 + 3 * zeroing + 1 + 2
     parts = fedagg.server_view(recipe, TEMPLATE).parts
-    assert {x.part for x in parts if x.noised} == {
-        "value.vector",
-        "value.count",
-    }
+    hidden = {"value.vector", "value.count"}
+    assert {x.part for x in parts if x.noised} == (set() if zeroing else hidden)
+    assert {x.part for x in parts if x.follows} == (hidden if zeroing else set())
 
 
 def test_of_the_robust_recipe_all_are_plain_sums():
@@ -96,43 +101,109 @@ def test_of_a_private_stage_all_is_noised(name):
 
 
 @pytest.mark.parametrize("name", PRIVATE)
-def test_what_stages_before_a_private_one_learn_is_named_as_not_noised(name):
+def test_all_that_a_bound_learnt_without_noise_acts_on_is_not_noised(name):
     bound = fedagg.quantile_bound(1.0, 0.9, 0.2)
-    aggregator = fedagg.aggregator(fedagg.zeroing(bound), PRIVATE[name])
+    told = fedagg.without_guarantee(fedagg.zeroing(bound))
+    aggregator = fedagg.aggregator(told, PRIVATE[name])
 
-    bare = {x.part for x in fedagg.server_view(aggregator, TEMPLATE).parts} - {
-        x.part for x in fedagg.server_view(aggregator, TEMPLATE).parts if x.noised
+    parts = fedagg.server_view(aggregator, TEMPLATE).parts
+
+    bare = {"note[0].count", "note[0].bound.below", "note[0].bound.count"}
+    assert not any(x.noised for x in parts)
+    assert {x.part for x in parts if not x.follows} == bare
+
+
+def test_what_a_count_or_a_fixed_bound_does_not_act_on_stays_noised():
+    told = fedagg.without_guarantee(fedagg.zeroing(2.0))
+    aggregator = fedagg.aggregator(told, PRIVATE["adaptive"])
+
+    parts = fedagg.server_view(aggregator, TEMPLATE).parts
+
+    assert {x.part for x in parts if not x.noised} == {"note[0].count"}
+    assert not any(x.follows for x in parts)
+
+
+def test_what_comes_before_a_bound_without_noise_stays_noised():
+    bound = fedagg.quantile_bound(
+        1.0, 0.9, 0.2, below_estimate_stddev=2.0, expected_num_clients=9
+    )
+    bare = fedagg.zeroing(fedagg.quantile_bound(1.0, 0.9, 0.2), name="bare")
+    aggregator = fedagg.aggregator(
+        fedagg.zeroing(bound, counted=False),
+        fedagg.without_guarantee(bare),
+        PRIVATE["fixed"],
+    )
+
+    parts = fedagg.server_view(aggregator, TEMPLATE).parts
+
+    assert [x.part for x in parts if x.noised] == ["note[0].bound.below"]
+    assert {x.part for x in parts if x.follows} == {"value['w']", "value['b']"}
+
+
+@pytest.mark.parametrize("zeroing", [False, 3.0])
+@pytest.mark.parametrize(
+    "make",
+    [fedagg.dp_aggregator, fedagg.distributed_dp_aggregator],
+)
+def test_of_private_recipes_only_who_is_there_is_not_noised(make, zeroing):
+    view = fedagg.server_view(make(0.5, 20, zeroing=zeroing), TEMPLATE)
+
+    bare = [x.part for x in view.parts if not x.noised]
+    secret = make is fedagg.distributed_dp_aggregator
+    at = f"note[0].stage[{1 if zeroing else 0}]"
+    expected = [at, "note[0].left_out", "note[0].present"]
+    assert bare == (expected if secret else [])
+
+
+def noting_work(variables, row, key):
+    return variables, {"training/loss": jnp.sum(row), "accuracy": jnp.float32(1.0)}
+
+
+def test_a_view_of_a_training_has_a_row_for_each_metric_that_is_sent():
+    template, sgd = {"w": jnp.zeros(2)}, optax.sgd(1.0)
+    takes = fedagg.noised_metrics(2.0, {"training/loss": 5.0}, 20)
+    stages = {
+        "open": (fedagg.mean(),),
+        "private": (PRIVATE["fixed"],),
+        "noised": (takes, PRIVATE["fixed"]),
+        "meant": (takes, fedagg.without_guarantee(PRIVATE["fixed"])),
     }
 
-    assert bare == {"note[0].count", "note[0].bound.below", "note[0].bound.count"}
+    rows = {}
+    for name, chosen in stages.items():
+        training = fedagg.federated_averaging(
+            noting_work, sgd, fedagg.aggregator(*chosen)
+        )
+        view = fedagg.server_view(training, template, row=jnp.zeros(3))
+        rows[name] = {
+            x.part: x.noised
+            for x in view.parts
+            if "accuracy" in x.part or "/" in x.part
+        }
 
-
-def test_the_private_recipe_is_noised_throughout_without_zeroing_only():
-    noised = {
-        zeroing: [
-            x.noised
-            for x in fedagg.server_view(
-                fedagg.dp_aggregator(0.5, 20.0, zeroing=zeroing), TEMPLATE
-            ).parts
-        ]
-        for zeroing in (True, False)
-    }
-
-    assert all(noised[False]) and noised[True].count(False) == 3
+    bare = {f"metrics['accuracy'][{i}]": False for i in (0, 1)}
+    loss = {f"metrics['training/loss'][{i}]": False for i in (0, 1)}
+    noised = {"note[0]['training/loss']": True}
+    assert rows["open"] == bare | loss
+    assert rows["private"] == {}
+    assert rows["noised"] == noised
+    assert rows["meant"] == noised | bare
 
 
 def test_a_private_view_prints_what_is_released_without_noise():
-    recipe = fedagg.dp_aggregator(0.5, 20.0)
+    recipe = fedagg.dp_aggregator(0.5, 20.0, zeroing=True, without_guarantee=True)
 
     view = fedagg.server_view(recipe, {"w": jnp.zeros(2)})
 
     assert str(view).splitlines() == [
         "part                 shape  dtype    the server sees  released with noise",
-        "value['w']           [2]    int32    plain sum        yes",
+        "value['w']           [2]    int32    plain sum        "
+        "NO: a bound without noise",
         "note[0].count        []     float32  plain sum        NO",
         "note[0].bound.below  []     float32  plain sum        NO",
         "note[0].bound.count  []     float32  plain sum        NO",
-        "note[1].below        []     int32    plain sum        yes",
+        "note[1].below        []     int32    plain sum        "
+        "NO: a bound without noise",
     ]
 
 

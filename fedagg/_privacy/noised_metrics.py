@@ -1,0 +1,109 @@
+"""Metrics of clients' work, clipped and noised: one more part of a private round."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedagg._mechanism import Mechanism
+from fedagg._messages.marks import Noised
+from fedagg._privacy.private import check_multiplier, check_positive
+from fedagg._sentence import prints_as_its_call
+from fedagg._trees import checks
+from fedagg._trees.keys import key_of_round
+from fedagg._types import Output, PyTree, Stage, Traits, Update
+
+
+@prints_as_its_call
+def noised_metrics(
+    noise_multiplier: float,
+    clips: Mapping[str, float],
+    clients_per_round: float,
+    *,
+    name: str = "noised_metrics",
+) -> Stage:
+    """Lets metrics of the clients' work out of a private round, with noise.
+
+    `aggregator(noised_metrics(4.0, {"training/loss": 5.0}, 100), private)` reports the
+    losses as sum over `clients_per_round`. Each client's metric is clipped to within
+    plus and minus its clip. A client moves all `k` metrics, in units of their clips, by
+    at most `sqrt(k)`, and each gets noise of `noise_multiplier * sqrt(k)` clips: in all
+    one Gaussian mechanism, which `guarantee` composes with the other stages'.
+
+    | | |
+    | --- | --- |
+    | protected | a client, with all that its work reports |
+    | a metric that is NaN or infinite, an absent client | counts as zero |
+    | weights | leave metrics as they are: every present client counts once |
+    | `next` without work | reports noise |
+
+    Values and weights pass as they are. The key and the noise are as in
+    `gaussian_noise`. A stage of its own, to be put beside a secure sum and not in it.
+
+    Reports each metric under the name that the work gives it, `[]`, and
+    `{name}/stddev` `[]`, its noise in units of its clip.
+
+    Args:
+        noise_multiplier: standard deviation of the noise, in units of what a client
+            moves: that of all metrics together.
+        clips: for each metric the largest size that counts. Positive.
+        clients_per_round: the denominator, a number that is known beforehand.
+        name: what the stage's own metric is filed under.
+
+    Raises:
+        ValueError: if an argument is out of range, or there is no metric; in `client`,
+            if the work has no metric of such a name; in `server`, without a key.
+        TypeError: if an argument is of another type.
+
+    Reference: Dwork and Roth, "The Algorithmic Foundations of Differential Privacy",
+        2014, section 3.5 and appendix A.
+    """
+    check_multiplier(noise_multiplier)
+    check_positive(clients_per_round=clients_per_round)
+    check_positive(**{f"clips[{metric!r}]": x for metric, x in clips.items()})
+    if not clips:
+        raise ValueError("clips: expected a clip for each metric, got none.")
+    limits = {metric: jnp.float32(x) for metric, x in clips.items()}
+    stddev = noise_multiplier * math.sqrt(len(limits)) / clients_per_round
+
+    def with_metrics(note: Noised, metrics: dict[str, Any]):
+        del note
+        if missing := sorted(limits.keys() - metrics.keys()):
+            raise ValueError(
+                f"{name}: the work reports no {missing[0]!r}, but {sorted(metrics)}."
+            )
+        left = {metric: x for metric, x in metrics.items() if metric not in limits}
+        taken = {metric: share(metrics[metric], x) for metric, x in limits.items()}
+        return Noised(taken), left
+
+    def share(x: Any, limit: jax.Array) -> jax.Array:
+        """The metric in units of its clip, within one."""
+        x = jnp.asarray(x).astype(jnp.float32)
+        # A clip may be so small that a quotient overflows, which is beyond one.
+        return jnp.where(jnp.isfinite(x), jnp.clip(x, -limit, limit) / limit, 0.0)
+
+    def client(shared: PyTree, update: Update, key: jax.Array | None):
+        del shared, key
+        return update, Noised({metric: jnp.float32(0.0) for metric in limits})
+
+    def server(rounds: jax.Array, total: PyTree, note: Noised, key: jax.Array | None):
+        key = key_of_round(checks.check_key(key, name, "noise"), rounds)
+        draws = jax.random.normal(key, (len(limits),), jnp.float32)
+        metrics = {
+            metric: limit * (note.value[metric] / clients_per_round + stddev * draw)
+            for (metric, limit), draw in zip(limits.items(), draws, strict=True)
+        }
+        metrics[f"{name}/stddev"] = jnp.float32(stddev)
+        return Output(rounds + 1, total, metrics)
+
+    traits = Traits(
+        name,
+        only_reads=True,
+        mechanisms=(Mechanism.gaussian(noise_multiplier),),
+        with_metrics=with_metrics,
+    )
+    return Stage(
+        lambda template: jnp.uint32(0), lambda state: (), client, server, traits
+    )

@@ -124,12 +124,15 @@ def integer_noise(deviation: float, key: jax.Array, tree: PyTree) -> PyTree:
     sizes = [x.size for x in leaves]
     half = -(-sum(sizes) // 2)
 
-    def draw_half(carry: tuple, key: jax.Array):
-        return carry, discrete_gaussian_draws(deviation, key, half)
+    def draw_half(carry: tuple, data: jax.Array):
+        # JAX's check of keys takes one of a mapped loop for used.
+        own = jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
+        return carry, discrete_gaussian_draws(deviation, own, half)
 
+    keys = jax.random.key_data(jax.random.split(key))
     # The results of a loop are written once; else XLA makes half of each draw again
     # for the norm of what is released.
-    _, halves = jax.lax.scan(draw_half, (), jax.random.split(key))
+    _, halves = jax.lax.scan(draw_half, (), keys)
     drawn = halves.ravel()[: sum(sizes)]
     parts = zip(leaves, cut(drawn, sizes), strict=True)
     return pytree.unflatten(structure, [part.reshape(x.shape) for x, part in parts])

@@ -33,9 +33,9 @@ def local_gaussian_noise(
 
     Protected is a client's value in a round, from everybody. Not noised are the
     client's weight, that it took part, and metrics of its work. A value with a NaN or
-    an infinite norm counts as zero, and is noised. In a mean of `n` clients the noise of
-    an entry has a deviation of `clip * noise_multiplier / sqrt(n)`, which is `sqrt(n)`
-    times that of `gaussian_noise` with the same multiplier.
+    an infinite norm counts as zero, and is noised. In a mean of `n` clients the noise
+    of an entry has a deviation of `clip * noise_multiplier / sqrt(n)`, which is
+    `sqrt(n)` times that of `gaussian_noise` with the same multiplier.
 
     Reports `{name}/stddev` `[]`, the noise's in an entry of a client's value.
 

@@ -28,7 +28,8 @@ def revealed(stage: Stage, template: PyTree) -> list[Revealed]:
     """
     client = _Client.of(stage, template)
     marks = list(zip(client.after(value=True), client.after(weight=True), strict=True))
-    parts = _leaves("", pytree.unflatten(client.structure, range(len(marks))), False)
+    places = pytree.unflatten(client.structure, list(range(len(marks))))
+    parts = _leaves("", places, False)
     return [
         Revealed(path.removeprefix("."), *marks[i])
         for path, i, is_noised in parts
@@ -52,9 +53,11 @@ def acted_on(stage: Stage, template: PyTree) -> list[bool]:
     if not any(bare) or coded_parts(client.message):
         return taught
     total = jax.eval_shape(added, Message(*client.message, {}, ()))
-    server = jax.make_jaxpr(lambda *x: stage.server(*x, jax.random.key(0)).state)(
-        client.state, total.value, total.note
-    ).jaxpr
+
+    def after_round(state: PyTree, value: PyTree, note: PyTree) -> PyTree:
+        return stage.server(state, value, note, jax.random.key(0)).state
+
+    server = jax.make_jaxpr(after_round)(client.state, total.value, total.note).jaxpr
     told = jax.make_jaxpr(stage.broadcast)(client.state).jaxpr
     in_state = [False] * len(told.invars)
     while True:

@@ -24,6 +24,9 @@ def without_guarantee(stage: Stage) -> Stage:
 
     Raises:
         TypeError: if it is no stage.
+
+    Reference: Dwork and Roth, "The Algorithmic Foundations of Differential Privacy",
+        2014, section 2.3.
     """
     if not isinstance(stage, Stage):
         raise TypeError(f"stage: expected a Stage, got {stage!r}.")

@@ -163,7 +163,7 @@ def test_noise_on_the_count_has_the_stated_deviation():
     keys = jax.random.split(jax.random.key(0), 4000)
 
     states = np.asarray(
-        jax.vmap(lambda key: bound.update(bound.init(), note, key))(keys)
+        jax.vmap(lambda key: bound.update(bound.init(), note, key).estimate)(keys)
     )
 
     # p - q = 3 / 30, with a deviation of 1.5 / 30; the steps are twice that. The

@@ -145,7 +145,7 @@ def test_the_count_is_noised_by_its_part(given):
     value = {"x": jnp.ones((60, 1))}  # all above the clip
 
     def step(key: jax.Array) -> jax.Array:
-        moved = aggregator.next(state, value, None, key).state[0].clip
+        moved = aggregator.next(state, value, None, key).state[0].clip.estimate
         return -jnp.log(moved / 0.1) / rate + 0.5
 
     fractions = np.asarray(

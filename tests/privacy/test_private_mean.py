@@ -109,7 +109,7 @@ def test_noise_is_added_to_the_notes_of_a_learnt_clip_by_its_source():
     value = {"x": jnp.ones((4, 1))}
 
     def moved(key: jax.Array) -> jax.Array:
-        clip = aggregator.next(state, value, None, key).state[0].clip
+        clip = aggregator.next(state, value, None, key).state[0].clip.estimate
         return 0.5 - jnp.log(clip / 0.1) / 0.2
 
     fractions = jax.vmap(moved)(jax.random.split(jax.random.key(0), 10_000))

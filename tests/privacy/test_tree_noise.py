@@ -171,9 +171,9 @@ def test_the_adaptive_tree_noises_values_and_count_by_their_parts():
     def estimates(key: jax.Array) -> jax.Array:
         state, seen = small.init({"x": jnp.zeros(1)}), []
         for k in jax.random.split(key, 2):
-            before = state[0].clip.estimate
+            before = state[0].clip.estimate.estimate
             state = small.next(state, some, None, k).state
-            seen.append(0.5 - jnp.log(state[0].clip.estimate / before) / 0.2)
+            seen.append(0.5 - jnp.log(state[0].clip.estimate.estimate / before) / 0.2)
         return jnp.stack(seen)
 
     keys = jax.random.split(jax.random.key(1), 10_000)

@@ -1,6 +1,7 @@
 """Nothing is told without noise beside a private stage."""
 
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,8 +87,9 @@ def test_without_guarantee_takes_a_stage_and_changes_nothing_else():
 
     assert repr(stage) == "without_guarantee(zeroing(2.0))"
     assert stage[:4] == fedagg.without_guarantee(stage)[:4]
+    unmade: Any = fedagg.zeroing
     with pytest.raises(TypeError, match="expected a Stage"):
-        fedagg.without_guarantee(fedagg.zeroing)  # pyrefly: ignore
+        fedagg.without_guarantee(unmade)
 
 
 def values(x: float, others: int = 9) -> dict[str, jax.Array]:

@@ -27,6 +27,7 @@ from fedagg.secagg._errors import NotAuthenticError
 
 _NONCE = 12  # bytes
 SEALED = _NONCE + 16  # bytes by which an envelope is longer than what is in it
+_PRIME = 2**255 - 19  # of the field of both curves
 
 
 def context(purpose: str, identifier: bytes, *numbers: int) -> bytes:
@@ -34,7 +35,7 @@ def context(purpose: str, identifier: bytes, *numbers: int) -> bytes:
 
     No two different lists of arguments give the same bytes.
     """
-    label = f"fedagg secagg 1 {purpose}".encode()
+    label = f"fedagg secagg 2 {purpose}".encode()
     parts = struct.pack(f">{len(numbers)}I", *numbers)
     return struct.pack(">B", len(label)) + label + identifier + parts
 
@@ -48,8 +49,11 @@ def agree(private: bytes, public: bytes) -> bytes:
     """The secret of 32 bytes that X25519 gives two parties.
 
     Raises:
-        NotAuthenticError: if the other's key is a point that makes the secret zero.
+        NotAuthenticError: if the other's key is a point that makes the secret zero, or
+            is written as no key is.
     """
+    if int.from_bytes(public, "little") >= _PRIME:
+        raise NotAuthenticError("A public key has another, shorter form.")
     mine = X25519PrivateKey.from_private_bytes(private)
     try:
         return mine.exchange(X25519PublicKey.from_public_bytes(public))
@@ -61,7 +65,7 @@ def check_public(public: bytes) -> None:
     """Passes for a key with which others can agree.
 
     Raises:
-        NotAuthenticError: if it is a point of small order.
+        NotAuthenticError: if it is a point of small order, or written as no key is.
     """
     agree(b"any key will do for this purpose", public)
 
@@ -113,6 +117,11 @@ def verifying_key(identity: bytes) -> bytes:
     """The Ed25519 public key of a private one; both are 32 bytes."""
     private = Ed25519PrivateKey.from_private_bytes(identity)
     return private.public_key().public_bytes_raw()
+
+
+def is_verifying_key(key: bytes) -> bool:
+    """Whether these are 32 bytes as an Ed25519 public key is written."""
+    return len(key) == 32 and int.from_bytes(key, "little") % 2**255 < _PRIME
 
 
 def sign(identity: bytes, content: bytes) -> bytes:

@@ -110,15 +110,14 @@ class Client:
             self._step = "nothing"  # if this one refuses, there is no other try
         following = "nothing"
         try:
-            following, answer = _STEPS[step](self, message)
-            return _messages.encode(answer, self._plan, self._index, SERVER)
-        except BaseException:
-            following = "nothing"
-            raise
+            told, answer = _STEPS[step](self, message)
+            encoded = _messages.encode(answer, self._plan, self._index, SERVER)
+            following = told
         finally:
             if following == "nothing":
                 self._forget()
             self._step = following
+        return encoded
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("A Client is one, and is not pickled or copied.")
@@ -140,11 +139,7 @@ class Client:
         return "share_keys", _messages.Keys(c_public, s_public, self._sign(about))
 
     def _share_keys(self, message: bytes):
-        """Step 1, ShareKeys: shares of b and of s^SK, an envelope for each neighbour.
-
-        Raises:
-            ContradictionError: if the keys are not this client's and its neighbours'.
-        """
+        """Step 1, ShareKeys: shares of b and of s^SK, in an envelope each."""
         told = self._read(_messages.KeysOfNeighbours, message)
         check_keys(self._plan, self._roster, told.keys, told.everyone)
         self._keys = keys = {j: (c, s) for j, c, s, _ in told.keys}
@@ -190,12 +185,7 @@ class Client:
         return following, _messages.MaskedInput(packed)
 
     def _consistency(self, message: bytes):
-        """Step 3, ConsistencyCheck: signs the list of all who survived.
-
-        Raises:
-            ContradictionError: if the list lacks this client, or has a stranger.
-            TooFewClientsError: if it is shorter than the plan's quorum.
-        """
+        """Step 3, ConsistencyCheck: signs the list of all who survived."""
         listed = self._read(_messages.Survivors, message).clients
         self._survivors = frozenset(j for (j,) in listed)
         if self._index not in self._survivors:

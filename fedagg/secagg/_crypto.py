@@ -49,11 +49,8 @@ def agree(private: bytes, public: bytes) -> bytes:
     """The secret of 32 bytes that X25519 gives two parties.
 
     Raises:
-        NotAuthenticError: if the other's key is a point that makes the secret zero, or
-            is written as no key is.
+        NotAuthenticError: if the other's key is a point that makes the secret zero.
     """
-    if int.from_bytes(public, "little") >= _PRIME:
-        raise NotAuthenticError("A public key has another, shorter form.")
     mine = X25519PrivateKey.from_private_bytes(private)
     try:
         return mine.exchange(X25519PublicKey.from_public_bytes(public))
@@ -65,9 +62,23 @@ def check_public(public: bytes) -> None:
     """Passes for a key with which others can agree.
 
     Raises:
-        NotAuthenticError: if it is a point of small order, or written as no key is.
+        NotAuthenticError: if it is a point of small order, or not in its one form.
     """
+    check_form(public)
     agree(b"any key will do for this purpose", public)
+
+
+def check_form(public: bytes) -> None:
+    """Passes for an X25519 public key in the one form that `public_key` gives.
+
+    X25519 takes numbers modulo 2**255 - 19 and leaves out the highest bit, so that keys
+    of different bytes would be one.
+
+    Raises:
+        NotAuthenticError: for all others.
+    """
+    if int.from_bytes(public, "little") >= _PRIME:
+        raise NotAuthenticError("A public key is not in its one form.")
 
 
 def derive(

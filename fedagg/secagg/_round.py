@@ -111,7 +111,9 @@ class Round:
         self.vectors.add(client)
 
     def close_vectors(self):
-        self._check_count(self.vectors, "sent vectors")
+        accused = {j for about in self.complaints.values() for j in about}
+        named = f", with {sorted(accused)} accused" if accused else ""
+        self._check_count(self.vectors, f"sent vectors{named}")
         for i in self._sharers:
             if len(self._neighbours(i, self.vectors)) < self._plan.threshold:
                 raise TooFewClientsError(f"Too few neighbours of client {i} are left.")

@@ -34,14 +34,17 @@ def check_keys(
     keys: Sequence[tuple[int, bytes, bytes, bytes]],
     everyone: Sequence[tuple[int, bytes]],
 ) -> None:
-    """Passes for keys all different and, if signed, as their owners and all know them.
+    """Passes for keys in form, all different and, if signed, known so to owner and all.
 
     Raises:
         ContradictionError: if two are one, or not those of their digest.
-        NotAuthenticError: if a signature does not hold.
+        NotAuthenticError: if a key has another form, or a signature does not hold.
         TooFewClientsError: if fewer than a quorum have keys.
     """
-    if len({x for _, c, s, _ in keys for x in (c, s)}) < 2 * len(keys):
+    found = {x for _, c, s, _ in keys for x in (c, s)}
+    for key in found:
+        _crypto.check_form(key)
+    if len(found) < 2 * len(keys):
         raise ContradictionError("Two clients have one key.")
     if roster is None:
         if everyone:

@@ -12,9 +12,9 @@ with atheris.instrument_imports(include=["fedagg.secagg"]):
     from fedagg import secagg
     from fedagg.secagg import _messages as messages
 
-from tests.secagg.rounds import fixed
+from tests.secagg.rounds import CONTEXT, fixed
 
-PLAN = fixed(secagg.Plan.complete(5, 3, bits=5, threshold=2))
+PLAN = fixed(secagg.Plan.complete(5, 3, 5, CONTEXT, threshold=2))
 KINDS = list(messages._LAYOUTS)
 
 
@@ -29,7 +29,7 @@ def one_input(data: bytes) -> None:
             secagg.Server(PLAN).receive(0, data)
             return
         kind = KINDS[which]
-        head = messages._HEADER.pack(1, PLAN.identifier, which, 1, messages.SERVER)
+        head = messages._HEADER.pack(2, PLAN.identifier, which, 1, messages.SERVER)
         data = head + data
         message = messages.decode(kind, data, PLAN, 1, messages.SERVER)
         if messages.encode(message, PLAN, 1, messages.SERVER) != data:

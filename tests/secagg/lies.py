@@ -132,6 +132,7 @@ def play(pick: Pick) -> Round:
             assert least < plan.threshold
     if not server_lies:
         assert not both
+        assert all(i in liars for i, says in round.server.accused.items() if not says)
         assert set(round.server.accused) <= liars or liars & {
             x for about in round.server.accused.values() for x in about
         }

@@ -285,6 +285,22 @@ def test_lists_that_would_open_both_secrets_or_a_strangers_are_refused(plan):
         check(wrong, lambda a, d: ([*a, (1,)], d))
 
 
+@pytest.mark.parametrize("degree", [4, 8])
+def test_a_client_counts_its_neighbours_towards_the_quorum(degree):
+    """Of nine with a quorum of eight one is gone at most, wherever it stands."""
+    plan = secagg.Plan.complete(9, 4, 8, CONTEXT, threshold=2)
+    plan = dataclasses.replace(plan, degree=degree, quorum=8)
+    for gone, refused in ((1, False), (2, True)):
+        round = Round(plan).run_until("openings")
+        alive = plan.neighbours(0)
+        lists = [[(j,) for j in x] for x in (alive[gone:], alive[:gone])]
+        message = told(round, messages.Unmasking(*lists, []))
+        if refused:
+            refuses(secagg.TooFewClientsError, round, message, "neighbours")
+        else:
+            round.clients[0].respond(message)
+
+
 def test_a_list_of_survivors_that_is_wrong_is_refused():
     plan = PLANS["signed"]
 

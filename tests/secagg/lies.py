@@ -25,8 +25,9 @@ PLANS = [
     ),
     secagg.Plan.complete(5, 3, 5, CONTEXT, threshold=3, signed=True),
     dataclasses.replace(
-        secagg.Plan.complete(7, 3, 5, CONTEXT, threshold=3, signed=True),
+        secagg.Plan.complete(7, 3, 5, CONTEXT, threshold=4, signed=True),
         degree=4,
+        threshold=3,
         quorum=5,
     ),
 ]

@@ -51,7 +51,6 @@ def test_a_plan_meets_the_demands_it_was_made_for(mode):
         ({"quorum": 2}, {}, "smallest cohort"),
         ({}, {"largest_cohort": 99}, "largest cohort"),
         ({}, {"adversary": 0.2}, "corrupt"),
-        ({}, {"security": 60.0}, "corrupt"),
         ({}, {"mode": "signed"}, "sign"),
         ({"threshold": 21}, {}, "corrupt"),  # 2 of it are not enough of 32
         ({"degree": 2, "threshold": 2}, {}, "corrupt"),
@@ -64,6 +63,15 @@ def test_a_plan_that_is_not_as_demanded_is_refused_by_name(change, demanded, nam
 
     with pytest.raises(secagg.ContradictionError, match=f"Expected .*{named}"):
         secagg.Client(offered, 0, np.zeros(3, np.uint32), demands)
+
+
+def test_more_bits_of_security_than_a_plan_has_are_refused():
+    offered = secagg.Plan.for_cohort(1000, 3, 20, CONTEXT)
+    demands = secagg.Demands(CONTEXT, 20, 50, 1000)
+
+    demands.check(offered)
+    with pytest.raises(secagg.ContradictionError, match="corrupt"):
+        dataclasses.replace(demands, security=60.0).check(offered)
 
 
 def test_two_signed_quorums_share_an_honest_client():

@@ -65,7 +65,7 @@ def test_small_cohorts_are_complete_graphs_or_refused():
     plan = secagg.Plan.for_cohort(4, 1, 32, CONTEXT, mode="semi-honest")
 
     assert (plan.degree, plan.threshold) == (3, 2)
-    assert secagg.Plan.for_cohort(6, 1, 32, CONTEXT).degree == 5
+    assert secagg.Plan.for_cohort(5, 1, 32, CONTEXT).degree == 4
     for clients in (2, 3):
         with pytest.raises(ValueError, match="take more clients"):
             secagg.Plan.for_cohort(clients, 1, 32, CONTEXT)

@@ -123,7 +123,7 @@ def spoil_opening(round: Round, client: int, about: int) -> bytes:
 
 @pytest.mark.parametrize("drop", [{}, {1: "vectors"}])
 def test_a_wrong_share_is_refused_at_once_and_by_name(drop):
-    plan = secagg.Plan.complete(6, 4, 32, CONTEXT, threshold=3)
+    plan = secagg.Plan.complete(7, 4, 32, CONTEXT, threshold=3)
     round = Round(plan).run_until("openings", drop)
     wrong = {liar: spoil_opening(round, liar, 1) for liar in (0, 2)}
 
@@ -134,7 +134,7 @@ def test_a_wrong_share_is_refused_at_once_and_by_name(drop):
             round.server.receive(liar, message)
     round.deliver(round.answers(wrong))
 
-    survivors = [i for i in range(6) if i not in drop]
+    survivors = [i for i in range(7) if i not in drop]
     assert np.array_equal(round.server.total, sum_of(plan, round.vectors, survivors))
     assert round.server.accused == {}
 

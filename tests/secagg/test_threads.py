@@ -116,7 +116,8 @@ def test_a_vector_of_jax_is_taken_and_one_that_is_none_refused_at_once():
 
 
 def test_a_client_is_not_pickled_or_copied_and_its_secrets_go_with_a_refusal():
-    round = Round(secagg.Plan.complete(4, 5, 32, CONTEXT)).run_until("vectors")
+    plan = secagg.Plan.complete(4, 5, 32, CONTEXT, threshold=2)
+    round = Round(plan).run_until("vectors")
     client = round.clients[0]
     for duplicate in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="not pickled"):

@@ -74,7 +74,9 @@ class Round:
 
         def write(i: int) -> _messages.KeysOfNeighbours:
             group = sorted([i, *self._neighbours(i, known)])
-            return _messages.KeysOfNeighbours([(j, *known[j]) for j in group], everyone)
+            listed = ((j, known[j]) for j in group)
+            keys = [(j, x.agreement, x.masking, x.signature) for j, x in listed]
+            return _messages.KeysOfNeighbours(keys, everyone)
 
         return "shares", Outbox(self._plan, alive, write)
 
@@ -136,8 +138,9 @@ class Round:
         vectors, gone = self.vectors, self._sharers - self.vectors
 
         def write(i: int) -> _messages.Unmasking:
-            lists = (self._neighbours(i, x) for x in (vectors, gone))
-            return _messages.Unmasking(*([(j,) for j in x] for x in lists), signatures)
+            alive, dropped = (self._neighbours(i, x) for x in (vectors, gone))
+            lists = [(j,) for j in alive], [(j,) for j in dropped]
+            return _messages.Unmasking(*lists, signatures)
 
         asked = self._signatures if self._plan.signed else vectors
         return "openings", Outbox(self._plan, asked, write)

@@ -293,7 +293,7 @@ def test_a_client_counts_its_neighbours_towards_the_quorum(degree):
     for gone, refused in ((1, False), (2, True)):
         round = Round(plan).run_until("openings")
         alive = plan.neighbours(0)
-        lists = [[(j,) for j in x] for x in (alive[gone:], alive[:gone])]
+        lists = [(j,) for j in alive[gone:]], [(j,) for j in alive[:gone]]
         message = told(round, messages.Unmasking(*lists, []))
         if refused:
             refuses(secagg.TooFewClientsError, round, message, "neighbours")

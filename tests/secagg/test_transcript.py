@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def replay(plan: secagg.Plan) -> dict:
     ]
     server = secagg.Server(plan, roster=roster)
     transcript = [("plan", plan.encode().hex())]
-    inbox: dict = dict.fromkeys(range(plan.clients))
+    inbox: Any = dict.fromkeys(range(plan.clients))
     while server.step != "nothing":
         for i in sorted(inbox):
             if DROP.get(i) == server.step:

@@ -5,6 +5,7 @@ import pickle
 import sys
 import threading
 from multiprocessing.pool import ThreadPool
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,12 +39,48 @@ def at_once(pool: ThreadPool, run, arguments) -> list:
     return pool.starmap(one, arguments, chunksize=1)
 
 
+def dawdle() -> None:
+    """Gives other threads a turn."""
+    for _ in range(3000):
+        pass
+
+
+class SlowSum(np.ndarray):
+    """A sum that loses what one of two threads adds, if both can come at once."""
+
+    meeting = threading.Barrier(2)
+
+    def __iadd__(self, other):
+        before = np.array(self)
+        try:
+            self.meeting.wait(0.1)  # a second thread, if one can come
+        except threading.BrokenBarrierError:
+            self.meeting.reset()
+        self[:] = before + other
+        return self
+
+
+class SlowClient(secagg.Client):
+    """A client that looks at its step long before it goes on."""
+
+    steps: ClassVar[dict[int, str]] = {}
+
+    @property
+    def _step(self) -> str:
+        step = self.steps[id(self)]
+        dawdle()
+        return step
+
+    @_step.setter
+    def _step(self, step: str) -> None:
+        self.steps[id(self)] = step
+
+
 @pytest.mark.parametrize("signed", [False, True])
 def test_messages_that_come_at_once_and_thrice_count_once(signed):
-    plan = secagg.Plan.complete(
-        4, 2**17, 32, CONTEXT, threshold=2 + signed, signed=signed
-    )
+    plan = secagg.Plan.complete(4, 5, 32, CONTEXT, threshold=2 + signed, signed=signed)
     round = Round(plan)
+    round.server._round._sum = round.server._round._sum.view(SlowSum)
     with ThreadPool(12) as pool:
         while round.server.step != "nothing":
             thrice = [x for x in round.answers().items() for _ in range(3)]
@@ -68,11 +105,10 @@ def test_a_step_is_closed_once():
 
 def test_a_client_takes_a_step_once_whoever_asks():
     plan = secagg.Plan.complete(6, 5, 32, CONTEXT, threshold=3)
-    round = Round(plan).run_until("openings")
+    client = SlowClient(plan, 0, np.arange(5, dtype=np.uint32), AnyPlan())
 
     with ThreadPool(4) as pool:
-        message = round.inbox[0]
-        taken = at_once(pool, round.clients[0].respond, [(message,)] * 4)
+        taken = at_once(pool, client.respond, [()] * 4)
 
     assert taken.count(True) == 1
 

@@ -293,7 +293,7 @@ def test_the_server_holds_one_sum_and_no_vectors():
 
 
 def test_closing_a_signed_step_builds_no_messages():
-    plan = secagg.Plan.complete(60, 1, 32, CONTEXT, threshold=31, signed=True)
+    plan = secagg.Plan.complete(40, 1, 32, CONTEXT, threshold=21, signed=True)
     round = Round(plan).run_until("signatures")
     for i, message in round.answers().items():
         round.server.receive(i, message)
@@ -304,8 +304,8 @@ def test_closing_a_signed_step_builds_no_messages():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     whole = sum(len(x) for x in inbox.values())
-    assert len(inbox) == 60 and whole > 60 * 60 * 68
+    assert len(inbox) == 40 and whole > 40 * 40 * 68
     assert peak < whole / 5
     assert inbox[3] == inbox[3]
     with pytest.raises(KeyError):
-        _ = inbox[60]
+        _ = inbox[40]

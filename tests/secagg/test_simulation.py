@@ -1,6 +1,7 @@
 """Whole rounds equal NumPy bit for bit, over cohorts, graphs, weights and dropouts."""
 
 import dataclasses
+import itertools
 
 import hypothesis
 import hypothesis.strategies as st
@@ -59,6 +60,28 @@ def test_a_round_equals_numpy_or_too_few_are_left(drawn):
     assert np.array_equal(total, sum_of(plan, vectors, survivors))
     early = {i for i, step in drop.items() if step in STEPS[:3]}
     assert not early.intersection(survivors)
+
+
+@pytest.mark.parametrize("clients", [2, 3])
+@pytest.mark.parametrize("signed", [False, True])
+def test_every_fate_of_every_client_gives_the_sum_or_an_error(clients, signed):
+    plan = secagg.Plan.complete(clients, 2, 7, CONTEXT, signed=signed)
+    plan = dataclasses.replace(plan, quorum=2)
+    vectors, summed = make_vectors(plan), 0
+
+    for fates in itertools.product([None, *STEPS], repeat=clients):
+        drop = {i: step for i, step in enumerate(fates) if step is not None}
+        try:
+            total, survivors = secagg.simulate(plan, vectors, drop=drop)
+        except secagg.TooFewClientsError:
+            assert drop
+            continue
+        early = {i for i, step in drop.items() if step in STEPS[:3]}
+        assert set(survivors) == set(range(clients)) - early
+        assert np.array_equal(total, sum_of(plan, vectors, survivors))
+        summed += 1
+
+    assert summed > 0
 
 
 @pytest.mark.parametrize("mode", ["semi-honest", "semi-malicious", "signed"])

@@ -15,9 +15,11 @@ from benchmarks.report import Report, markdown
 from fedagg import secagg
 from fedagg.secagg import _messages as messages
 from fedagg.secagg._crypto import SEALED, keystream
+from fedagg.secagg._demands import AnyPlan
 from fedagg.secagg._masking import Mask, add_masks, packed_size
 
 _PIECE = bytes(2**20)
+_CONTEXT = secagg.context_of([], b"a benchmark")
 _LEGEND = """
 cryptography {version}. One process, one thread. *Client*: all steps of the median
 client. *Server*: all steps, of which *close* is recovering secrets and taking masks
@@ -70,13 +72,14 @@ def _cases() -> list[Case]:
         (1000, 10_000, (0, 100)),
         (1000, 100_000, (0, 100)),
     ):
-        plan = secagg.Plan.for_cohort(clients, length)
-        cases += [Case("semi-honest", plan, dropped) for dropped in drops]
-    for mode in ("semi-malicious", "signed"):
-        plan = secagg.Plan.for_cohort(100, 100_000, mode=mode)
+        plan = secagg.Plan.for_cohort(clients, length, 32, _CONTEXT)
+        cases += [Case("semi-malicious", plan, dropped) for dropped in drops]
+    for mode in ("semi-honest", "signed"):
+        plan = secagg.Plan.for_cohort(100, 100_000, 32, _CONTEXT, mode=mode)
         cases.append(Case(mode, plan, 10))
-    cases.append(Case("semi-honest", secagg.Plan.for_cohort(100, 100_000, bits=20), 10))
-    complete = secagg.Plan.complete(100, 100_000)
+    narrow = secagg.Plan.for_cohort(100, 100_000, 20, _CONTEXT)
+    cases.append(Case("semi-malicious", narrow, 10))
+    complete = secagg.Plan.complete(100, 100_000, 32, _CONTEXT)
     return [*cases, *(Case("complete graph", complete, x) for x in (0, 10))]
 
 
@@ -113,7 +116,9 @@ def _measure(case: Case) -> Cost:
         vector = random.integers(0, 2**plan.bits, plan.length, dtype=np.uint32)
         if i >= case.dropped:
             expected += vector
-        client = secagg.Client(plan, i, vector, identity=identities[i], roster=roster)
+        client = secagg.Client(
+            plan, i, vector, AnyPlan(), identity=identities[i], roster=roster
+        )
         clients.append(client)
     spent, sent, received = [[0] * plan.clients for _ in range(3)]
     server = secagg.Server(plan, roster=roster)
@@ -129,7 +134,7 @@ def _measure(case: Case) -> Cost:
             received[i] += len(message or b"")
             _, seconds = _timed(lambda i=i, x=answer: server.receive(i, x))
             serving += seconds
-        inbox, closing = _timed(server.close)
+        inbox, closing = _timed(lambda: dict(server.close()))
         serving += closing
     assert np.array_equal(server.total, expected & np.uint32(2**plan.bits - 1))
     last = plan.clients - 1
@@ -186,8 +191,8 @@ def _bytes_table() -> str:
     rows[0] += ["and received"]
     rows.append(["Bonawitz et al. 2017, as they report", "1023", "1.73", "-"])
     for name, plan in (
-        ("complete graph", secagg.Plan.complete(clients, length, bits=26)),
-        ("for_cohort()", secagg.Plan.for_cohort(clients, length, bits=26)),
+        ("complete graph", secagg.Plan.complete(clients, length, 26, _CONTEXT)),
+        ("for_cohort()", secagg.Plan.for_cohort(clients, length, 26, _CONTEXT)),
     ):
         sent, received = _sizes(plan)
         ratios = (f"{x / plain:.3f}" for x in (sent, sent + received))
@@ -203,13 +208,13 @@ def _sizes(plan: secagg.Plan) -> tuple[int, int]:
     vector = bytes(packed_size(plan.bits, plan.length))
     sent = [
         messages.Keys(*keys),
-        messages.Shares(key, [(j, sealed) for j in others]),
+        messages.Shares(key, [(j, sealed, key, key) for j in others]),
         messages.MaskedInput(vector),
         messages.Opened([(j, share) for j in others], []),
     ]
     received = [
-        messages.KeysOfNeighbours([(j, *keys) for j in range(plan.degree + 1)]),
-        messages.SharesOfNeighbours([(j, sealed) for j in others]),
+        messages.KeysOfNeighbours([(j, *keys) for j in range(plan.degree + 1)], []),
+        messages.SharesOfNeighbours([(j, sealed, key, key) for j in others]),
         messages.Unmasking([(j,) for j in others], [], []),
     ]
 

@@ -123,7 +123,7 @@ def test_the_benchmark_of_secure_aggregation_stays_near_the_raw_keystream(tmp_pa
 
     ratio = re.search(r"^\| masks added to a vector \|.*\| ([\d.]+) \|$", shown, re.M)
     assert ratio and float(ratio[1]) < 4.0
-    assert len(re.findall(r"^\| semi-honest \| 10", shown, re.M)) == 3
+    assert len(re.findall(r"^\| semi-malicious \| 10", shown, re.M)) == 3
     assert (tmp_path / "secagg-cpu.md").read_text() in shown + "\n"
 
 

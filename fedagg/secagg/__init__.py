@@ -7,6 +7,8 @@ extra `secagg`: `pip install 'fedagg[secagg]'`.
 """
 
 from fedagg.secagg._client import Client
+from fedagg.secagg._context import context_of
+from fedagg.secagg._demands import Demands
 from fedagg.secagg._errors import (
     ContradictionError,
     MalformedMessageError,
@@ -18,6 +20,7 @@ from fedagg.secagg._errors import (
     WrongStepError,
 )
 from fedagg.secagg._identity import generate_identity
+from fedagg.secagg._ledger import Ledger
 from fedagg.secagg._plan import Plan
 from fedagg.secagg._server import Server
 from fedagg.secagg._simulation import simulate
@@ -25,6 +28,8 @@ from fedagg.secagg._simulation import simulate
 __all__ = [
     "Client",
     "ContradictionError",
+    "Demands",
+    "Ledger",
     "MalformedMessageError",
     "NotAuthenticError",
     "Plan",
@@ -34,6 +39,7 @@ __all__ = [
     "TooFewClientsError",
     "WrongMessageError",
     "WrongStepError",
+    "context_of",
     "generate_identity",
     "simulate",
 ]

@@ -1,19 +1,29 @@
 """A client's part in a round."""
 
 import secrets
+import threading
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
-import numpy as np
+from numpy.typing import ArrayLike
 
 from fedagg.secagg import _crypto, _messages, _shamir
-from fedagg.secagg._envelopes import Way, open_shares, seal_shares
-from fedagg.secagg._errors import ContradictionError, TooFewClientsError, WrongStepError
-from fedagg.secagg._masking import add_masks, check_vector, pack, reduce
+from fedagg.secagg._demands import Demands
+from fedagg.secagg._envelopes import Way, deal, open_shares
+from fedagg.secagg._errors import (
+    ContradictionError,
+    ProtocolError,
+    TooFewClientsError,
+    WrongStepError,
+)
+from fedagg.secagg._ledger import Ledger
+from fedagg.secagg._masking import add_masks, own_vector, pack, reduce
 from fedagg.secagg._messages import SERVER
 from fedagg.secagg._plan import Plan
 from fedagg.secagg._statements import (
     about_keys,
     about_survivors,
+    check_keys,
     check_neighbours,
     check_roster,
     check_signatures,
@@ -26,20 +36,23 @@ from fedagg.secagg._statements import (
 class Client:
     """One client in one round: bytes of the server in, bytes for the server out.
 
-    `advertise` comes first, then the steps below it with what the server sends, in
-    order, `consistency` only if the plan is signed; `respond` picks the step. A step
-    that refuses a message ends the round for this client.
+    A message that it refuses ends the round for it, and it forgets its secrets. Any
+    number of threads may use it, but no process besides this one: it cannot be pickled
+    or copied, as two of it could open both secrets of a client.
 
     Args:
         plan: the round's.
         index: the client's number.
         vector: its input, uint32 `[plan.length]` with entries below 2**plan.bits.
+        demands: what it asks of the plan.
         identity: its private Ed25519 key of 32 bytes, if the plan is signed.
         roster: all clients' public Ed25519 keys of 32 bytes, if the plan is signed;
             from a source other than the server.
+        ledger: the client's, in which the round is written down when it begins.
         random: what keys are made of. For tests only.
 
     Raises:
+        ContradictionError: if the plan is not as demanded.
         ValueError: if an argument does not fit the plan.
 
     Reference: Bell et al., "Secure Single-Server Aggregation with (Poly)Logarithmic
@@ -51,15 +64,18 @@ class Client:
         self,
         plan: Plan,
         index: int,
-        vector: np.ndarray,
+        vector: ArrayLike,
+        demands: Demands,
         *,
         identity: bytes | None = None,
         roster: Sequence[bytes] | None = None,
+        ledger: Ledger | None = None,
         random: Callable[[int], bytes] = secrets.token_bytes,
     ):
+        demands.check(plan)  # before work is done for it
         if not 0 <= index < plan.clients:
             raise ValueError(f"Expected a client below {plan.clients}, got {index=}.")
-        check_vector(vector, plan.bits, plan.length)
+        self._total = own_vector(vector, plan.bits, plan.length)
         self._roster = check_roster(plan, roster)
         if (identity is None) == plan.signed:
             raise ValueError("Expected an identity if the plan is signed, else none.")
@@ -67,141 +83,131 @@ class Client:
         if self._roster is not None and self._roster[index] != public:
             raise ValueError("Expected the identity that the roster has.")
         self._plan, self._index, self._identity = plan, index, identity
-        self._total, self._random = vector.copy(), random
-        self._step = "advertise"
+        self._ledger, self._random = ledger, random
+        self._lock, self._step = threading.Lock(), "advertise"
         self._neighbours = frozenset(plan.neighbours(index))
         self._keys: dict[int, tuple[bytes, bytes]] = {}  # by neighbour: c^PK, s^PK
         # By neighbour: the share of its b and that of its s^SK.
         self._shares: dict[int, tuple[bytes, bytes]] = {}
+        self._everyone: Sequence[tuple[int, bytes]] = ()  # who has which keys
         self._survivors: frozenset[int] = frozenset()
 
     def respond(self, message: bytes | None = None) -> bytes:
-        """Takes the next step.
+        """Takes the next step: gives the message for the server.
 
         Args:
             message: of the server; none for the first step.
 
         Raises:
             WrongStepError: if there is none, or a message is missing or too many.
+            ProtocolError: of some other kind, if the message is refused, or if by its
+                ledger the client took part in the round or in a later one.
         """
-        if self._step == "nothing" or (message is None) != (self._step == "advertise"):
-            raise WrongStepError(f"The next step is {self._step!r}.")
-        return (
-            self.advertise() if message is None else _STEPS[self._step](self, message)
-        )
+        with self._lock:  # for a moment: whoever comes during a step finds no step
+            step, first = self._step, message is None
+            if step == "nothing" or first != (step == "advertise"):
+                raise WrongStepError(f"The next step is {step!r}.")
+            self._step = "nothing"  # if this one refuses, there is no other try
+        following = "nothing"
+        try:
+            told, answer = _STEPS[step](self, message)
+            encoded = _messages.encode(answer, self._plan, self._index, SERVER)
+            following = told
+        finally:
+            if following == "nothing":
+                self._forget()
+            self._step = following
+        return encoded
 
-    def advertise(self) -> bytes:
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A Client is one, and is not pickled or copied.")
+
+    def _forget(self) -> None:
+        for name in set(vars(self)) - {"_lock", "_step"}:
+            delattr(self, name)
+
+    def _advertise(self, message: None):
         """Step 0, AdvertiseKeys: fresh keys for envelopes (c) and for masks (s)."""
-        self._enter("advertise")
+        if self._ledger is not None:
+            self._ledger.enter(self._plan)
         self._c = self._random(32)
         # A number of the field, as it will be shared.
         self._s = _shamir.draw_below(_shamir.PRIME, self._random).to_bytes(32)
         c_public, s_public = _crypto.public_key(self._c), _crypto.public_key(self._s)
         self._public = c_public, s_public
         about = about_keys(self._plan, self._index, c_public, s_public)
-        message = _messages.Keys(c_public, s_public, self._sign(about))
-        return self._leave("share_keys", message)
+        return "share_keys", _messages.Keys(c_public, s_public, self._sign(about))
 
-    def share_keys(self, message: bytes) -> bytes:
-        """Step 1, ShareKeys: shares of b and of s^SK, an envelope for each neighbour.
-
-        Args:
-            message: the server's `KeysOfNeighbours`.
-
-        Raises:
-            ContradictionError: if the keys are not this client's and its neighbours'.
-        """
-        self._enter("share_keys")
-        received = self._read(_messages.KeysOfNeighbours, message).keys
-        keys = {j: (c, s) for j, c, s, _ in received}
+    def _share_keys(self, message: bytes):
+        """Step 1, ShareKeys: shares of b and of s^SK, in an envelope each."""
+        told = self._read(_messages.KeysOfNeighbours, message)
+        check_keys(self._plan, self._roster, told.keys, told.everyone)
+        self._keys = keys = {j: (c, s) for j, c, s, _ in told.keys}
+        self._everyone = told.everyone
         if keys.pop(self._index, None) != self._public:
             raise ContradictionError("The list of keys lacks this client's own.")
         check_neighbours(self._plan, keys, self._neighbours)
-        if len({c for c, _ in keys.values()} | {self._public[0]}) <= len(keys):
-            raise ContradictionError("Two clients have one key.")
-        if self._roster is not None:
-            for j, c, s, signature in received:
-                about = about_keys(self._plan, j, c, s)
-                _crypto.verify(self._roster[j], signature, about)
-        self._keys = keys
 
         b, s = _shamir.draw_below(_shamir.PRIME, self._random), int.from_bytes(self._s)
         self._b = b.to_bytes(32)
-        others, threshold = sorted(keys), self._plan.threshold
-        points = [j + 1 for j in others]  # the secret is at zero
-        b_shares = _shamir.split(b, threshold, points, self._random)
-        s_shares = _shamir.split(s, threshold, points, self._random)
-        envelopes = []
-        for j, b_share, s_share in zip(others, b_shares, s_shares, strict=True):
-            way = Way(self._plan, self._index, j)
-            agreed = _crypto.agree(self._c, keys[j][0])
-            shares = b_share, s_share
-            envelopes.append((j, seal_shares(way, agreed, shares, self._random)))
-        committed = commitment(self._plan, self._index, self._b)
-        return self._leave("masked_input", _messages.Shares(committed, envelopes))
+        way = self._plan, self._index
+        agreed = {j: _crypto.agree(self._c, c) for j, (c, _) in sorted(keys.items())}
+        envelopes = deal(*way, agreed, (b, s), self._random)
+        committed = commitment(*way, self._b)
+        return "masked_input", _messages.Shares(committed, envelopes)
 
-    def masked_input(self, message: bytes) -> bytes:
+    def _masked_input(self, message: bytes):
         """Step 2, MaskedInputCollection: the vector under all masks.
 
-        Args:
-            message: the server's `SharesOfNeighbours`.
-
-        Raises:
-            NotAuthenticError: if an envelope does not open.
+        Or a complaint about those whose envelopes do not open.
         """
-        self._enter("masked_input")
-        envelopes = dict(self._read(_messages.SharesOfNeighbours, message).envelopes)
-        check_neighbours(self._plan, envelopes, self._keys)
-        for j, envelope in envelopes.items():
+        envelopes = self._read(_messages.SharesOfNeighbours, message).envelopes
+        check_neighbours(self._plan, [j for j, *_ in envelopes], self._keys)
+        accused = []
+        for j, *envelope in envelopes:
             way = Way(self._plan, j, self._index)
             agreed = _crypto.agree(self._c, self._keys[j][0])
-            self._shares[j] = open_shares(way, agreed, envelope)
+            try:
+                self._shares[j] = open_shares(way, agreed, *envelope)
+            except ProtocolError:
+                accused.append((j,))
+        if accused:
+            return "nothing", _messages.Complaint(accused)
 
         masks = [self_mask(self._plan, self._index, self._b)]
-        for j in envelopes:
+        for j in self._shares:
             public = self._keys[j][1]
             masks.append(pairwise_mask(self._plan, self._index, self._s, j, public))
         add_masks(self._total, masks)
         packed = pack(reduce(self._total, self._plan.bits), self._plan.bits)
         del self._total, self._s, self._b, self._c
         following = "consistency" if self._plan.signed else "unmask"
-        return self._leave(following, _messages.MaskedInput(packed))
+        return following, _messages.MaskedInput(packed)
 
-    def consistency(self, message: bytes) -> bytes:
-        """Step 3, ConsistencyCheck: signs the list of all who survived.
-
-        Args:
-            message: the server's `Survivors`.
-
-        Raises:
-            ContradictionError: if the list lacks this client.
-            TooFewClientsError: if it is shorter than the plan's quorum.
-        """
-        self._enter("consistency")
+    def _consistency(self, message: bytes):
+        """Step 3, ConsistencyCheck: signs the list of all who survived."""
         listed = self._read(_messages.Survivors, message).clients
         self._survivors = frozenset(j for (j,) in listed)
         if self._index not in self._survivors:
             raise ContradictionError("The list of survivors lacks this client.")
+        if self._survivors - dict(self._everyone).keys():
+            raise ContradictionError("A survivor has advertised no keys.")
         if len(self._survivors) < self._plan.quorum:
             raise TooFewClientsError(f"Only {len(self._survivors)} clients survived.")
         check_neighbours(self._plan, self._survivors & self._neighbours, self._shares)
-        signature = self._sign(about_survivors(self._plan, self._survivors))
-        return self._leave("unmask", _messages.Consistency(signature))
+        self._about = about_survivors(self._plan, self._survivors, self._everyone)
+        return "unmask", _messages.Consistency(self._sign(self._about))
 
-    def unmask(self, message: bytes) -> bytes:
+    def _unmask(self, message: bytes):
         """Step 4, Unmasking: of each neighbour that shared, the share of one secret.
 
         That of b if it survived, that of s^SK if not. Never both.
-
-        Args:
-            message: the server's `Unmasking`.
 
         Raises:
             ContradictionError: if a neighbour is on both lists, or on none, or somebody
                 is who did not share secrets with this client, or who signed no list.
             TooFewClientsError: if fewer than a quorum signed the list of survivors.
         """
-        self._enter("unmask")
         told = self._read(_messages.Unmasking, message)
         alive, dropped = ({j for (j,) in x} for x in (told.alive, told.dropped))
         if alive & dropped:
@@ -214,22 +220,12 @@ class Client:
         if self._roster is not None:
             if alive != self._survivors & self._shares.keys():
                 raise ContradictionError("The lists are not the one that was signed.")
-            check_signatures(self._plan, self._roster, self._survivors, told.signatures)
-        opened = _messages.Opened(
+            known = self._roster, self._survivors, self._about
+            check_signatures(self._plan, *known, told.signatures)
+        return "nothing", _messages.Opened(
             [(j, self._shares[j][0]) for j in sorted(alive)],
             [(j, self._shares[j][1]) for j in sorted(dropped)],
         )
-        del self._shares
-        return self._leave("nothing", opened)
-
-    def _enter(self, step: str) -> None:
-        if self._step != step:
-            raise WrongStepError(f"{step!r} is not the next step: {self._step!r} is.")
-        self._step = "nothing"  # if the step refuses, there is no other try
-
-    def _leave(self, following: str, message: _messages.FromClient) -> bytes:
-        self._step = following
-        return _messages.encode(message, self._plan, self._index, SERVER)
 
     def _read(self, kind: type[_messages.M], message: bytes) -> _messages.M:
         return _messages.decode(kind, message, self._plan, SERVER, self._index)
@@ -240,9 +236,10 @@ class Client:
         return _crypto.sign(self._identity, about)
 
 
-_STEPS = {  # those that take a message of the server
-    "share_keys": Client.share_keys,
-    "masked_input": Client.masked_input,
-    "consistency": Client.consistency,
-    "unmask": Client.unmask,
+_STEPS: dict[str, Callable] = {
+    "advertise": Client._advertise,
+    "share_keys": Client._share_keys,
+    "masked_input": Client._masked_input,
+    "consistency": Client._consistency,
+    "unmask": Client._unmask,
 }

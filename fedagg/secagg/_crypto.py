@@ -27,6 +27,7 @@ from fedagg.secagg._errors import NotAuthenticError
 
 _NONCE = 12  # bytes
 SEALED = _NONCE + 16  # bytes by which an envelope is longer than what is in it
+_PRIME = 2**255 - 19  # of the field of both curves
 
 
 def context(purpose: str, identifier: bytes, *numbers: int) -> bytes:
@@ -34,7 +35,7 @@ def context(purpose: str, identifier: bytes, *numbers: int) -> bytes:
 
     No two different lists of arguments give the same bytes.
     """
-    label = f"fedagg secagg 1 {purpose}".encode()
+    label = f"fedagg secagg 2 {purpose}".encode()
     parts = struct.pack(f">{len(numbers)}I", *numbers)
     return struct.pack(">B", len(label)) + label + identifier + parts
 
@@ -61,9 +62,23 @@ def check_public(public: bytes) -> None:
     """Passes for a key with which others can agree.
 
     Raises:
-        NotAuthenticError: if it is a point of small order.
+        NotAuthenticError: if it is a point of small order, or not in its one form.
     """
+    check_form(public)
     agree(b"any key will do for this purpose", public)
+
+
+def check_form(public: bytes) -> None:
+    """Passes for an X25519 public key in the one form that `public_key` gives.
+
+    X25519 takes numbers modulo 2**255 - 19 and leaves out the highest bit, so that keys
+    of different bytes would be one.
+
+    Raises:
+        NotAuthenticError: for all others.
+    """
+    if int.from_bytes(public, "little") >= _PRIME:
+        raise NotAuthenticError("A public key is not in its one form.")
 
 
 def derive(
@@ -113,6 +128,11 @@ def verifying_key(identity: bytes) -> bytes:
     """The Ed25519 public key of a private one; both are 32 bytes."""
     private = Ed25519PrivateKey.from_private_bytes(identity)
     return private.public_key().public_bytes_raw()
+
+
+def is_verifying_key(key: bytes) -> bool:
+    """Whether these are 32 bytes as an Ed25519 public key is written."""
+    return len(key) == 32 and int.from_bytes(key, "little") % 2**255 < _PRIME
 
 
 def sign(identity: bytes, content: bytes) -> bytes:

@@ -1,12 +1,14 @@
 """Shares on their way from one client to another, past the server."""
 
-from collections.abc import Callable
+import bisect
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from fedagg.secagg import _crypto
-from fedagg.secagg._errors import MalformedMessageError
+from fedagg.secagg._errors import ContradictionError, MalformedMessageError
 from fedagg.secagg._plan import Plan
-from fedagg.secagg._shamir import PRIME
+from fedagg.secagg._shamir import PRIME, split
+from fedagg.secagg._statements import share_digest
 
 
 class Way(NamedTuple):
@@ -21,26 +23,89 @@ class Way(NamedTuple):
         pair = self.sender, self.receiver
         return _crypto.context("envelope", self.plan.identifier, *pair)
 
+    def digests(self, shares: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+        """Those of the shares of b and of s^SK."""
+        b, s = (
+            share_digest(*self, what, share)
+            for what, share in zip(("b", "s"), shares, strict=True)
+        )
+        return b, s
+
+
+class Dealt(NamedTuple):
+    """What an owner has dealt, as the server keeps it, in little room."""
+
+    commitment: bytes
+    receivers: list[int]  # in ascending order
+    envelopes: bytes  # one after the other
+    digests: bytes  # two for each receiver
+
+    def item(self, receiver: int) -> tuple[bytes, bytes, bytes]:
+        """A receiver's envelope, and the digests of its shares of b and of s^SK."""
+        at = bisect.bisect_left(self.receivers, receiver)
+        width = len(self.envelopes) // len(self.receivers)
+        envelope = self.envelopes[width * at : width * (at + 1)]
+        both = self.digests[64 * at : 64 * (at + 1)]
+        return envelope, both[:32], both[32:]
+
+
+def dealt_of(
+    commitment: bytes, items: Sequence[tuple[int, bytes, bytes, bytes]]
+) -> Dealt:
+    """What a message with envelopes and digests says."""
+    return Dealt(
+        commitment,
+        [j for j, *_ in items],
+        b"".join(envelope for _, envelope, *_ in items),
+        b"".join(b + s for *_, b, s in items),
+    )
+
+
+def deal(
+    plan: Plan,
+    owner: int,
+    agreed: Mapping[int, bytes],
+    secrets: tuple[int, int],
+    random: Callable[[int], bytes],
+) -> list[tuple[int, bytes, bytes, bytes]]:
+    """Shares of b and of s^SK for each client that the owner agreed on a key with."""
+    points = [j + 1 for j in agreed]  # the secret is at zero
+    b_shares, s_shares = (split(x, plan.threshold, points, random) for x in secrets)
+    return [
+        (j, *seal_shares(Way(plan, owner, j), agreed[j], shares, random))
+        for j, shares in zip(agreed, zip(b_shares, s_shares, strict=True), strict=True)
+    ]
+
 
 def seal_shares(
     way: Way, agreed: bytes, shares: tuple[int, int], random: Callable[[int], bytes]
-) -> bytes:
-    """An envelope with shares of b and of s^SK, under a key for this way only."""
+) -> tuple[bytes, bytes, bytes]:
+    """An envelope with shares of b and of s^SK, under a key for this way only.
+
+    And the digests of both, which are no secret.
+    """
     about = way.context()
-    content = b"".join(share.to_bytes(32) for share in shares)
-    return _crypto.seal(_crypto.derive(agreed, about), content, about, random)
+    content = shares[0].to_bytes(32), shares[1].to_bytes(32)
+    key = _crypto.derive(agreed, about)
+    envelope = _crypto.seal(key, b"".join(content), about, random)
+    return envelope, *way.digests(content)
 
 
-def open_shares(way: Way, agreed: bytes, envelope: bytes) -> tuple[bytes, bytes]:
+def open_shares(
+    way: Way, agreed: bytes, envelope: bytes, *digests: bytes
+) -> tuple[bytes, bytes]:
     """The shares of b and of s^SK.
 
     Raises:
         NotAuthenticError: if the envelope does not open.
         MalformedMessageError: if it holds numbers that are not of the field.
+        ContradictionError: if they are not those of the digests.
     """
     about = way.context()
     content = _crypto.unseal(_crypto.derive(agreed, about), envelope, about)
     shares = content[:32], content[32:]
     if any(int.from_bytes(share) >= PRIME for share in shares):
         raise MalformedMessageError(f"Client {way.sender} sent no share.")
+    if way.digests(shares) != digests:
+        raise ContradictionError(f"Client {way.sender} sent other shares than it said.")
     return shares

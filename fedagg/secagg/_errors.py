@@ -26,7 +26,10 @@ class NotAuthenticError(ProtocolError):
 
 
 class ContradictionError(ProtocolError):
-    """A list that contradicts the plan, itself, or what the party saw before."""
+    """A list that contradicts the plan, itself, or what the party saw before.
+
+    Also a plan that is not as demanded, and a share that is not as it was dealt.
+    """
 
 
 class TooFewClientsError(ProtocolError):
@@ -34,4 +37,7 @@ class TooFewClientsError(ProtocolError):
 
 
 class RecoveryError(ProtocolError):
-    """Shares of a secret that, though enough, give another than the one announced."""
+    """Shares of a secret that, though enough, give another than the one announced.
+
+    Its owner shared what it didn't announce: `Server.accused` names it.
+    """

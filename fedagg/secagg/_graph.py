@@ -7,6 +7,8 @@ Reference: Bell et al., "Secure Single-Server Aggregation with (Poly)Logarithmic
 import functools
 import hashlib
 
+import numpy as np
+
 
 def neighbours(clients: int, degree: int, seed: bytes, client: int) -> tuple[int, ...]:
     """The neighbours of a client, in ascending order.
@@ -16,19 +18,23 @@ def neighbours(clients: int, degree: int, seed: bytes, client: int) -> tuple[int
     the degree is `clients - 1`.
     """
     if degree == clients - 1:
-        return tuple(j for j in range(clients) if j != client)
+        return (*range(client), *range(client + 1, clients))
     ring, place = _ring(clients, seed)
-    steps = (step for d in range(1, degree // 2 + 1) for step in (d, -d))
-    return tuple(sorted(ring[(place[client] + step) % clients] for step in steps))
+    steps = np.arange(1, degree // 2 + 1)
+    places = (place[client] + np.concatenate([steps, -steps])) % clients
+    return tuple(np.sort(ring[places]).tolist())
 
 
 @functools.lru_cache(maxsize=8)
-def _ring(clients: int, seed: bytes) -> tuple[list[int], list[int]]:
-    """The clients in their order, and the place of each."""
-    ring = sorted(range(clients), key=lambda client: _rank(seed, client))
-    place = [0] * clients
-    for i, client in enumerate(ring):
-        place[client] = i
+def _ring(clients: int, seed: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """The clients in their order `[clients]`, and the place of each `[clients]`."""
+    ranks = bytearray(32 * clients)
+    for client in range(clients):
+        ranks[32 * client : 32 * (client + 1)] = _rank(seed, client)
+    words = np.frombuffer(ranks, ">u8").reshape(clients, 4)
+    ring = np.lexsort(words.T[::-1])  # the first word counts most
+    place = np.empty_like(ring)
+    place[ring] = np.arange(clients)
     return ring, place
 
 

@@ -45,17 +45,19 @@ def add_masks(
             (np.add if sign > 0 else np.subtract)(piece, words, out=piece)
 
 
-def check_vector(vector: np.ndarray, bits: int, length: int) -> None:
-    """Passes for uint32 `[length]` below 2**bits.
+def own_vector(vector: np.typing.ArrayLike, bits: int, length: int) -> np.ndarray:
+    """A copy of uint32 `[length]` below 2**bits, in NumPy, wherever it came from.
 
     Raises:
         ValueError: for all else.
     """
-    if vector.dtype != np.uint32 or vector.shape != (length,):
-        shown = f"{vector.dtype} {list(vector.shape)}"
+    own = np.array(vector)
+    if own.dtype != np.uint32 or own.shape != (length,):
+        shown = f"{own.dtype} {list(own.shape)}"
         raise ValueError(f"Expected a vector uint32 [{length}], got {shown}.")
-    if length and int(vector.max()) >> bits:
-        raise ValueError(f"Expected entries below 2**{bits}, got {vector.max()}.")
+    if length and int(own.max()) >> bits:
+        raise ValueError(f"Expected entries below 2**{bits}, got {own.max()}.")
+    return own
 
 
 def reduce(total: np.ndarray, bits: int) -> np.ndarray:

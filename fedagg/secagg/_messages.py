@@ -20,7 +20,7 @@ SERVER = 2**32 - 1  # as a sender or receiver
 NO_SIGNATURE = bytes(64)
 FIELD = 32  # bytes of a share
 
-_VERSION = 1
+_VERSION = 2
 _HEADER = struct.Struct(">B32sBII")
 _COUNT = struct.Struct(">I")
 _VECTOR = "vector"
@@ -35,28 +35,41 @@ class Keys(NamedTuple):
 
 
 class KeysOfNeighbours(NamedTuple):
-    """Step 0, AdvertiseKeys, from the server: keys of the client and its neighbours."""
+    """Step 0, AdvertiseKeys, from the server: keys of the client and its neighbours.
+
+    With a digest of the keys of each client that advertised some, if signed.
+    """
 
     keys: Sequence[tuple[int, bytes, bytes, bytes]]
+    everyone: Sequence[tuple[int, bytes]]
 
 
 class Shares(NamedTuple):
-    """Step 1, ShareKeys, from a client: what commits it to b, an envelope for each."""
+    """Step 1, ShareKeys, from a client: what commits it to b, an envelope for each.
+
+    An envelope comes with the digests of the shares in it, of b and of s^SK.
+    """
 
     commitment: bytes
-    envelopes: Sequence[tuple[int, bytes]]
+    envelopes: Sequence[tuple[int, bytes, bytes, bytes]]
 
 
 class SharesOfNeighbours(NamedTuple):
-    """Step 1, ShareKeys, from the server: the envelopes for a client."""
+    """Step 1, ShareKeys, from the server: the envelopes for a client, with digests."""
 
-    envelopes: Sequence[tuple[int, bytes]]
+    envelopes: Sequence[tuple[int, bytes, bytes, bytes]]
 
 
 class MaskedInput(NamedTuple):
     """Step 2, MaskedInputCollection, from a client: y, packed."""
 
     vector: bytes
+
+
+class Complaint(NamedTuple):
+    """Step 2, MaskedInputCollection, in place of y: whose envelopes do not open."""
+
+    clients: Sequence[tuple[int]]
 
 
 class Survivors(NamedTuple):
@@ -89,15 +102,16 @@ class Opened(NamedTuple):
     masking_keys: Sequence[tuple[int, bytes]]
 
 
-_SEALED_SHARES = f"*I{2 * FIELD + SEALED}s"
+_SEALED_SHARES = f"*I{2 * FIELD + SEALED}s32s32s"
 _SHARES = f"*I{FIELD}s"
 # The form of each field for `struct`, with a star before that of a list's items.
 _LAYOUTS: dict[type, tuple[str, ...]] = {
     Keys: ("32s", "32s", "64s"),
-    KeysOfNeighbours: ("*I32s32s64s",),
+    KeysOfNeighbours: ("*I32s32s64s", "*I32s"),
     Shares: ("32s", _SEALED_SHARES),
     SharesOfNeighbours: (_SEALED_SHARES,),
     MaskedInput: (_VECTOR,),
+    Complaint: ("*I",),
     Survivors: ("*I",),
     Consistency: ("64s",),
     Unmasking: ("*I", "*I", "*I64s"),
@@ -105,7 +119,7 @@ _LAYOUTS: dict[type, tuple[str, ...]] = {
 }
 _KINDS = list(_LAYOUTS)
 
-FromClient = Keys | Shares | MaskedInput | Consistency | Opened
+FromClient = Keys | Shares | MaskedInput | Complaint | Consistency | Opened
 FromServer = KeysOfNeighbours | SharesOfNeighbours | Survivors | Unmasking
 M = TypeVar("M", bound=FromClient | FromServer)
 
@@ -124,6 +138,13 @@ def encode(
         else:
             parts.append(value)
     return b"".join(parts)
+
+
+def is_of(kind: type, data: bytes) -> bool:
+    """Whether a message says that it is of a kind."""
+    return len(data) >= _HEADER.size and _HEADER.unpack_from(data)[2] == _KINDS.index(
+        kind
+    )
 
 
 def decode(kind: type[M], data: bytes, plan: Plan, sender: int, receiver: int) -> M:

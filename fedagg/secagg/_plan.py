@@ -3,17 +3,15 @@
 import dataclasses
 import functools
 import hashlib
-import math
 import secrets
 import struct
-from typing import Literal
 
-from fedagg.secagg._degree import pick_degree
+from fedagg.secagg._degree import Bounds, Mode, pick
 from fedagg.secagg._errors import MalformedMessageError
 from fedagg.secagg._graph import neighbours
 
-_FORM = struct.Struct(">7sIIBIIIB32s32s")
-_MAGIC = b"secagg1"
+_FORM = struct.Struct(">7sIIBIIIBQ32s32s32s")
+_MAGIC = b"secagg2"
 _MOST_CLIENTS = 2**20
 _MOST_ENTRIES = 2**31 - 1
 
@@ -27,8 +25,8 @@ class Plan:
     `Plan.complete` for the graph of Bonawitz et al. 2017.
 
     Raises:
-        ValueError: if a number is out of range, or if clients might sign two different
-            sets of survivors with a quorum each.
+        ValueError: if a number is out of range, or if in a signed plan two quorums, or
+            two groups that open a client's secrets, may have no client in common.
     """
 
     clients: int
@@ -38,6 +36,8 @@ class Plan:
     threshold: int  # neighbours that together open its secrets
     quorum: int  # fewest clients in a sum
     signed: bool  # whether keys and the set of survivors are signed
+    number: int  # of the round, larger than those of a client's rounds before
+    context: bytes  # 32 bytes, `context_of` what clients were told
     session: bytes  # 32 bytes that no other round has
     graph_seed: bytes  # 32 bytes that nobody could choose
 
@@ -47,8 +47,10 @@ class Plan:
             ("length", self.length, 0, _MOST_ENTRIES),
             ("bits", self.bits, 1, 32),
             ("degree", self.degree, 1, self.clients - 1),
-            ("threshold", self.threshold, 1, self.degree),
+            # One neighbour alone opens nothing, unless there is but one.
+            ("threshold", self.threshold, min(2, self.degree), self.degree),
             ("quorum", self.quorum, 2, self.clients),
+            ("number", self.number, 0, 2**63 - 1),
         ):
             if type(value) is not int or not least <= value <= most:
                 raise ValueError(
@@ -64,7 +66,13 @@ class Plan:
                 f"Expected a quorum of more than half of {self.clients} clients, "
                 f"got {self.quorum}: else two quorums can have no client in common."
             )
-        for name, value in (("session", self.session), ("graph_seed", self.graph_seed)):
+        if self.signed and 2 * self.threshold <= self.degree:
+            raise ValueError(
+                f"Expected a threshold of more than half of {self.degree} neighbours, "
+                f"got {self.threshold}: else two groups can open a secret each."
+            )
+        for name in ("context", "session", "graph_seed"):
+            value = getattr(self, name)
             if type(value) is not bytes or len(value) != 32:
                 raise ValueError(f"Expected {name} of 32 bytes, got {value!r}.")
 
@@ -73,13 +81,16 @@ class Plan:
         cls,
         clients: int,
         length: int,
+        bits: int,
+        context: bytes,
         *,
-        bits: int = 32,
+        number: int = 0,
+        smallest_cohort: int = 2,
         dropout: float = 0.1,
         adversary: float = 0.1,
         security: float = 40.0,
         failure: float = 2.0**-20,
-        mode: Literal["semi-honest", "semi-malicious", "signed"] = "semi-honest",
+        mode: Mode = "semi-malicious",
     ) -> "Plan":
         """A plan with the least degree that keeps inputs private and rounds alive.
 
@@ -87,20 +98,26 @@ class Plan:
         the server can open its secrets, and the clients that are left hang together.
         But for a probability of `failure`, the secrets of all can be opened when a
         round ends. Both hold for a graph that is drawn independently of who is corrupt
-        and of who drops out. Session and seed are fresh.
+        and of who drops out. If more drop out than `dropout`, or fewer than
+        `smallest_cohort` are left, the round ends in an error. Session and seed are
+        fresh.
 
         Args:
             clients: how many there are.
             length: entries of a vector.
-            bits: of an entry.
+            bits: of an entry, as many as the aggregator's sum has.
+            context: 32 bytes, `context_of` what clients were told.
+            number: of the round.
+            smallest_cohort: the fewest clients in a sum. Noise of clients is calibrated
+                to it.
             dropout: the largest fraction of clients that drop out.
             adversary: the largest fraction of clients that collude with the server.
             security: bits of statistical security.
             failure: of the round, though not too many drop out.
-            mode: "semi-honest" if all follow the protocol. "semi-malicious" takes a
-                threshold at which no two groups of neighbours open two secrets of one
-                client. "signed" takes it too, and has a round in which clients sign
-                who survived; this alone is for a server that lies.
+            mode: "semi-malicious" takes a threshold at which no two groups of
+                neighbours open two secrets of one client. "semi-honest" is cheaper, and
+                only for where all follow the protocol. "signed" has a round in which
+                clients sign who survived; this alone is for a server that lies.
 
         Raises:
             ValueError: if no graph does, or an argument is out of range.
@@ -108,48 +125,27 @@ class Plan:
         Reference: Bell et al., "Secure Single-Server Aggregation with (Poly)Logarithmic
             Overhead", 2020, section 3.
         """
-        if mode not in ("semi-honest", "semi-malicious", "signed"):
-            raise ValueError(f"Expected a mode that there is, got {mode!r}.")
         if not 2 <= clients <= _MOST_CLIENTS:
             raise ValueError(f"Expected 2 to {_MOST_CLIENTS} clients, got {clients=}.")
-        if not (0 <= dropout < 1 and 0 <= adversary < 1):
-            raise ValueError(
-                f"Expected fractions in [0, 1), got {dropout=}, {adversary=}."
-            )
-        if not (0 < failure < 1 and 0 <= security <= 1000):
-            raise ValueError(
-                "Expected 0 < failure < 1 and 0 <= security <= 1000, "
-                f"got {failure=}, {security=}."
-            )
-        corrupt, dropped = (_at_most(f, clients) for f in (adversary, dropout))
-        picked = pick_degree(
-            clients,
-            corrupt,
-            dropped,
-            security=security,
-            failure=failure,
-            semi_malicious=mode != "semi-honest",
+        bounds = Bounds(dropout, adversary, security, failure, mode)
+        degree, threshold, quorum = pick(clients, bounds)
+        return cls(
+            *(clients, length, bits, degree, threshold),
+            max(quorum, smallest_cohort),
+            *(mode == "signed", number, context),
+            *_fresh(),
         )
-        signed = mode == "signed"
-        quorum = (clients + corrupt) // 2 + 1
-        if picked is None or (signed and quorum > clients - dropped):
-            raise ValueError(
-                f"Expected a cohort that bears {corrupt} corrupt and {dropped} dropped "
-                f"clients in {mode!r} mode, got {clients=}: take more clients, lower "
-                "the fractions, or pick a threshold yourself in Plan.complete."
-            )
-        degree, threshold = picked
-        # Who survives has as many neighbours left as the threshold, at least.
-        quorum = quorum if signed else threshold + 1
-        return cls(clients, length, bits, degree, threshold, quorum, signed, *_fresh())
 
     @classmethod
     def complete(
         cls,
         clients: int,
         length: int,
+        bits: int,
+        context: bytes,
         *,
-        bits: int = 32,
+        number: int = 0,
+        smallest_cohort: int = 2,
         threshold: int | None = None,
         signed: bool = False,
     ) -> "Plan":
@@ -158,7 +154,11 @@ class Plan:
         Args:
             clients: how many there are.
             length: entries of a vector.
-            bits: of an entry.
+            bits: of an entry, as many as the aggregator's sum has.
+            context: 32 bytes, `context_of` what clients were told.
+            number: of the round.
+            smallest_cohort: the fewest clients in a sum. More than the threshold are
+                anyway.
             threshold: by default one more than two thirds of a client's neighbours,
                 which holds against a third of them that lie together with the server.
             signed: whether clients sign their keys, and who survived.
@@ -173,14 +173,23 @@ class Plan:
             raise ValueError(f"Expected at least two clients, got {clients=}.")
         degree = clients - 1
         threshold = 2 * degree // 3 + 1 if threshold is None else threshold
-        quorum = (clients + degree // 3) // 2 + 1 if signed else 2
-        quorum = max(quorum, threshold + 1)
-        return cls(clients, length, bits, degree, threshold, quorum, signed, *_fresh())
+        shared = (clients + degree // 3) // 2 + 1 if signed else 2
+        quorum = max(shared, threshold + 1, smallest_cohort)
+        return cls(
+            *(clients, length, bits, degree, threshold, quorum, signed),
+            *(number, context),
+            *_fresh(),
+        )
 
-    def renewed(self) -> "Plan":
-        """The same plan for another round, with a session and a seed of its own."""
-        session, graph_seed = _fresh()
-        return dataclasses.replace(self, session=session, graph_seed=graph_seed)
+    def renewed(self, context: bytes) -> "Plan":
+        """The same plan for the next round, with a session and a seed of its own.
+
+        Args:
+            context: 32 bytes, `context_of` what clients were told for that round.
+        """
+        new = dict(zip(("session", "graph_seed"), _fresh(), strict=True))
+        number = self.number + 1
+        return dataclasses.replace(self, number=number, context=context, **new)
 
     @functools.cached_property
     def identifier(self) -> bytes:
@@ -193,7 +202,17 @@ class Plan:
         Args:
             client: its number.
         """
-        return neighbours(self.clients, self.degree, self.graph_seed, client)
+        known = self._neighbours.get(client)
+        if known is None:
+            known = neighbours(self.clients, self.degree, self.graph_seed, client)
+            if self.degree < self.clients - 1:  # else there are too many to keep
+                self._neighbours[client] = known
+        return known
+
+    @functools.cached_property
+    def _neighbours(self) -> dict[int, tuple[int, ...]]:
+        """Those that were asked for, if the graph is sparse."""
+        return {}
 
     def encode(self) -> bytes:
         """The plan as bytes."""
@@ -201,10 +220,7 @@ class Plan:
 
     @classmethod
     def decode(cls, data: bytes) -> "Plan":
-        """The plan of `encode`.
-
-        A client that gets its plan from a server checks degree, threshold, quorum and
-        mode against what it asks for itself.
+        """The plan of `encode`. A client checks it by its `Demands`.
 
         Args:
             data: the bytes.
@@ -215,19 +231,13 @@ class Plan:
         if len(data) != _FORM.size:
             raise MalformedMessageError(f"Expected a plan of {_FORM.size} bytes.")
         magic, *fields = _FORM.unpack(data)
-        signed = fields[6]
-        if magic != _MAGIC or signed > 1:
+        if magic != _MAGIC or fields[6] > 1:
             raise MalformedMessageError("Expected a plan, got something else.")
-        fields[6] = bool(signed)
+        fields[6] = bool(fields[6])  # signed
         try:
             return cls(*fields)
         except ValueError as error:
             raise MalformedMessageError(f"Expected a plan: {error}") from error
-
-
-def _at_most(fraction: float, clients: int) -> int:
-    """Up to how many clients a fraction is; 0.1 of 30 are 3, in spite of rounding."""
-    return math.ceil(fraction * clients - 1e-9)
 
 
 def _fresh() -> tuple[bytes, bytes]:

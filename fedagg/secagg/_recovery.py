@@ -1,12 +1,12 @@
 """Secrets reconstructed from the shares that clients open, and checked."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 
 from fedagg.secagg import _crypto
-from fedagg.secagg._errors import RecoveryError, TooFewClientsError
+from fedagg.secagg._errors import TooFewClientsError
 from fedagg.secagg._masking import Mask
 from fedagg.secagg._plan import Plan
-from fedagg.secagg._shamir import combine
+from fedagg.secagg._shamir import coefficients, combine, combine_without
 from fedagg.secagg._statements import commitment, pairwise_mask, self_mask
 
 
@@ -17,8 +17,11 @@ def masks_left(
     openings: Mapping[int, Mapping[int, bytes]],
     commitments: Mapping[int, bytes],
     keys: Mapping[int, bytes],
-) -> list[Mask]:
+) -> tuple[list[Mask], list[int]]:
     """The masks in the sum of the survivors, with the signs that take them off.
+
+    And the clients whose shares give another secret than they announced. Every share is
+    as its owner dealt it, so that nobody else can be at fault.
 
     Args:
         plan: the round's.
@@ -30,72 +33,49 @@ def masks_left(
 
     Raises:
         TooFewClientsError: if too few shares of a secret were opened.
-        RecoveryError: if they are wrong.
     """
-    masks = []
-    for i in sorted(sharers):
-        neighbours = plan.neighbours(i)
-        shares = {j: openings[j][i] for j in neighbours if j in openings}
-        if len(shares) < plan.threshold:
-            raise TooFewClientsError(
-                f"{len(shares)} neighbours opened a secret of client {i}, "
-                f"not {plan.threshold}."
-            )
-        if i in survivors:
-            mask = _recover_b(plan, i, shares, commitments[i])
-            masks.append(mask._replace(sign=-1))
-            continue
-        s = _recover_s(plan, i, shares, keys[i])
-        for j in neighbours:
+    masks, wrong = [], []
+    for i, secret in _secrets(plan, sharers, openings).items():
+        if i in survivors and commitment(plan, i, secret) == commitments[i]:
+            masks.append(self_mask(plan, i, secret)._replace(sign=-1))
+        elif i not in survivors and _crypto.public_key(secret) == keys[i]:
             # What i would have added is what j has left in the sum, but for a sign.
-            if j in survivors:
-                masks.append(pairwise_mask(plan, i, s, j, keys[j]))
-    return masks
+            masks += [
+                pairwise_mask(plan, i, secret, j, keys[j])
+                for j in plan.neighbours(i)
+                if j in survivors
+            ]
+        else:
+            wrong.append(i)
+    return masks, wrong
 
 
-def _recover_b(
-    plan: Plan, client: int, shares: Mapping[int, bytes], committed: bytes
-) -> Mask:
-    """The mask that a client added for itself.
-
-    Raises:
-        RecoveryError: if no b fits what the client committed to.
-    """
-    found = _search(
-        plan, client, shares, lambda b: commitment(plan, client, b) == committed
-    )
-    return self_mask(plan, client, found)
-
-
-def _recover_s(
-    plan: Plan, client: int, shares: Mapping[int, bytes], public: bytes
-) -> bytes:
-    """The private key from which a client made the masks it shares with others.
+def _secrets(
+    plan: Plan, owners: Collection[int], openings: Mapping[int, Mapping[int, bytes]]
+) -> dict[int, bytes]:
+    """By client, the secret of it that others opened.
 
     Raises:
-        RecoveryError: if no key fits the public one.
+        TooFewClientsError: if too few shares of one were opened.
     """
-    return _search(plan, client, shares, lambda s: _crypto.public_key(s) == public)
-
-
-def _search(
-    plan: Plan,
-    client: int,
-    shares: Mapping[int, bytes],
-    is_right: Callable[[bytes], bool],
-) -> bytes:
-    """The secret from t consecutive shares, tried from each start, with wrap-around.
-
-    Wrong shares do no harm where t others, one after the other, are left.
-    """
-    points = [(j + 1, int.from_bytes(y)) for j, y in shares.items()]
-    for start in range(len(points)):
-        turned = points[start:] + points[:start]
-        secret = combine(dict(turned[: plan.threshold])).to_bytes(32)
-        if is_right(secret):
-            return secret
-        if len(points) == plan.threshold:
-            break  # the others are the same ones
-    raise RecoveryError(
-        f"Shares of client {client} do not give the secret that it announced."
-    )
+    threshold, found = plan.threshold, {}
+    # In the complete graph all secrets have the same holders but for their owners.
+    common = sorted(openings)[: threshold + 1]
+    whole = plan.degree == plan.clients - 1 and len(common) > threshold
+    factors = coefficients([j + 1 for j in common]) if whole else {}
+    for i in sorted(owners):
+        holders = common if whole else [j for j in plan.neighbours(i) if j in openings]
+        holders = [j for j in holders if j != i]
+        if len(holders) < threshold:
+            raise TooFewClientsError(
+                f"{len(holders)} neighbours opened a secret of client {i}, "
+                f"not {threshold}."
+            )
+        shares = {j + 1: int.from_bytes(openings[j][i]) for j in holders[:threshold]}
+        if whole:
+            left_out = i if i in common else common[-1]
+            secret = combine_without(left_out + 1, factors, shares)
+        else:
+            secret = combine(shares)
+        found[i] = secret.to_bytes(32)
+    return found

@@ -1,26 +1,13 @@
 """The server's part in a round."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedagg.secagg import _crypto, _messages
-from fedagg.secagg._errors import (
-    ContradictionError,
-    MalformedMessageError,
-    TooFewClientsError,
-    WrongStepError,
-)
-from fedagg.secagg._masking import add_masks, reduce, unpack
-from fedagg.secagg._messages import SERVER
+from fedagg.secagg._errors import ContradictionError, ProtocolError, WrongStepError
 from fedagg.secagg._plan import Plan
-from fedagg.secagg._recovery import masks_left
-from fedagg.secagg._shamir import PRIME
-from fedagg.secagg._statements import (
-    about_keys,
-    about_survivors,
-    check_roster,
-)
+from fedagg.secagg._round import Round
 
 
 class Server:
@@ -29,7 +16,8 @@ class Server:
     In each step, give `receive` what clients send, in any order, then `close` the step
     and send on what it returns. A client that sends nothing in time, or something that
     `receive` refuses, has dropped out. After the last step, `total` is the sum over
-    `survivors`. It holds one running sum, to which a vector is added as it comes.
+    `survivors`. It holds one running sum, to which a vector is added as it comes. Any
+    number of threads may use it.
 
     Args:
         plan: the round's.
@@ -44,19 +32,9 @@ class Server:
     """
 
     def __init__(self, plan: Plan, *, roster: Sequence[bytes] | None = None):
-        self._plan, self._roster = plan, check_roster(plan, roster)
-        self._step = "keys"
+        self._round = Round(plan, roster)
+        self._lock, self._step = threading.Lock(), "keys"
         self._asked = set(range(plan.clients))  # who may send something in this step
-        self._keys: dict[int, _messages.Keys] = {}  # from A_1
-        self._taken: set[bytes] = set()  # their c^PK
-        self._commitments: dict[int, bytes] = {}  # from A_2
-        self._envelopes: dict[int, dict[int, bytes]] = {}  # by sender and receiver
-        self._sharers: set[int] = set()  # A_2, whose secrets others have shares of
-        self._vectors: set[int] = set()  # A_3, whose y are in the sum
-        self._signatures: dict[int, bytes] = {}  # from A_4
-        self._openings: dict[int, dict[int, bytes]] = {}  # from A_5, by secret's owner
-        self._sum = np.zeros(plan.length, np.uint32)  # of the y, with all masks
-        self._total: np.ndarray | None = None
 
     @property
     def step(self) -> str:
@@ -66,19 +44,36 @@ class Server:
     @property
     def waiting_for(self) -> frozenset[int]:
         """The clients that have something left to send in this step."""
-        return frozenset(self._asked)
+        with self._lock:
+            return frozenset(self._asked)
 
     @property
     def survivors(self) -> tuple[int, ...]:
         """The clients whose vectors are in the sum, in ascending order."""
-        return tuple(sorted(self._vectors))
+        with self._lock:
+            return tuple(sorted(self._round.vectors))
+
+    @property
+    def accused(self) -> dict[int, tuple[int, ...]]:
+        """Who broke the round, by number, with those who say so.
+
+        These could not open the client's envelopes, and have dropped out: either it or
+        they lie. Nobody has to say so where its shares gave another secret than it
+        announced.
+        """
+        with self._lock:
+            found: dict[int, tuple[int, ...]] = {}
+            for client, about in sorted(self._round.complaints.items()):
+                for j in about:
+                    found[j] = (*found.get(j, ()), client)
+            return found | dict.fromkeys(self._round.wrong, ())
 
     @property
     def total(self) -> np.ndarray:
         """The sum of the survivors' vectors modulo 2**bits, uint32 `[length]`."""
-        if self._total is None:
+        if self._round.total is None:
             raise WrongStepError("There is no sum before the last step is closed.")
-        return self._total
+        return self._round.total
 
     def receive(self, client: int, message: bytes) -> None:
         """Takes a client's message. One that is refused changes nothing.
@@ -91,160 +86,46 @@ class Server:
             ContradictionError: if the client was not asked, or sent something already.
             ProtocolError: of some other kind, if the message is not what was asked for.
         """
-        if client not in self._asked:
-            raise ContradictionError(f"Client {client} has nothing to send now.")
-        _STEPS[self._step][0](self, client, message)
-        self._asked.remove(client)
+        memoryview(message)  # else a TypeError, before it does harm
+        with self._lock:
+            if client not in self._asked:
+                raise ContradictionError(f"Client {client} has nothing to send now.")
+            self._asked.remove(client)
+            try:
+                _STEPS[self._step][0](self._round, client, message)
+            except ProtocolError:
+                self._asked.add(client)
+                raise
+            except BaseException:  # nobody knows how far it came
+                self._step, self._asked = "nothing", set()
+                raise
 
-    def close(self) -> dict[int, bytes]:
+    def close(self) -> Mapping[int, bytes]:
         """Ends a step: the next messages, by client; none after the last step.
+
+        Each is written when it is asked for.
 
         Raises:
             TooFewClientsError: if a sum is out of reach: the round has failed.
-            RecoveryError: if clients sent wrong shares, so that a mask stays unknown.
+            RecoveryError: if clients shared wrong secrets: a mask stays unknown.
             WrongStepError: if the round is over.
         """
-        if self._step == "nothing":
-            raise WrongStepError("The round is over.")
-        step, self._step = self._step, "nothing"  # if this fails, the round has
-        following, messages = _STEPS[step][1](self)
-        self._step, self._asked = following, set(messages)
-        return {
-            client: _messages.encode(message, self._plan, SERVER, client)
-            for client, message in messages.items()
-        }
-
-    def _receive_keys(self, client: int, message: bytes) -> None:
-        keys = self._read(_messages.Keys, client, message)
-        if self._roster is not None:
-            about = about_keys(self._plan, client, keys.agreement, keys.masking)
-            _crypto.verify(self._roster[client], keys.signature, about)
-        elif keys.signature != _messages.NO_SIGNATURE:
-            raise MalformedMessageError("A signature, though the plan has none.")
-        # Neighbours would refuse these, and end the round for themselves.
-        for key in (keys.agreement, keys.masking):
-            _crypto.check_public(key)
-        if keys.agreement in self._taken:
-            raise ContradictionError("Another client has this key.")
-        self._taken.add(keys.agreement)
-        self._keys[client] = keys
-
-    def _close_keys(self):
-        alive = self._connected(set(self._keys))
-        self._keys = {i: keys for i, keys in self._keys.items() if i in alive}
-        messages = {}
-        for i in alive:
-            group = sorted([i, *self._neighbours(i, alive)])
-            listed = [(j, self._keys[j]) for j in group]
-            keys = [(j, x.agreement, x.masking, x.signature) for j, x in listed]
-            messages[i] = _messages.KeysOfNeighbours(keys)
-        return "shares", messages
-
-    def _receive_shares(self, client: int, message: bytes) -> None:
-        shares = self._read(_messages.Shares, client, message)
-        envelopes = dict(shares.envelopes)
-        if envelopes.keys() != self._keys.keys() & self._plan.neighbours(client):
-            raise ContradictionError("The envelopes are not for the neighbours.")
-        self._commitments[client] = shares.commitment
-        self._envelopes[client] = envelopes
-
-    def _close_shares(self):
-        alive = self._connected(set(self._envelopes))
-        self._sharers, messages = alive, {}
-        for i in alive:
-            senders = self._neighbours(i, alive)
-            envelopes = [(j, self._envelopes[j][i]) for j in senders]
-            messages[i] = _messages.SharesOfNeighbours(envelopes)
-        self._envelopes.clear()
-        return "vectors", messages
-
-    def _receive_vectors(self, client: int, message: bytes) -> None:
-        packed = self._read(_messages.MaskedInput, client, message).vector
-        self._sum += unpack(packed, self._plan.bits, self._plan.length)
-        self._vectors.add(client)
-
-    def _close_vectors(self):
-        self._check_count(self._vectors, "sent vectors")
-        for i in self._sharers:
-            if len(self._neighbours(i, self._vectors)) < self._plan.threshold:
-                raise TooFewClientsError(f"Too few neighbours of client {i} are left.")
-        if self._plan.signed:
-            listed = _messages.Survivors([(i,) for i in self.survivors])
-            return "signatures", dict.fromkeys(self._vectors, listed)
-        return self._close_signatures()
-
-    def _receive_signatures(self, client: int, message: bytes) -> None:
-        signature = self._read(_messages.Consistency, client, message).signature
-        if self._roster is not None:
-            about = about_survivors(self._plan, self._vectors)
-            _crypto.verify(self._roster[client], signature, about)
-        self._signatures[client] = signature
-
-    def _close_signatures(self):
-        if self._plan.signed:
-            self._check_count(self._signatures, "signed")
-        signatures = sorted(self._signatures.items())
-        messages = {}
-        for i in self._signatures if self._plan.signed else self._vectors:
-            alive = self._neighbours(i, self._vectors)
-            dropped = self._neighbours(i, self._sharers - self._vectors)
-            lists = ([(j,) for j in alive], [(j,) for j in dropped])
-            messages[i] = _messages.Unmasking(*lists, signatures)
-        return "openings", messages
-
-    def _receive_openings(self, client: int, message: bytes) -> None:
-        opened = self._read(_messages.Opened, client, message)
-        dropped = self._sharers - self._vectors
-        for shares, wanted in (
-            (opened.self_masks, self._neighbours(client, self._vectors)),
-            (opened.masking_keys, self._neighbours(client, dropped)),
-        ):
-            if [j for j, _ in shares] != wanted:
-                raise ContradictionError("The shares are not those asked for.")
-            if any(int.from_bytes(y) >= PRIME for _, y in shares):
-                raise MalformedMessageError("A share is not of the field.")
-        self._openings[client] = dict([*opened.self_masks, *opened.masking_keys])
-
-    def _close_openings(self):
-        masks = masks_left(
-            self._plan,
-            self._sharers,
-            self._vectors,
-            self._openings,
-            self._commitments,
-            {i: keys.masking for i, keys in self._keys.items()},
-        )
-        for start in range(0, len(masks), 256):  # as each holds a cipher's state
-            add_masks(self._sum, masks[start : start + 256])
-        self._total = reduce(self._sum, self._plan.bits)
-        return "nothing", {}
-
-    def _read(self, kind: type[_messages.M], i: int, message: bytes) -> _messages.M:
-        return _messages.decode(kind, message, self._plan, i, SERVER)
-
-    def _neighbours(self, client: int, among) -> list[int]:
-        return [j for j in self._plan.neighbours(client) if j in among]
-
-    def _connected(self, alive: set[int]) -> set[int]:
-        """Those with enough neighbours among them: others would stop the round."""
-        while weak := {
-            i for i in alive if len(self._neighbours(i, alive)) < self._plan.threshold
-        }:
-            alive = alive - weak
-        self._check_count(alive, "are left")
-        return alive
-
-    def _check_count(self, clients, what: str) -> None:
-        if len(clients) < self._plan.quorum:
-            wanted = self._plan.quorum
-            raise TooFewClientsError(f"{len(clients)} clients {what}, not {wanted}.")
+        with self._lock:
+            if self._step == "nothing":
+                raise WrongStepError("The round is over.")
+            step, self._step, self._asked = self._step, "nothing", set()
+            following, outbox = _STEPS[step][1](
+                self._round
+            )  # if this fails, the round has
+            self._step, self._asked = following, set(outbox)
+            return outbox
 
 
 # What takes a message of a step, and what ends it.
 _STEPS = {
-    "keys": (Server._receive_keys, Server._close_keys),
-    "shares": (Server._receive_shares, Server._close_shares),
-    "vectors": (Server._receive_vectors, Server._close_vectors),
-    "signatures": (Server._receive_signatures, Server._close_signatures),
-    "openings": (Server._receive_openings, Server._close_openings),
+    "keys": (Round.receive_keys, Round.close_keys),
+    "shares": (Round.receive_shares, Round.close_shares),
+    "vectors": (Round.receive_vectors, Round.close_vectors),
+    "signatures": (Round.receive_signatures, Round.close_signatures),
+    "openings": (Round.receive_openings, Round.close_openings),
 }

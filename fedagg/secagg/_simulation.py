@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fedagg.secagg._client import Client
+from fedagg.secagg._demands import AnyPlan
 from fedagg.secagg._identity import generate_identity
 from fedagg.secagg._plan import Plan
 from fedagg.secagg._server import Server
@@ -45,7 +46,7 @@ def simulate(
             *(generate_identity() for _ in range(plan.clients)), strict=True
         )
     clients = [
-        Client(plan, i, vector, identity=identity, roster=roster)
+        Client(plan, i, vector, AnyPlan(), identity=identity, roster=roster)
         for i, (vector, identity) in enumerate(zip(vectors, identities, strict=True))
     ]
     server = Server(plan, roster=roster)

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import dataclasses
 import os
 import pathlib
 import signal
@@ -30,30 +29,24 @@ class Participant:
         keys = (folder / "roster").read_bytes()
         self._roster = [keys[i : i + 32] for i in range(0, len(keys), 32)]
         self._form = task.form()
-        self._sessions: set[bytes] = set()
+        self._ledger = secagg.Ledger(folder / f"ledger-{number}")
         # Compiles, so that the server's deadlines are for the work alone.
         self._train(0, *self._form)
 
-    def begin(
-        self, plan: bytes, cohort: list[int], number: int, told: bytes
-    ) -> secagg.Client:
+    def begin(self, plan: secagg.Plan, cohort: list[int], told: bytes) -> secagg.Client:
         """Trains, and makes the state machine of a round, if it is as demanded."""
-        offered = secagg.Plan.decode(plan)
-        demanded = dataclasses.replace(
-            task.make_plan(offered.clients),
-            session=offered.session,
-            graph_seed=offered.graph_seed,
-        )
-        if offered != demanded or offered.session in self._sessions:
-            raise secagg.ContradictionError(f"This plan will not do: {offered}.")
-        self._sessions.add(offered.session)
+        roster = [self._roster[i] for i in cohort]
+        demands = task.demands(roster, told)
+        demands.check(plan)  # before the work
         form = serialization.from_bytes(self._form, told)
         return secagg.Client(
-            offered,
+            plan,
             cohort.index(self._number),
-            self._train(number, *form),
+            self._train(plan.number, *form),
+            demands,
             identity=self._identity,
-            roster=[self._roster[i] for i in cohort],
+            roster=roster,
+            ledger=self._ledger,
         )
 
     def _train(self, number: int, variables: Any, shared: Any) -> np.ndarray:
@@ -75,7 +68,9 @@ async def take_part(participant: Participant, number: int, port: int, faults) ->
         except (TransportError, OSError):
             return
         if type(frame) is list:
-            client, current, steps = participant.begin(*frame), frame[2], iter(STEPS)
+            plan = secagg.Plan.decode(frame[0])
+            client, steps = participant.begin(plan, *frame[1:]), iter(STEPS)
+            current = plan.number
             answer = client.respond()
         elif client is None:
             raise secagg.WrongStepError("A step before there is a round.")

@@ -43,12 +43,11 @@ async def serve(
     state = task.aggregator.init(variables)
     for number in range(rounds):
         start, cohort = time.monotonic(), peers.connected()
-        plan = task.make_plan(len(cohort))
+        keys = [roster[i] for i in cohort]
         told = serialization.to_bytes((variables, task.steps.broadcast(state)))
+        plan = task.make_plan(keys, number, told)
         try:
-            total, survivors = await peers.round(
-                cohort, plan, [roster[i] for i in cohort], number, told
-            )
+            total, survivors = await peers.round(cohort, plan, keys, told)
         except secagg.ProtocolError as error:
             survivors = []
             report(failed=number, why=str(error))

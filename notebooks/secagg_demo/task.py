@@ -1,6 +1,7 @@
 """What all parties know: the model, a client's work, and messages as vectors."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ jax.config.update("jax_platforms", "cpu")
 
 CLIENTS, WINDOW, CHANNELS, EXERCISES = 12, 100, 6, 7
 MOST_WINDOWS = 256  # weights are fractions of it, which a float has exactly
+BITS = 32  # of an entry in the sum
 LARGEST_FRAME = 2**17  # bytes; a model or a masked vector takes less than a third
 
 
@@ -47,6 +49,7 @@ aggregator = fedagg.aggregator(
         fedagg.quantile_bound(0.05, 0.9, 0.2),
         largest_cohort=CLIENTS,
         largest_weight=1.0,
+        bits=BITS,
     )
 )
 steps = aggregator.steps
@@ -94,9 +97,20 @@ def output_of(state: Any, total: np.ndarray) -> fedagg.Output:
     return steps.server(state, read_vector()[1](total))
 
 
-def make_plan(clients: int) -> secagg.Plan:
-    """The plan that clients demand: all are neighbours, and sign who survived."""
-    return secagg.Plan.complete(clients, read_vector()[0], signed=True)
+def make_plan(cohort: Sequence[bytes], number: int, told: bytes) -> secagg.Plan:
+    """A round of clients with these public keys, who were told this."""
+    context = secagg.context_of(cohort, told)
+    length = read_vector()[0]
+    return secagg.Plan.complete(
+        len(cohort), length, BITS, context, number=number, signed=True
+    )
+
+
+def demands(cohort: Sequence[bytes], told: bytes) -> secagg.Demands:
+    """What clients ask of a plan: that they sign, above all, and were told the same."""
+    context = secagg.context_of(cohort, told)
+    sizes = {"smallest_cohort": 3, "largest_cohort": CLIENTS}
+    return secagg.Demands(context, BITS, **sizes, mode="signed")
 
 
 def add(variables: Any, change: Any) -> Any:

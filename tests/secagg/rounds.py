@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from fedagg import secagg
+from fedagg.secagg._demands import AnyPlan
+
+CONTEXT = secagg.context_of([], b"what clients are told")
 
 
 def repeatable(label: str) -> Callable[[int], bytes]:
@@ -58,6 +61,7 @@ class Round:
             self.plan,
             i,
             self.vectors[i],
+            AnyPlan(),
             identity=self.identities[i],
             roster=self.roster,
             random=repeatable(f"client {i}"),

@@ -1,6 +1,7 @@
 """The public names of the subpackage, and their docstrings."""
 
 import inspect
+import pathlib
 import re
 import subprocess
 import sys
@@ -15,9 +16,10 @@ from tests.test_api import doc, entries, parameters, section
 
 CLASSES = {
     name: getattr(secagg, name)
-    for name in ("Client", "Plan", "Server", "ProtocolError")
+    for name in ("Client", "Demands", "Ledger", "Plan", "Server", "ProtocolError")
 }
 CALLABLES: dict[str, Callable[..., Any]] = {
+    "context_of": secagg.context_of,
     "generate_identity": secagg.generate_identity,
     "simulate": secagg.simulate,
 }
@@ -97,3 +99,13 @@ except ImportError as error:
     )
 
     assert "pip install 'fedagg[secagg]'" in run.stdout
+
+
+def test_every_test_that_security_names_is_there():
+    page = pathlib.Path(secagg.__file__).with_name("SECURITY.md").read_text()
+    folder = pathlib.Path(__file__).parent
+    source = "".join(x.read_text() for x in folder.glob("test_*.py"))
+
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) > 15
+    assert named <= set(re.findall(r"^def (test_\w+)", source, re.M))

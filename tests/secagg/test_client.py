@@ -7,25 +7,20 @@ import pytest
 
 from fedagg import secagg
 from fedagg.secagg import _messages as messages
+from fedagg.secagg._demands import AnyPlan
 from fedagg.secagg._messages import SERVER
-from tests.secagg.rounds import Round
+from tests.secagg.rounds import CONTEXT, Round
 
 PLANS = {
-    "complete": secagg.Plan.complete(5, 4, bits=8, threshold=2),
+    "complete": secagg.Plan.complete(5, 4, 8, CONTEXT, threshold=2),
     "sparse": dataclasses.replace(
-        secagg.Plan.complete(9, 4, bits=8, threshold=3), degree=4
+        secagg.Plan.complete(9, 4, 8, CONTEXT, threshold=3), degree=4
     ),
     "signed": dataclasses.replace(
-        secagg.Plan.complete(5, 4, bits=8, threshold=2, signed=True), quorum=3
+        secagg.Plan.complete(5, 4, 8, CONTEXT, threshold=3, signed=True), quorum=3
     ),
 }
 every_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
-KINDS = {
-    "share_keys": messages.KeysOfNeighbours,
-    "masked_input": messages.SharesOfNeighbours,
-    "consistency": messages.Survivors,
-    "unmask": messages.Unmasking,
-}
 
 
 def refuses(error, round: Round, message: bytes, pattern: str | None = None):
@@ -52,7 +47,7 @@ def test_a_message_of_another_round_receiver_sender_or_step_is_refused(plan, ste
     def fresh() -> Round:
         return Round(plan).run_until(step)
 
-    other = Round(plan.renewed()).run_until(step)
+    other = Round(plan.renewed(CONTEXT)).run_until(step)
     earlier = Round(plan).run_until("vectors" if step == "shares" else "shares")
     mirrored = bytearray(fresh().inbox[0] or b"")
     mirrored[34:38], mirrored[38:42] = mirrored[38:42], mirrored[34:38]
@@ -68,24 +63,20 @@ def test_a_message_of_another_round_receiver_sender_or_step_is_refused(plan, ste
 
 @every_plan
 def test_steps_are_taken_once_and_in_order(plan):
-    round = Round(plan)
-    steps = ["advertise", "share_keys", "masked_input", "consistency", "unmask"]
-    if not plan.signed:
-        steps.remove("consistency")
+    round, earlier = Round(plan), []
 
-    for expected in steps:
+    while round.server.step != "nothing":
         client, message = round.clients[0], round.inbox[0]
         with pytest.raises(secagg.WrongStepError):
             client.respond(b"" if message is None else None)
-        for step in ["advertise", *KINDS]:
-            if step != expected:
-                arguments = () if step == "advertise" else (message,)
-                with pytest.raises(secagg.WrongStepError, match="not the next step"):
-                    getattr(client, step)(*arguments)
+        for before in earlier:
+            other = Round(plan).run_until(round.server.step)
+            refuses(secagg.WrongMessageError, other, before, "step|round")
         round.deliver(round.answers())
+        earlier += [message] if message else []
 
     with pytest.raises(secagg.WrongStepError):  # a second unmasking
-        round.clients[0].unmask(b"")
+        round.clients[0].respond(earlier[-1])
     assert round.server.survivors == tuple(range(plan.clients))
 
 
@@ -93,11 +84,12 @@ def test_steps_are_taken_once_and_in_order(plan):
 def test_a_list_of_keys_that_is_wrong_is_refused(plan):
     def fresh():
         round = Round(plan).run_until("shares")
-        return round, list(received(round, messages.KeysOfNeighbours).keys)
+        return round, received(round, messages.KeysOfNeighbours)
 
     def check(error, change):
-        round, keys = fresh()
-        refuses(error, round, told(round, messages.KeysOfNeighbours(change(keys))))
+        round, now = fresh()
+        message = now._replace(keys=change(list(now.keys)))
+        refuses(error, round, told(round, message))
 
     outsider = next(
         (j for j in range(1, plan.clients) if j not in plan.neighbours(0)), None
@@ -125,7 +117,8 @@ def test_a_list_of_keys_that_is_wrong_is_refused(plan):
 def test_keys_that_are_not_signed_by_their_owner_are_refused():
     for spoil in ("agreement", "masking", "signature", "swapped"):
         round = Round(PLANS["signed"]).run_until("shares")
-        keys = list(received(round, messages.KeysOfNeighbours).keys)
+        now = received(round, messages.KeysOfNeighbours)
+        keys = list(now.keys)
         j, c, s, signature = keys[1]
         keys[1] = {
             "agreement": (j, bytes([9]) * 32, s, signature),
@@ -136,17 +129,66 @@ def test_keys_that_are_not_signed_by_their_owner_are_refused():
         if spoil == "swapped":
             keys.pop(2)
 
-        message = told(round, messages.KeysOfNeighbours(keys))
+        message = told(round, now._replace(keys=keys))
 
         refuses(secagg.NotAuthenticError, round, message, "signature")
 
 
+def test_digests_of_keys_that_are_not_everyones_are_refused():
+    def check(plan, error, change):
+        round = Round(plan).run_until("shares")
+        now = received(round, messages.KeysOfNeighbours)
+        message = now._replace(everyone=change(list(now.everyone)))
+        refuses(error, round, told(round, message))
+
+    signed, wrong = PLANS["signed"], secagg.ContradictionError
+    check(signed, wrong, lambda x: [x[0], (1, bytes(32)), *x[2:]])
+    check(signed, wrong, lambda x: x[1:])  # without its own
+    check(signed, wrong, lambda x: [])
+    check(PLANS["complete"], wrong, lambda x: [(0, bytes(32))])
+
+
+def test_clients_that_were_told_of_different_keys_open_nothing():
+    """A server tells client 0 of other keys of a client that is not its neighbour."""
+    plan = dataclasses.replace(PLANS["signed"], clients=9, quorum=6, degree=4)
+    round = Round(plan).run_until("shares")
+    stranger = next(j for j in range(1, 9) if j not in plan.neighbours(0))
+    now = received(round, messages.KeysOfNeighbours)
+    lie = [(j, bytes(32) if j == stranger else x) for j, x in now.everyone]
+    answers = {0: round.clients[0].respond(told(round, now._replace(everyone=lie)))}
+    round.deliver(round.answers([0]) | answers)
+    round.deliver(round.answers())
+
+    mine = round.clients[0].respond(round.inbox[0])
+    with pytest.raises(secagg.NotAuthenticError, match="signature"):
+        round.server.receive(0, mine)
+    for i, message in round.answers([0]).items():
+        round.server.receive(i, message)
+    unmasking = round.server.close()[1]
+    lists = messages.decode(messages.Unmasking, unmasking, plan, SERVER, 1)
+    alive = [(j,) for j in plan.neighbours(0)]
+    message = messages.Unmasking(alive, [], lists.signatures)
+    refuses(secagg.NotAuthenticError, round, told(round, message), "signature")
+
+
+def test_a_key_in_another_form_is_refused():
+    round = Round(PLANS["complete"]).run_until("shares")
+    now = received(round, messages.KeysOfNeighbours)
+    for at in (1, 2):
+        keys = [list(x) for x in now.keys]
+        keys[1][at] = keys[1][at][:-1] + bytes([keys[1][at][-1] ^ 128])
+        other = Round(PLANS["complete"]).run_until("shares")
+        message = told(other, now._replace(keys=[tuple(x) for x in keys]))
+        refuses(secagg.NotAuthenticError, other, message, "one form")
+
+
 def test_a_key_of_small_order_is_refused():
     round = Round(PLANS["complete"]).run_until("shares")
-    keys = list(received(round, messages.KeysOfNeighbours).keys)
+    now = received(round, messages.KeysOfNeighbours)
+    keys = list(now.keys)
     keys[1] = (keys[1][0], bytes(32), *keys[1][2:])
 
-    message = told(round, messages.KeysOfNeighbours(keys))
+    message = told(round, now._replace(keys=keys))
 
     refuses(secagg.NotAuthenticError, round, message, "small order")
 
@@ -159,44 +201,61 @@ def test_envelopes_that_are_wrong_are_refused(plan):
         sent = messages.SharesOfNeighbours(change(envelopes))
         refuses(error, round, told(round, sent))
 
-    def spoilt(envelopes):
-        (j, envelope), *rest = envelopes
-        return [(j, envelope[:-1] + bytes([envelope[-1] ^ 1])), *rest]
-
-    def swapped(envelopes):
-        (i, one), (j, two), *rest = envelopes
-        return [(i, two), (j, one), *rest]
-
-    check(secagg.NotAuthenticError, spoilt)
-    check(secagg.NotAuthenticError, swapped)
     check(secagg.TooFewClientsError, lambda x: x[: plan.threshold - 1])
     check(secagg.MalformedMessageError, lambda x: [x[0], *x])
-    check(secagg.ContradictionError, lambda x: [(0, x[0][1]), *x])  # its own
+    check(secagg.ContradictionError, lambda x: [(0, *x[0][1:]), *x])  # its own
+
+
+@every_plan
+def test_a_client_names_those_whose_envelopes_do_not_open_and_is_done(plan):
+    def check(change, count=1):
+        round = Round(plan).run_until("vectors")
+        envelopes = list(received(round, messages.SharesOfNeighbours).envelopes)
+        names = [(j,) for j, *_ in envelopes[:count]]
+        sent = messages.SharesOfNeighbours(change(envelopes))
+        answer = round.clients[0].respond(told(round, sent))
+
+        complaint = messages.decode(messages.Complaint, answer, plan, 0, SERVER)
+        assert list(complaint.clients) == names
+        with pytest.raises(secagg.WrongStepError, match="nothing"):
+            round.clients[0].respond(round.inbox[0])
+
+    def spoilt(at):
+        def change(envelopes):
+            first, *rest = envelopes
+            changed = bytearray(first[at])
+            changed[-1] ^= 1
+            return [(*first[:at], bytes(changed), *first[at + 1 :]), *rest]
+
+        return change
+
+    for at in (1, 2, 3):  # the envelope, and the digests of both shares
+        check(spoilt(at))
+    check(lambda x: [(x[0][0], *x[1][1:]), (x[1][0], *x[0][1:]), *x[2:]], 2)
 
 
 def test_an_envelope_of_a_client_that_dropped_out_before_is_refused():
     round = Round(PLANS["complete"]).run_until("vectors", {4: "keys"})
     envelopes = list(received(round, messages.SharesOfNeighbours).envelopes)
 
-    message = told(round, messages.SharesOfNeighbours([*envelopes, (4, bytes(92))]))
+    message = told(
+        round,
+        messages.SharesOfNeighbours([*envelopes, (4, bytes(92), bytes(32), bytes(32))]),
+    )
 
     refuses(secagg.ContradictionError, round, message, "not expected")
 
 
-def test_an_envelope_with_what_is_no_share_is_refused():
-    from fedagg.secagg import _crypto
-    from fedagg.secagg._envelopes import Way, seal_shares
+def test_an_envelope_with_what_is_no_share_does_not_open():
+    from fedagg.secagg._envelopes import Way, open_shares, seal_shares
 
-    round = Round(PLANS["complete"]).run_until("vectors")
-    envelopes = dict(received(round, messages.SharesOfNeighbours).envelopes)
-    public = round.clients[0]._public[0]
-    agreed = _crypto.agree(round.clients[1]._c, public)
-    shares = (5, 2**256 - 1)
-    envelopes[1] = seal_shares(Way(round.plan, 1, 0), agreed, shares, bytes)
+    way, agreed = Way(PLANS["complete"], 1, 0), bytes(32)
+    good = seal_shares(way, agreed, (5, 2**256 - 190), bytes)
+    wrong = seal_shares(way, agreed, (5, 2**256 - 1), bytes)
 
-    message = told(round, messages.SharesOfNeighbours(sorted(envelopes.items())))
-
-    refuses(secagg.MalformedMessageError, round, message, "no share")
+    assert open_shares(way, agreed, *good)[0] == (5).to_bytes(32)
+    with pytest.raises(secagg.MalformedMessageError, match="Client 1 sent no share"):
+        open_shares(way, agreed, *wrong)
 
 
 @every_plan
@@ -224,6 +283,22 @@ def test_lists_that_would_open_both_secrets_or_a_strangers_are_refused(plan):
     if drop:
         check(wrong, lambda a, d: (a, [*d, (1,)]))  # dropped out before it shared
         check(wrong, lambda a, d: ([*a, (1,)], d))
+
+
+@pytest.mark.parametrize("degree", [4, 8])
+def test_a_client_counts_its_neighbours_towards_the_quorum(degree):
+    """Of nine with a quorum of eight one is gone at most, wherever it stands."""
+    plan = secagg.Plan.complete(9, 4, 8, CONTEXT, threshold=2)
+    plan = dataclasses.replace(plan, degree=degree, quorum=8)
+    for gone, refused in ((1, False), (2, True)):
+        round = Round(plan).run_until("openings")
+        alive = plan.neighbours(0)
+        lists = [(j,) for j in alive[gone:]], [(j,) for j in alive[:gone]]
+        message = told(round, messages.Unmasking(*lists, []))
+        if refused:
+            refuses(secagg.TooFewClientsError, round, message, "neighbours")
+        else:
+            round.clients[0].respond(message)
 
 
 def test_a_list_of_survivors_that_is_wrong_is_refused():
@@ -298,7 +373,7 @@ def test_masks_are_made_of_fresh_keys_in_each_round():
     plan = PLANS["complete"]
     vector = np.zeros(4, np.uint32)
 
-    keys = {secagg.Client(plan, 0, vector).advertise() for _ in range(3)}
+    keys = {secagg.Client(plan, 0, vector, AnyPlan()).respond() for _ in range(3)}
 
     assert len(keys) == 3
 
@@ -320,7 +395,7 @@ def test_arguments_that_do_not_fit_the_plan_are_refused(change, message):
     index, vector = arguments.pop("index"), arguments.pop("vector")
 
     with pytest.raises(ValueError, match=message):
-        secagg.Client(PLANS["complete"], index, vector, **arguments)
+        secagg.Client(PLANS["complete"], index, vector, AnyPlan(), **arguments)
 
 
 def test_a_signed_plan_wants_a_roster_with_the_clients_identity():
@@ -336,4 +411,4 @@ def test_a_signed_plan_wants_a_roster_with_the_clients_identity():
         (pairs[1][0], roster, "the roster has"),
     ):
         with pytest.raises(ValueError, match=message):
-            secagg.Client(plan, 0, vector, identity=identity, roster=keys)
+            secagg.Client(plan, 0, vector, AnyPlan(), identity=identity, roster=keys)

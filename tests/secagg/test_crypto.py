@@ -49,6 +49,16 @@ def test_a_point_of_small_order_is_refused(point):
         _crypto.agree(bytes(range(32)), point.to_bytes(32, "little"))
 
 
+def test_one_public_key_has_one_form():
+    _crypto.check_form((2**255 - 20).to_bytes(32, "little"))
+    for number in (2**255 - 19, 2**255 - 10, 2**255 + 9, 2**256 - 1):
+        with pytest.raises(NotAuthenticError, match="one form"):
+            _crypto.check_public(number.to_bytes(32, "little"))
+    assert not _crypto.is_verifying_key((2**255 - 19).to_bytes(32, "little"))
+    assert not _crypto.is_verifying_key(bytes(31))
+    assert _crypto.is_verifying_key(_crypto.verifying_key(bytes(32)))
+
+
 def test_keys_are_derived_as_in_rfc_5869():
     vectors = rows("KDF/rfc-5869-HKDF-SHA256.txt", "IKM", "salt", "info", "OKM")
 

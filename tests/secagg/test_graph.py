@@ -1,7 +1,9 @@
 """The graph: regular, symmetric, shuffled, and hard to cut."""
 
 import collections
+import hashlib
 import itertools
+import tracemalloc
 
 import pytest
 
@@ -39,6 +41,25 @@ def test_it_is_regular_and_symmetric_and_nobody_is_a_neighbour_of_itself(
         assert len(set(around)) == degree == len(around)
         assert sorted(around) == list(around)
         assert all(i in graph[j] and i != j for j in around)
+
+
+def test_a_large_ring_takes_little_memory_and_is_the_order_of_hashes():
+    seed, clients = b"y" * 32, 2**15
+    tracemalloc.start()
+
+    around = neighbours(clients, 2, seed, 5)
+
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * clients  # bytes
+
+    def rank(client: int) -> bytes:
+        text = b"fedagg graph" + seed + client.to_bytes(4)
+        return hashlib.sha256(text).digest()
+
+    ring = sorted(range(clients), key=rank)
+    place = ring.index(5)
+    assert set(around) == {ring[place - 1], ring[(place + 1) % clients]}
 
 
 def test_fewer_clients_than_the_degree_do_not_cut_it():

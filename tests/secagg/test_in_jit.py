@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 import fedagg
 from fedagg import secagg
 from tests.helpers import assert_same, make_updates
+from tests.secagg.rounds import CONTEXT
 
 CLIENTS = 7
 BITS = 26
@@ -33,7 +34,7 @@ opened = jax.jit(aggregator.steps.server)  # what is made of the sum of messages
 @st.composite
 def rounds(draw):
     degree = draw(st.sampled_from([2, 4, CLIENTS - 1]))
-    plan = secagg.Plan.complete(CLIENTS, 0, bits=BITS, threshold=1)
+    plan = secagg.Plan.complete(CLIENTS, 0, BITS, CONTEXT, threshold=2)
     who = draw(st.sets(st.integers(0, CLIENTS - 1), max_size=3))
     drop = {i: draw(st.sampled_from(STEPS)) for i in sorted(who)}
     return degree, plan, drop, draw(st.integers(0, 2**32 - 1))

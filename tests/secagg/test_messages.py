@@ -34,6 +34,8 @@ def valid(plan_name: str) -> dict[str, tuple[type, bytes, int, int]]:
         round.deliver(answers)
         if round.inbox:
             keep(round.inbox[1] or b"", SERVER, 1)
+    complaint = messages.encode(messages.Complaint([(2,)]), round.plan, 1, SERVER)
+    keep(complaint, 1, SERVER)
     return found
 
 
@@ -107,7 +109,7 @@ def test_mutated_messages_are_refused_or_the_only_form_of_what_they_say(name, dr
 @hypothesis.given(st.sampled_from(KINDS), st.binary(max_size=300), st.booleans())
 def test_any_bytes_are_refused_or_the_only_form_of_what_they_say(kind, body, headed):
     plan = PLANS["complete"]
-    header = messages._HEADER.pack(1, plan.identifier, KINDS.index(kind), 1, SERVER)
+    header = messages._HEADER.pack(2, plan.identifier, KINDS.index(kind), 1, SERVER)
     data = header + body if headed else body
 
     assert_refused_or_the_only_form(plan, kind, data, 1, SERVER)
@@ -117,7 +119,7 @@ def test_any_bytes_are_refused_or_the_only_form_of_what_they_say(kind, body, hea
 def test_a_list_longer_than_the_cohort_is_refused_before_it_is_read(count):
     plan = PLANS["complete"]
     kind = messages.Survivors
-    header = messages._HEADER.pack(1, plan.identifier, KINDS.index(kind), SERVER, 1)
+    header = messages._HEADER.pack(2, plan.identifier, KINDS.index(kind), SERVER, 1)
     data = header + count.to_bytes(4) + bytes(24)
 
     with pytest.raises(secagg.MalformedMessageError, match="items"):

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 import fedagg
 from fedagg import secagg
 from tests.helpers import assert_close, make_updates
+from tests.secagg.rounds import CONTEXT
 
 CLIENTS, BITS = 7, 18
 MECHANISMS = {
@@ -46,7 +47,7 @@ def test_the_protocol_gives_the_round_in_jit_to_the_bit(name, drop):
     ]
     again = ravel_pytree(messages[0])[1]
     vectors = [np.asarray(ravel_pytree(x)[0]) for x in messages]
-    plan = secagg.Plan.complete(CLIENTS, len(vectors[0]), bits=BITS, threshold=3)
+    plan = secagg.Plan.complete(CLIENTS, len(vectors[0]), BITS, CONTEXT, threshold=3)
     plan = dataclasses.replace(plan, quorum=3)
     total, survivors = secagg.simulate(plan, vectors, drop=drop)
     total = again(jnp.asarray(total))

@@ -11,7 +11,7 @@ import pytest
 
 from fedagg import secagg
 from fedagg.secagg import _degree
-from tests.secagg.rounds import fixed
+from tests.secagg.rounds import CONTEXT, fixed
 
 
 def test_degree_and_threshold_are_those_of_bell_et_al():
@@ -24,7 +24,7 @@ def test_degree_and_threshold_are_those_of_bell_et_al():
     for mode, rate, cohorts in rows:
         for clients, expected in cohorts.items():
             plan = secagg.Plan.for_cohort(
-                clients, 1, dropout=rate, adversary=rate, mode=mode
+                clients, 1, 32, CONTEXT, dropout=rate, adversary=rate, mode=mode
             )
             assert (plan.degree, plan.threshold) == expected
 
@@ -44,7 +44,7 @@ def test_tails_are_those_of_the_hypergeometric_distribution(total, marked, draws
 
 
 def test_every_bound_holds_at_the_plan_and_one_fails_at_a_smaller_degree():
-    plan = secagg.Plan.for_cohort(1000, 1)
+    plan = secagg.Plan.for_cohort(1000, 1, 32, CONTEXT, mode="semi-honest")
 
     def privacy(k: int, t: int) -> fractions.Fraction:
         ways = (math.comb(100, i) * math.comb(899, k - i) for i in range(t, k + 1))
@@ -62,45 +62,68 @@ def test_every_bound_holds_at_the_plan_and_one_fails_at_a_smaller_degree():
 
 
 def test_small_cohorts_are_complete_graphs_or_refused():
-    plan = secagg.Plan.for_cohort(4, 1)
+    plan = secagg.Plan.for_cohort(4, 1, 32, CONTEXT, mode="semi-honest")
 
     assert (plan.degree, plan.threshold) == (3, 2)
+    assert secagg.Plan.for_cohort(5, 1, 32, CONTEXT).degree == 4
     for clients in (2, 3):
         with pytest.raises(ValueError, match="take more clients"):
-            secagg.Plan.for_cohort(clients, 1)
-        assert secagg.Plan.complete(clients, 1).degree == clients - 1
+            secagg.Plan.for_cohort(clients, 1, 32, CONTEXT)
+        assert secagg.Plan.complete(clients, 1, 32, CONTEXT).degree == clients - 1
     with pytest.raises(ValueError, match="take more clients"):
-        secagg.Plan.for_cohort(100, 1, dropout=0.5, adversary=0.5)
+        secagg.Plan.for_cohort(100, 1, 32, CONTEXT, dropout=0.5, adversary=0.5)
 
 
 def test_the_complete_graph_takes_the_threshold_of_2017():
-    assert secagg.Plan.complete(31, 1).threshold == 21
-    assert secagg.Plan.complete(31, 1, threshold=16).threshold == 16
+    assert secagg.Plan.complete(31, 1, 32, CONTEXT).threshold == 21
+    assert secagg.Plan.complete(31, 1, 32, CONTEXT, threshold=16).threshold == 16
 
 
 @pytest.mark.parametrize("clients", [2, 3, 4, 7, 31, 100])
 def test_two_quorums_have_an_honest_client_in_common(clients):
-    plan = secagg.Plan.complete(clients, 1, signed=True)
+    plan = secagg.Plan.complete(clients, 1, 32, CONTEXT, signed=True)
 
     assert 2 * plan.quorum - clients > (clients - 1) // 3
 
 
-def test_a_signed_cohort_has_a_quorum_though_clients_drop_out():
-    plan = secagg.Plan.for_cohort(100, 1, mode="signed")
+@pytest.mark.parametrize("mode", ["semi-honest", "semi-malicious", "signed"])
+def test_a_round_ends_where_more_drop_out_than_were_planned_for(mode):
+    def quorum(**options) -> int:
+        arguments = 100, 1, 32, CONTEXT
+        return secagg.Plan.for_cohort(*arguments, mode=mode, **options).quorum
 
-    assert (plan.degree, plan.threshold, plan.quorum) == (32, 22, 56)
+    assert quorum() == 90
+    assert quorum(dropout=0.25, adversary=0.05) == 75
+    assert quorum(dropout=0.05) == 95
+    assert quorum(smallest_cohort=93) == 93 and quorum(smallest_cohort=50) == 90
+    with pytest.raises(ValueError, match="quorum"):
+        quorum(smallest_cohort=101)
+    complete = secagg.Plan.complete(100, 1, 32, CONTEXT, smallest_cohort=93)
+    assert complete.quorum == 93
+
+
+def test_one_neighbour_alone_never_opens_a_secret():
+    options: dict[str, Any] = {"adversary": 0.0, "dropout": 0.0, "mode": "semi-honest"}
+
+    plan = secagg.Plan.for_cohort(100, 1, 32, CONTEXT, **options)
+
+    assert plan.threshold == 2
+    with pytest.raises(ValueError, match="threshold"):
+        dataclasses.replace(plan, threshold=1)
 
 
 def test_a_plan_comes_back_from_its_bytes_and_every_field_is_in_its_identifier():
-    plan = fixed(secagg.Plan.for_cohort(100, 17, bits=9))
+    plan = fixed(secagg.Plan.for_cohort(100, 17, 9, CONTEXT))
 
     changes: dict[str, Any] = {
         "clients": 101,
         "length": 18,
         "bits": 10,
-        "degree": 24,
-        "threshold": 12,
+        "degree": 34,
+        "threshold": 21,
         "quorum": 60,
+        "number": 1,
+        "context": bytes(32),
         "session": bytes(32),
         "graph_seed": bytes(31) + b"\1",
     }
@@ -108,18 +131,17 @@ def test_a_plan_comes_back_from_its_bytes_and_every_field_is_in_its_identifier()
     others.append(dataclasses.replace(plan, signed=True, quorum=60))
 
     assert secagg.Plan.decode(plan.encode()) == plan
-    assert len({x.identifier for x in [plan, *others]}) == 10
+    assert len({x.identifier for x in [plan, *others]}) == 12
 
 
 def test_rounds_have_sessions_and_seeds_of_their_own():
-    plan = secagg.Plan.complete(3, 1)
-    again = plan.renewed()
+    plan = secagg.Plan.complete(3, 1, 32, CONTEXT)
+    again = plan.renewed(bytes(32))
 
     assert plan.session != again.session and plan.graph_seed != again.graph_seed
-    assert (
-        dataclasses.replace(again, session=plan.session, graph_seed=plan.graph_seed)
-        == plan
-    )
+    assert (again.number, again.context) == (plan.number + 1, bytes(32))
+    copied = ("session", "graph_seed", "number", "context")
+    assert dataclasses.replace(again, **{x: getattr(plan, x) for x in copied}) == plan
 
 
 @pytest.mark.parametrize(
@@ -133,6 +155,11 @@ def test_rounds_have_sessions_and_seeds_of_their_own():
         ({"degree": 3}, "even degree"),
         ({"degree": 9}, "degree"),
         ({"threshold": 5}, "threshold"),
+        ({"threshold": 1}, "threshold"),
+        ({"threshold": 2, "signed": True, "quorum": 5}, "more than half of 4"),
+        ({"number": -1}, "number"),
+        ({"number": 2**63}, "number"),
+        ({"context": b""}, "context"),
         ({"quorum": 10}, "quorum"),
         ({"signed": True, "quorum": 4}, "more than half"),
         ({"session": b""}, "session"),
@@ -140,7 +167,9 @@ def test_rounds_have_sessions_and_seeds_of_their_own():
     ],
 )
 def test_a_field_out_of_range_is_refused(change, message):
-    plan = dataclasses.replace(secagg.Plan.complete(9, 1, threshold=3), degree=4)
+    plan = dataclasses.replace(
+        secagg.Plan.complete(9, 1, 32, CONTEXT, threshold=3), degree=4
+    )
 
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(plan, **change)
@@ -158,13 +187,13 @@ def test_a_field_out_of_range_is_refused(change, message):
 )
 def test_a_cohort_that_makes_no_sense_is_refused(options):
     with pytest.raises(ValueError, match="Expected"):
-        secagg.Plan.for_cohort(100, 1, **options)
+        secagg.Plan.for_cohort(100, 1, 32, CONTEXT, **options)
 
 
 @hypothesis.settings(max_examples=200)
 @hypothesis.given(st.data())
 def test_any_bytes_are_refused_or_the_only_ones_of_their_plan(draw):
-    data = bytearray(fixed(secagg.Plan.complete(5, 3)).encode())
+    data = bytearray(fixed(secagg.Plan.complete(5, 3, 32, CONTEXT)).encode())
     for _ in range(draw.draw(st.integers(0, 3))):
         data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
     data = bytes(data[: draw.draw(st.sampled_from([len(data), 0, 5, 50]))])

@@ -1,7 +1,9 @@
 """Sharing of secrets: enough shares give the secret, fewer say nothing."""
 
 import collections
+import fractions
 import itertools
+import math
 
 import hypothesis
 import hypothesis.strategies as st
@@ -35,6 +37,33 @@ def test_any_secret_comes_back(secret, threshold, random):
     shares = _shamir.split(secret, threshold, points, random.randbytes)
 
     assert _shamir.combine(dict(zip(points, shares, strict=True))) == secret
+
+
+@hypothesis.given(st.integers(0, _shamir.PRIME - 1), st.integers(1, 20), st.randoms())
+def test_one_set_of_coefficients_serves_whichever_point_is_missing(secret, t, random):
+    points = random.sample(range(1, 100), t + 1)
+    factors = _shamir.coefficients(points)
+
+    shares = dict(
+        zip(points, _shamir.split(secret, t, points, random.randbytes), strict=True)
+    )
+
+    for missing in points:
+        others = {x: y for x, y in shares.items() if x != missing}
+        assert _shamir.combine_without(missing, factors, others) == secret
+
+
+def test_coefficients_are_those_of_lagrange_in_fractions():
+    points, prime = [1, 2, 5, 11], 101
+    exact = [
+        math.prod(fractions.Fraction(z, z - x) for z in points if z != x)
+        for x in points
+    ]
+
+    found = _shamir.coefficients(points, prime)
+
+    for x, y in zip(points, exact, strict=True):
+        assert found[x] * y.denominator % prime == y.numerator % prime
 
 
 @pytest.mark.parametrize("threshold", [2, 3])

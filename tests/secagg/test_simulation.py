@@ -1,6 +1,7 @@
 """Whole rounds equal NumPy bit for bit, over cohorts, graphs, weights and dropouts."""
 
 import dataclasses
+import itertools
 
 import hypothesis
 import hypothesis.strategies as st
@@ -8,9 +9,13 @@ import numpy as np
 import pytest
 
 from fedagg import secagg
-from tests.secagg.rounds import make_vectors, sum_of
+from tests.secagg.rounds import CONTEXT, make_vectors, sum_of
 
 STEPS = ["keys", "shares", "vectors", "signatures", "openings"]
+
+
+def least_threshold(degree: int, signed: bool) -> int:
+    return max(min(2, degree), degree // 2 + 1 if signed else 1)
 
 
 @st.composite
@@ -20,15 +25,16 @@ def rounds(draw):
     plan = secagg.Plan.complete(
         clients,
         draw(st.integers(0, 33)),
-        bits=draw(st.integers(1, 32)),
-        threshold=draw(st.integers(1, clients - 1)),
+        draw(st.integers(1, 32)),
+        CONTEXT,
+        threshold=draw(st.integers(least_threshold(clients - 1, signed), clients - 1)),
         signed=signed,
     )
     if not signed:
         plan = dataclasses.replace(plan, quorum=2)
     if clients > 4 and draw(st.booleans()):
         degree = 2 * draw(st.integers(1, (clients - 1) // 2))
-        threshold = draw(st.integers(1, degree))
+        threshold = draw(st.integers(least_threshold(degree, signed), degree))
         plan = dataclasses.replace(plan, degree=degree, threshold=threshold)
     who = st.sets(st.integers(0, clients - 1), max_size=clients // 2)
     drop = {i: draw(st.sampled_from(STEPS)) for i in sorted(draw(who))}
@@ -56,9 +62,31 @@ def test_a_round_equals_numpy_or_too_few_are_left(drawn):
     assert not early.intersection(survivors)
 
 
+@pytest.mark.parametrize("clients", [2, 3])
+@pytest.mark.parametrize("signed", [False, True])
+def test_every_fate_of_every_client_gives_the_sum_or_an_error(clients, signed):
+    plan = secagg.Plan.complete(clients, 2, 7, CONTEXT, signed=signed)
+    plan = dataclasses.replace(plan, quorum=2)
+    vectors, summed = make_vectors(plan), 0
+
+    for fates in itertools.product([None, *STEPS], repeat=clients):
+        drop = {i: step for i, step in enumerate(fates) if step is not None}
+        try:
+            total, survivors = secagg.simulate(plan, vectors, drop=drop)
+        except secagg.TooFewClientsError:
+            assert drop
+            continue
+        early = {i for i, step in drop.items() if step in STEPS[:3]}
+        assert set(survivors) == set(range(clients)) - early
+        assert np.array_equal(total, sum_of(plan, vectors, survivors))
+        summed += 1
+
+    assert summed > 0
+
+
 @pytest.mark.parametrize("mode", ["semi-honest", "semi-malicious", "signed"])
 def test_a_cohort_survives_the_dropouts_of_its_plan_in_every_step(mode):
-    plan = secagg.Plan.for_cohort(60, 10, bits=20, mode=mode)
+    plan = secagg.Plan.for_cohort(60, 10, 20, CONTEXT, mode=mode)
     drop = {7 * i: STEPS[i % 5] for i in range(6)}
 
     total, survivors = secagg.simulate(plan, make_vectors(plan), drop=drop)
@@ -70,9 +98,9 @@ def test_a_cohort_survives_the_dropouts_of_its_plan_in_every_step(mode):
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("signed", [False, True])
 def test_a_round_survives_dropouts_down_to_the_threshold_in_each_step(step, signed):
-    plan = secagg.Plan.complete(9, 5, threshold=4, signed=signed)
-    plan = dataclasses.replace(plan, quorum=5)
-    gone = range(5, 9)
+    plan = secagg.Plan.complete(9, 5, 32, CONTEXT, threshold=5, signed=signed)
+    plan = dataclasses.replace(plan, quorum=6)
+    gone = range(6, 9)
 
     total, survivors = secagg.simulate(
         plan, make_vectors(plan), drop=dict.fromkeys(gone, step)
@@ -80,12 +108,12 @@ def test_a_round_survives_dropouts_down_to_the_threshold_in_each_step(step, sign
 
     assert np.array_equal(total, sum_of(plan, make_vectors(plan), survivors))
     with pytest.raises(secagg.TooFewClientsError):
-        secagg.simulate(plan, make_vectors(plan), drop=dict.fromkeys([4, *gone], step))
+        secagg.simulate(plan, make_vectors(plan), drop=dict.fromkeys([5, *gone], step))
 
 
 @pytest.mark.parametrize("length", [0, 1, 70000])
 def test_vectors_of_zeros_ones_and_no_entries_have_a_sum(length):
-    plan = secagg.Plan.complete(3, length, bits=32)
+    plan = secagg.Plan.complete(3, length, 32, CONTEXT)
     zeros = np.zeros((3, length), np.uint32)
 
     total, _ = secagg.simulate(plan, zeros)
@@ -96,7 +124,7 @@ def test_vectors_of_zeros_ones_and_no_entries_have_a_sum(length):
 
 
 def test_what_does_not_fit_the_plan_is_refused():
-    plan = secagg.Plan.complete(3, 1)
+    plan = secagg.Plan.complete(3, 1, 32, CONTEXT)
     vectors = make_vectors(plan)
 
     with pytest.raises(ValueError, match="Expected 3 vectors"):

@@ -4,24 +4,26 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fedagg import secagg
 from fedagg.secagg._crypto import verifying_key
-from tests.secagg.rounds import fixed, repeatable, sum_of
+from fedagg.secagg._demands import AnyPlan
+from tests.secagg.rounds import CONTEXT, fixed, repeatable, sum_of
 
 PATH = pathlib.Path(__file__).parents[1] / "data" / "secagg_transcript.json"
 FROZEN = json.loads(PATH.read_text())["rounds"] if PATH.exists() else {}
 DROP = {1: "shares", 3: "vectors", 4: "openings"}
 PLANS = {
-    "complete": secagg.Plan.complete(6, 5, bits=19, threshold=2),
+    "complete": secagg.Plan.complete(6, 5, 19, CONTEXT, threshold=2),
     "sparse": dataclasses.replace(
-        secagg.Plan.complete(9, 5, bits=32, threshold=1), degree=4, quorum=2
+        secagg.Plan.complete(9, 5, 32, CONTEXT, threshold=2), degree=4, quorum=2
     ),
     "signed": dataclasses.replace(
-        secagg.Plan.complete(6, 5, bits=8, threshold=2, signed=True), quorum=4
+        secagg.Plan.complete(8, 5, 8, CONTEXT, threshold=4, signed=True), quorum=5
     ),
 }
 
@@ -40,6 +42,7 @@ def replay(plan: secagg.Plan) -> dict:
             plan,
             i,
             vectors[i],
+            AnyPlan(),
             identity=identities[i] if plan.signed else None,
             roster=roster,
             random=repeatable(f"client {i}"),
@@ -48,7 +51,7 @@ def replay(plan: secagg.Plan) -> dict:
     ]
     server = secagg.Server(plan, roster=roster)
     transcript = [("plan", plan.encode().hex())]
-    inbox: dict = dict.fromkeys(range(plan.clients))
+    inbox: Any = dict.fromkeys(range(plan.clients))
     while server.step != "nothing":
         for i in sorted(inbox):
             if DROP.get(i) == server.step:

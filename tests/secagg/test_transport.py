@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from fedagg import secagg
+from fedagg.secagg._demands import AnyPlan
 from notebooks.secagg_demo.transport import Clients, Connection, TransportError, pack
+from tests.secagg.rounds import CONTEXT
 
 LENGTH, LARGEST, SECONDS = 5, 4096, 0.3
 
@@ -36,7 +38,9 @@ async def take_part(port: int, number: int, spoil=lambda step, answer: answer) -
             frame = await connection.receive(list, bytes)
             if type(frame) is list:
                 plan, cohort = secagg.Plan.decode(frame[0]), frame[1]
-                client = secagg.Client(plan, cohort.index(number), vector_of(number))
+                client = secagg.Client(
+                    plan, cohort.index(number), vector_of(number), AnyPlan()
+                )
                 step, answer = 0, client.respond()
             else:
                 assert client is not None
@@ -79,7 +83,7 @@ async def until(condition) -> None:
 
 async def run_round(clients: Clients) -> tuple[np.ndarray, list[int]]:
     cohort = clients.connected()
-    plan = secagg.Plan.complete(len(cohort), LENGTH)
+    plan = secagg.Plan.complete(len(cohort), LENGTH, 32, CONTEXT)
     return await clients.round(cohort, plan, None)
 
 

@@ -1,0 +1,76 @@
+"""What a client asks of a plan before it takes part."""
+
+import dataclasses
+
+from fedagg.secagg._degree import Mode, at_most, corrupt_neighbours, is_connected
+from fedagg.secagg._errors import ContradictionError
+from fedagg.secagg._plan import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Demands:
+    """What a client asks of a plan, which comes from a server, before it takes part.
+
+    Bits and cohorts are those of the client's aggregator: of more bits than its own the
+    sum tells what no guarantee covers, in more clients than the largest cohort it
+    overflows, and in fewer than the smallest there is less noise.
+
+    Reference: Bell et al., "Secure Single-Server Aggregation with (Poly)Logarithmic
+        Overhead", 2020, section 3.
+    """
+
+    context: bytes  # `context_of` what the client was told
+    bits: int  # of an entry
+    smallest_cohort: int  # in a sum
+    largest_cohort: int  # in a plan
+    # As in `Plan.for_cohort`: a plan of a stricter mode will do too.
+    adversary: float = 0.1
+    mode: Mode = "semi-malicious"
+    security: float = 40.0
+
+    def check(self, plan: Plan) -> None:
+        """Passes for a plan that meets all demands.
+
+        Args:
+            plan: as offered.
+
+        Raises:
+            ContradictionError: if one is not met; it says which.
+        """
+        corrupt = at_most(self.adversary, plan.clients)
+        for name, met in (
+            ("as large as the largest cohort", plan.clients <= self.largest_cohort),
+            (
+                "with a quorum of the smallest cohort",
+                plan.quorum >= self.smallest_cohort,
+            ),
+            ("with entries of as many bits", plan.bits == self.bits),
+            ("for what the client was told", plan.context == self.context),
+            ("in which clients sign", plan.signed or self.mode != "signed"),
+            (
+                "in which two quorums share an honest client",
+                2 * plan.quorum - plan.clients > corrupt or self.mode != "signed",
+            ),
+        ):
+            if not met:
+                raise ContradictionError(f"Expected a plan {name}, got {plan}.")
+        least = corrupt_neighbours(plan.clients, plan.degree, corrupt, self.security)
+        needed = least if self.mode == "semi-honest" else (plan.degree + least + 1) // 2
+        removed = corrupt + plan.clients - plan.quorum
+        if plan.threshold < needed or not is_connected(
+            plan.clients, plan.degree, removed, self.security
+        ):
+            raise ContradictionError(
+                f"Expected a degree and a threshold that bear {corrupt} corrupt of "
+                f"{plan.clients} clients, got {plan}."
+            )
+
+
+class AnyPlan(Demands):
+    """Takes any plan, for parties that are all in one process."""
+
+    def __init__(self):
+        super().__init__(b"", 0, 0, 0)
+
+    def check(self, plan: Plan) -> None:
+        del plan

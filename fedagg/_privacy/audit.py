@@ -178,7 +178,9 @@ def _claim_of(subject: canaries.Subject, claim: float | Mechanism | None):
     if claim is not None:
         return lambda delta: epsilon(claim, rounds, delta, neighbors=neighbors)
     try:
-        run = run_of(subject.aggregator, subject.template, rounds, neighbors, 1.0, "pld")
+        run = run_of(
+            subject.aggregator, subject.template, rounds, neighbors, 1.0, "pld"
+        )
     except (TypeError, ValueError):
         return None  # guarantee refuses to claim anything
     return lambda delta: spent(run, delta, "pld")

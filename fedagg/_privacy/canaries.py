@@ -81,7 +81,7 @@ def noise_of(subject: Subject, pairs: int, key: jax.Array) -> Noise:
 def canaries(
     subject: Subject, noise: Noise, norm: float, key: jax.Array
 ) -> dict[str, Canary]:
-    """Canaries in all entries, in the entries and the direction with the least noise."""
+    """Canaries in all entries, and where there is the least noise."""
     size = noise.variance.size
     signs = np.asarray(jax.random.rademacher(key, (size,), jnp.float32))
     found = {"all entries": signs / np.sqrt(size)}
@@ -170,7 +170,9 @@ def _trial(
     """What rounds release: values `[rounds, size]`, and metrics `[rounds, metrics]`."""
     form = Template.of(subject.template)
     factor, weight = _OTHERWISE[subject.neighbors]
-    factor, weight = (jnp.where(is_there, 1.0, jnp.float32(x)) for x in (factor, weight))
+    factor, weight = (
+        jnp.where(is_there, 1.0, jnp.float32(x)) for x in (factor, weight)
+    )
 
     def round(state: PyTree, given: tuple[jax.Array, jax.Array]):
         key, sign = given

@@ -54,13 +54,13 @@ def noise_of(subject: Subject, pairs: int, key: jax.Array) -> Noise:
     size = Template.of(subject.template).size
     nothing = Canary(jnp.zeros(size), jnp.ones(subject.rounds), jnp.zeros(size))
     batch = min(_batch(size), pairs)
-    keys = jax.random.split(key, (-(-pairs // batch), 2, batch))
+    keys = jax.random.split(key, (-(-pairs // batch), 2 * batch))
 
     def values(key: jax.Array) -> jax.Array:
         return _trial(subject, nothing, jnp.bool_(False), key)[0]
 
     def add(sums: PyTree, keys: jax.Array):
-        one, other = map(jax.vmap(values), (keys[0], keys[1]))
+        one, other = jnp.split(jax.vmap(values)(keys), 2)
         x = jnp.nan_to_num(one - other)  # [batch, rounds, size]
         gram = jnp.einsum("bri,brj->ij", x, x) if size <= _DENSE else jnp.zeros((0, 0))
         new = jnp.sum(x * x, (0, 1)), gram, jnp.einsum("bri,bsi->rs", x, x)
@@ -175,18 +175,20 @@ def _trial(
     )
 
     def round(state: PyTree, given: tuple[jax.Array, jax.Array]):
-        key, sign = given
+        index, sign = given
         row = form.unravel(sign * factor * canary.value)
         row = pytree.cast_like(row, form.abstract())
         rows, weights = _with_others(subject.others, row, weight)
-        output = subject.aggregator.next(state, rows, weights, key)
+        # JAX's check of reuse takes a batch of keys that are scanned over for reused.
+        own_key = jax.random.fold_in(key, index)
+        output = subject.aggregator.next(state, rows, weights, own_key)
         metrics: Any = [jnp.float32(x) for _, x in sorted(output.metrics.items())]
         metrics = jnp.stack(metrics) if metrics else jnp.zeros((0,))
         return output.state, (form.ravel(output.value, "value"), metrics)
 
     state = subject.aggregator.init(subject.template)
-    keys = jax.random.split(key, subject.rounds)
-    return jax.lax.scan(round, state, (keys, canary.signs))[1]
+    indices = jnp.arange(subject.rounds, dtype=jnp.uint32)
+    return jax.lax.scan(round, state, (indices, canary.signs))[1]
 
 
 def _with_others(others: PyTree, row: PyTree, weight: jax.Array) -> Any:

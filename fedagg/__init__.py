@@ -34,6 +34,7 @@ from fedagg._mechanism import Mechanism
 from fedagg._median import median
 from fedagg._payload import Payload
 from fedagg._privacy.accounting import epsilon, noise_multiplier_for
+from fedagg._privacy.audit import Audit, audit
 from fedagg._privacy.banded import banded_noise
 from fedagg._privacy.budget import Budget, budget
 from fedagg._privacy.gaussian import adaptive_gaussian_noise, gaussian_noise
@@ -70,6 +71,7 @@ from fedagg._types import Bound, Output, Rule, Stage, Traits, Update
 
 __all__ = [
     "Aggregator",
+    "Audit",
     "Bound",
     "Budget",
     "ClientNoise",
@@ -89,6 +91,7 @@ __all__ = [
     "adaptive_tree_noise",
     "aggregator",
     "at_once",
+    "audit",
     "banded_noise",
     "budget",
     "chain",

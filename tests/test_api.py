@@ -19,7 +19,7 @@ PACKAGE = pathlib.Path(fedagg.__file__).parent
 # and from those before it. A new folder goes where it belongs.
 PARTS = [
     *("_mechanism", "_types", "_aggregator", "_payload", "_sentence"),
-    *("_trees", "_messages", "_execution", "_bounding", "_rounds", "_median"),
+    *("_trees", "_messages", "_execution", "_bounding", "_rounds", "_rules"),
     *("_privacy", "_compression", "_secure", "_client_noise", "_training", "_recipes"),
     *("__init__", "secagg"),
 ]

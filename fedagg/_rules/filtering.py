@@ -8,6 +8,9 @@ from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
 from fedagg._types import Output, PyTree, Rule, Update
 
+_STALLED = 0.1  # the part of what they have that those left lose at least, but for one
+_MOST = 1000  # steps
+
 
 @prints_as_its_call
 def caf(f: int) -> Rule:
@@ -45,11 +48,11 @@ def caf(f: int) -> Rule:
         enough = jnp.maximum(enough, 0)
 
         def is_long(carry: tuple) -> jax.Array:
-            left, _, _ = carry
-            return jnp.sum(left) > enough.astype(left.dtype)
+            left, i = carry[0], carry[-1]
+            return (jnp.sum(left) > enough.astype(left.dtype)) & (i < _MOST)
 
-        def filtered(carry: tuple) -> tuple[jax.Array, jax.Array, jax.Array]:
-            left, best, least = carry
+        def filtered(carry: tuple) -> tuple[jax.Array, ...]:
+            left, best, least, i = carry
             parts = left / jnp.sum(left)
             variance, along = _largest_variance(gram, parts)
             is_best = variance < least
@@ -57,16 +60,22 @@ def caf(f: int) -> Rule:
                 jnp.where(is_best, parts, best),
                 jnp.where(is_best, variance, least),
             )
-            square = jnp.where(left > 0.0, jnp.square(along), 0.0)
-            largest = jnp.max(square)
+            square = jnp.where(cohort.given, jnp.square(along), 0.0)
+            largest, of_left = (
+                jnp.max(square),
+                jnp.max(square, where=left > 0.0, initial=0),
+            )
+            # Beside one who has lost all, and is far out, nobody would lose anything.
+            largest = jnp.where(of_left < _STALLED * largest, of_left, largest)
             # Where nobody differs from the mean, all are as far from it.
             share = jnp.where(largest > 0.0, square / largest, 1.0)
-            return left * (1.0 - share), best, least
+            return left * jnp.maximum(1.0 - share, 0.0), best, least, i + 1
 
         begin = cohort.given.astype(gram.dtype)
         nothing = jnp.zeros_like(begin)
         infinite = jnp.full((), jnp.inf, gram.dtype)
-        _, best, _ = jax.lax.while_loop(is_long, filtered, (begin, nothing, infinite))
+        first = (begin, nothing, infinite, jnp.int32(0))
+        best = jax.lax.while_loop(is_long, filtered, first)[1]
         return Output(state, cohort.combined(best), {})
 
     return Rule(lambda template: (), combine)

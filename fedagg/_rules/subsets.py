@@ -1,4 +1,4 @@
-"""Rules that try every subset of clients that may be the honest ones: exact, and slow."""
+"""Rules that try every subset of clients that may be the honest ones, and are exact."""
 
 import itertools
 import math

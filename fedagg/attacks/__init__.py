@@ -1,6 +1,6 @@
 """What lying clients may send, to try rules with: in tests and benchmarks.
 
-An attack is a function `(honest, liars, key) -> malicious` of the honest clients' stacked
+An attack is a function `(honest, liars, key) -> malicious`: of honest clients' stacked
 values, how many lie, and a key, which only those that draw need. It knows all honest
 values, as the strongest adversary does. `optimized` makes one worst for a given rule.
 """

@@ -11,7 +11,7 @@ from fedagg._trees import checks, pytree, rowwise
 from fedagg._types import PyTree
 
 Attack = Callable[[PyTree, int, jax.Array | None], PyTree]
-"""`(honest, liars, key) -> malicious`: trees stacked over clients, `liars` of the last."""
+"""`(honest, liars, key) -> malicious`, of trees stacked over clients."""
 
 
 @prints_as_its_call

@@ -84,11 +84,11 @@ def caf(f: int) -> Rule:
 def _largest_variance(gram: jax.Array, parts: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The largest variance `[]`, and where clients are along it `[n]`, to a factor."""
     to_mean = jnp.matmul(gram, parts, precision="highest")
-    moved = gram - to_mean[:, None] - to_mean + jnp.sum(parts * to_mean)
+    moved = gram - to_mean[:, None] - to_mean[None] + jnp.sum(parts * to_mean)
     roots = jnp.sqrt(parts)
     # Beside zero, a covariance has the eigenvalues of this Gram matrix. It is scaled,
     # since the solver does not take squares of large numbers.
-    inner = roots[:, None] * moved * roots
+    inner = roots[:, None] * moved * roots[None]
     unit = jnp.maximum(jnp.max(jnp.abs(inner)), jnp.finfo(inner.dtype).tiny)
     values, vectors = jnp.linalg.eigh(inner / unit)
     along = jnp.matmul(moved / unit, roots * vectors[:, -1], precision="highest")

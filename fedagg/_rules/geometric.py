@@ -131,10 +131,10 @@ def centered_clipping(radius: float, *, iterations: int = 1) -> Rule:
 
         def moved(center: list[jax.Array]) -> list[jax.Array]:
             def squares(x: jax.Array, center: jax.Array) -> jax.Array:
-                return row_squares(x - center)
+                return row_squares(x - center[None])
 
             def sums(x: jax.Array, center: jax.Array) -> jax.Array:
-                kept = jnp.where(cohort.given[:, None], x - center, jnp.zeros_like(x))
+                kept = jnp.where(cohort.given[:, None], x - center[None], 0.0)
                 parts = factors.astype(x.dtype)
                 return center + jnp.matmul(parts, kept, precision="highest")
 
@@ -166,7 +166,7 @@ def _least_positive(squares: jax.Array) -> jax.Array:
 
 def _distances(found: Geometry, parts: jax.Array) -> jax.Array:
     """From each client to the point that is made of so much of each `[n]`."""
-    away = parts - jnp.eye(len(parts), dtype=parts.dtype)  # a row each
+    away = parts[None] - jnp.eye(len(parts), dtype=parts.dtype)  # a row each
     return jnp.sqrt(_square(found, away))
 
 

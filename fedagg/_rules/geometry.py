@@ -105,11 +105,11 @@ def _from(cohort: Cohort, client: jax.Array) -> Geometry:
         return jnp.matmul(moved, moved.T, precision="highest")
 
     gram = matrix.sum_over_blocks(products, cohort.matrices)
-    gram = jnp.where(given[:, None] & given, gram, jnp.zeros_like(gram))
+    gram = jnp.where(both(given), gram, jnp.zeros_like(gram))
     size = jnp.diagonal(gram)
-    squares = jnp.maximum(size[:, None] + size - gram - gram.T, jnp.zeros_like(gram))
+    squares = jnp.maximum(size[:, None] + size[None] - gram - gram.T, 0.0)
     squares = jnp.where(jnp.eye(len(gram), dtype=bool), jnp.zeros_like(gram), squares)
-    squares = jnp.where(given[:, None] & given, squares, jnp.inf)
+    squares = jnp.where(both(given), squares, jnp.inf)
     middle = jnp.argmin(_median_square(squares, count(given)))
     return Geometry(gram, squares, middle)
 
@@ -127,6 +127,11 @@ def row_squares(x: jax.Array) -> jax.Array:
 def count(chosen: jax.Array) -> jax.Array:
     """How many there are, as int32 `[]`."""
     return jnp.sum(chosen, dtype=jnp.int32)
+
+
+def both(chosen: jax.Array) -> jax.Array:
+    """Of which pairs both are chosen `[n, n]`, of `[n]`."""
+    return chosen[:, None] & chosen[None]
 
 
 def closest(distances: jax.Array, number: jax.Array) -> jax.Array:

@@ -125,7 +125,7 @@ def _scores(cohort: Cohort, f: int) -> jax.Array:
     """Sums of squares of distances to the nearest others `[n]`."""
     near = count(cohort.given) - cohort.liars(f)  # itself included, at distance zero
     squares = jnp.sort(geometry(cohort).squares, axis=1)
-    is_near = jnp.arange(len(squares)) < near
+    is_near = (jnp.arange(len(squares)) < near)[None]
     scores = jnp.sum(jnp.where(is_near, squares, 0.0), axis=1)
     return jnp.where(cohort.given, scores, jnp.inf)
 

@@ -42,8 +42,8 @@ def nearest_neighbor_mixing(f: int, rule: Rule) -> Rule:
         check_cohort(len(updates.weight), f, "nearest_neighbor_mixing")
         cohort = Cohort.of(updates, "nearest_neighbor_mixing")
         number = count(cohort.given) - cohort.liars(f)
-        near = closest(geometry(cohort).squares, number) & cohort.given
-        parts = near / jnp.maximum(number, 1).astype(jnp.float32)
+        near = closest(geometry(cohort).squares, number) & cohort.given[None]
+        parts = near.astype(jnp.float32) / jnp.maximum(number, 1).astype(jnp.float32)
         weight = jnp.where(cohort.given, updates.weight, 0.0)
         return rule.combine(state, Update(cohort.combined(parts), weight), key)
 

@@ -14,9 +14,9 @@ def trimmed_mean_of(x: jax.Array, given: jax.Array, trimmed: jax.Array) -> jax.A
     """The mean without the `trimmed` `[k]` smallest entries, and as many largest."""
     number, ordered = _count(given), _ordered(x, given)
     rank = _ranks(len(x))
-    kept = (rank >= trimmed) & (rank < number - trimmed)
+    kept = (rank >= trimmed[None]) & (rank < (number - trimmed)[None])
     # Divided before they are added, so that large entries do not overflow.
-    share = jnp.maximum(number - 2 * trimmed, 1).astype(x.dtype)
+    share = jnp.maximum(number - 2 * trimmed, 1).astype(x.dtype)[None]
     return jnp.sum(jnp.where(kept, ordered / share, 0.0), axis=0)
 
 
@@ -28,14 +28,14 @@ def mean_around_median_of(
     Of entries that are equally far from it, each counts for a part.
     """
     number = _count(given)
-    away = jnp.abs(x - _middle(_ordered(x, given), number))
+    away = jnp.abs(x - _middle(_ordered(x, given), number)[None])
     away = jnp.where(given, away, jnp.inf)
     kept = jnp.maximum(number - left_out, 1)
-    farthest = _at(_ordered(away, given), kept - 1)
+    farthest = _at(_ordered(away, given), kept - 1)[None]
     inside, edge = given & (away < farthest), given & (away == farthest)
     room = (kept - _count(inside)) / jnp.maximum(_count(edge), 1)
-    part = jnp.where(inside, 1.0, jnp.where(edge, room, 0.0)).astype(x.dtype)
-    terms = jnp.where(given, x, 0.0) / kept.astype(x.dtype) * part
+    part = jnp.where(inside, 1.0, jnp.where(edge, room[None], 0.0)).astype(x.dtype)
+    terms = jnp.where(given, x, 0.0) / kept.astype(x.dtype)[None] * part
     return jnp.sum(terms, axis=0)
 
 
@@ -43,7 +43,7 @@ def weighted_median_of(x: jax.Array, given: jax.Array, weight: jax.Array) -> jax
     """The value with half of the weight `[n]` on either side; zero of no entry."""
     ordered, weights = _ordered_with(x, given, weight)
     below = 2.0 * jnp.cumsum(weights, axis=0)
-    total = jnp.sum(weights, axis=0)
+    total = jnp.sum(weights, axis=0, keepdims=True)
     # Where the half falls between two entries, the mean of both.
     low = _at(ordered, jnp.sum(below < total, axis=0, dtype=jnp.int32))
     high = _at(ordered, jnp.sum(below <= total, axis=0, dtype=jnp.int32))
@@ -58,10 +58,12 @@ def weighted_trimmed_mean_of(
     number = _count(given)
     ordered, weights = _ordered_with(x, given, weight)
     rank = _ranks(len(x))
-    kept = (rank >= trimmed) & (rank < number - trimmed)
+    kept = (rank >= trimmed[None]) & (rank < (number - trimmed)[None])
     weights = jnp.where(kept, weights, 0.0)
     total = jnp.sum(weights, axis=0)
-    shares = weights / jnp.where(total > 0.0, total, 1.0)  # zero if nobody is kept
+    shares = (
+        weights / jnp.where(total > 0.0, total, 1.0)[None]
+    )  # zero if nobody is kept
     return jnp.sum(jnp.where(kept, ordered, 0.0) * shares, axis=0)
 
 

@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedagg._rules.geometry import Cohort, Geometry, check_cohort, count, geometry
+from fedagg._rules.geometry import (
+    Cohort,
+    Geometry,
+    both,
+    check_cohort,
+    count,
+    geometry,
+)
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
 from fedagg._types import Output, PyTree, Rule, Update
@@ -42,7 +49,7 @@ def minimum_diameter(f: int) -> Rule:
     """
 
     def size(found: Geometry, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
-        squares = jnp.where(kept[:, None] & kept, found.squares, 0.0)
+        squares = jnp.where(both(kept), found.squares, 0.0)
         return jnp.max(squares), jnp.sum(squares)
 
     return _best_subset("minimum_diameter", f, size)
@@ -73,10 +80,10 @@ def smea(f: int) -> Rule:
         # Beside zero, a covariance has the eigenvalues of its Gram matrix.
         part = kept.astype(found.gram.dtype)
         part = part / jnp.sum(part)  # never of nobody: some are always kept
-        inner = jnp.where(kept[:, None] & kept, found.gram, 0.0)
+        inner = jnp.where(both(kept), found.gram, 0.0)
         to_mean = jnp.matmul(inner, part, precision="highest")
-        moved = inner - to_mean[:, None] - to_mean + jnp.sum(part * to_mean)
-        moved = jnp.where(kept[:, None] & kept, moved, 0.0)
+        moved = inner - to_mean[:, None] - to_mean[None] + jnp.sum(part * to_mean)
+        moved = jnp.where(both(kept), moved, 0.0)
         # Scaled, since the solver does not take squares of large numbers.
         unit = jnp.maximum(jnp.max(jnp.abs(moved)), jnp.finfo(moved.dtype).tiny)
         return jnp.linalg.eigvalsh(moved / unit)[-1] * unit, jnp.trace(moved)

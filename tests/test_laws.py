@@ -229,7 +229,7 @@ RULES: dict[str, tuple[tuple[fedagg.Stage, ...], fedagg.Rule]] = {
         fedagg.nearest_neighbor_mixing(2, fedagg.trimmed_mean(2)),
     ),
     "bucketing": ((), fedagg.bucketing(2, fedagg.centered_clipping(1.0))),
-    "adaptive_robust_clipping": (
+    "arc_before_multi_krum": (
         (),
         fedagg.adaptive_robust_clipping(2, fedagg.multi_krum(2)),
     ),
@@ -324,8 +324,6 @@ everything_with_state = pytest.mark.parametrize(
                 "skellam",
                 "discrete_gaussian",
                 "distributed",
-                "centered_clipping",
-                "bucketing",
             )
         )
         or name.startswith(("clipping_", "dp_"))

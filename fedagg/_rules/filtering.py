@@ -67,9 +67,10 @@ def caf(f: int) -> Rule:
             )
             # Beside one who has lost all, and is far out, nobody would lose anything.
             largest = jnp.where(of_left < _STALLED * largest, of_left, largest)
-            # Where nobody differs from the mean, all are as far from it.
-            share = jnp.where(largest > 0.0, square / largest, 1.0)
-            return left * jnp.maximum(1.0 - share, 0.0), best, least, i + 1
+            # Where nobody differs from the mean, all are the farthest. A quotient of two
+            # equal numbers need not be one.
+            kept = jnp.where(square < largest, 1.0 - square / largest, 0.0)
+            return left * kept, best, least, i + 1
 
         begin = cohort.given.astype(gram.dtype)
         nothing = jnp.zeros_like(begin)

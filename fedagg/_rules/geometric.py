@@ -59,7 +59,8 @@ def geometric_median(
         weight = jnp.where(cohort.given, weight, 0.0).astype(found.gram.dtype)
         ordered = jnp.sort(found.squares[found.middle])
         unit = jnp.sqrt(ordered[count(cohort.given) // 2])
-        unit = jnp.where(unit > 0.0, unit, jnp.sqrt(_least_positive(found.squares)))
+        usual = (unit > 0.0) & jnp.isfinite(unit)
+        unit = jnp.where(usual, unit, jnp.sqrt(_least_positive(found.squares)))
 
         def pulls(distances: jax.Array) -> jax.Array:
             """The clients' parts of the next point `[n]`."""

@@ -137,7 +137,7 @@ def both(chosen: jax.Array) -> jax.Array:
 def closest(distances: jax.Array, number: jax.Array) -> jax.Array:
     """Which are the `number` smallest along the last axis, the first of equals."""
     order = jnp.argsort(distances, axis=-1)
-    return jnp.argsort(order, axis=-1) < number
+    return jnp.argsort(order, axis=-1).astype(jnp.int32) < number
 
 
 def check_cohort(n: int, f: int, name: str) -> None:

@@ -125,7 +125,7 @@ def _scores(cohort: Cohort, f: int) -> jax.Array:
     """Sums of squares of distances to the nearest others `[n]`."""
     near = count(cohort.given) - cohort.liars(f)  # itself included, at distance zero
     squares = jnp.sort(geometry(cohort).squares, axis=1)
-    is_near = (jnp.arange(len(squares)) < near)[None]
+    is_near = (jnp.arange(len(squares), dtype=jnp.int32) < near)[None]
     scores = jnp.sum(jnp.where(is_near, squares, 0.0), axis=1)
     return jnp.where(cohort.given, scores, jnp.inf)
 
@@ -141,8 +141,10 @@ def _one_after_another(cohort: Cohort, liars: jax.Array) -> jax.Array:
         there = left[order]
         near = jnp.cumsum(there, axis=1, dtype=jnp.int32) <= count(left) - liars
         scores = jnp.sum(jnp.where(there & near, squares, 0.0), axis=1)
-        best = jnp.argmin(jnp.where(left, scores, jnp.inf))
-        return left & ((jnp.arange(len(left)) != best) | (i >= number))
+        best = closest(jnp.where(left, scores, jnp.inf), jnp.int32(1))
+        return left & (~best | (i >= number))
 
-    left = jax.lax.fori_loop(0, len(squares), choose, cohort.given)
+    left = jax.lax.fori_loop(
+        jnp.int32(0), jnp.int32(len(squares)), choose, cohort.given
+    )
     return cohort.given & ~left

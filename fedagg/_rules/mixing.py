@@ -83,8 +83,10 @@ def bucketing(size: int, rule: Rule) -> Rule:
         buckets = -(-n // size)
         present = is_present(updates.weight)
         places = _dealt(deal_key, present)
-        filled = jnp.arange(buckets * size).reshape(buckets, size) < count(present)
-        number = jnp.maximum(jnp.sum(filled, axis=1), 1)
+        filled = jnp.arange(buckets * size, dtype=jnp.int32).reshape(
+            buckets, size
+        ) < count(present)
+        number = jnp.maximum(jnp.sum(filled, axis=1, dtype=jnp.int32), 1)
 
         def means(x: jax.Array) -> jax.Array:
             x = jnp.pad(x[places], ((0, buckets * size - n), (0, 0)))

@@ -73,7 +73,7 @@ def sum_over_blocks(
     parts = [_sum(fn, columns) for columns in zip(*matrices, strict=True)]
     total = parts[0]
     for part in parts[1:]:
-        dtype = jnp.promote_types(total.dtype, part.dtype)
+        dtype = max(total.dtype, part.dtype, key=lambda dtype: dtype.itemsize)
         total = total.astype(dtype) + part.astype(dtype)
     return total
 

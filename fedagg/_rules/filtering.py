@@ -67,15 +67,15 @@ def caf(f: int) -> Rule:
             )
             # Beside one who has lost all, and is far out, nobody would lose anything.
             largest = jnp.where(of_left < _STALLED * largest, of_left, largest)
-            # Where nobody differs from the mean, all are the farthest. A quotient of two
-            # equal numbers need not be one.
+            # Where nobody differs from the mean, all are the farthest. The quotient of
+            # two equal numbers need not be one.
             kept = jnp.where(square < largest, 1.0 - square / largest, 0.0)
             return left * kept, best, least, i + 1
 
         begin = cohort.given.astype(gram.dtype)
-        nothing = jnp.zeros_like(begin)
+        everyone = begin / jnp.maximum(jnp.sum(begin), 1.0)
         infinite = jnp.full((), jnp.inf, gram.dtype)
-        first = (begin, nothing, infinite, jnp.int32(0))
+        first = (begin, everyone, infinite, jnp.int32(0))
         best = jax.lax.while_loop(is_long, filtered, first)[1]
         return Output(state, cohort.combined(best), {})
 

@@ -51,12 +51,12 @@ def optimized(
         mean = jax.tree.map(lambda x: jnp.mean(pytree.wide(x), axis=0), honest)
 
         def harm(scale: jax.Array) -> jax.Array:
-            malicious = attack(scale)(honest, liars, attack_key)
+            malicious = attack(scale)(honest, liars, _again(attack_key))
             updates = Update(
                 rowwise.append_rows(honest, malicious),
                 jnp.ones(n + liars, jnp.float32),
             )
-            value = rule.combine(state, updates, rule_key).value
+            value = rule.combine(state, updates, _again(rule_key)).value
             distance = pytree.norm(pytree.subtract(pytree.widen(value), mean))
             return jnp.where(jnp.isnan(distance), -1.0, distance)
 
@@ -71,6 +71,11 @@ def optimized(
         near = best * jnp.exp(step * around)
         scales = jnp.concatenate([scales, near])
         harms = jnp.concatenate([harms, jax.lax.map(harm, near)])
-        return attack(scales[jnp.argmax(harms)])(honest, liars, attack_key)
+        return attack(scales[jnp.argmax(harms)])(honest, liars, _again(attack_key))
 
     return made
+
+
+def _again(key: jax.Array | None) -> jax.Array | None:
+    """The same key: all scales are tried with the same draws."""
+    return None if key is None else jax.random.clone(key)

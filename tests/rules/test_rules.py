@@ -328,7 +328,9 @@ def test_leaves_of_any_number_and_dtype_are_one_vector(name):
     make, expected = RULES[name]
     x = clients(9, 151, seed=16).astype(np.float16).astype(np.float64)
     tree = {"a": jnp.asarray(x[:, 0], jnp.float16)}
-    tree |= {f"b{i}": jnp.asarray(x[:, i : i + 1], jnp.float32) for i in range(1, 149)}
+    tree |= {
+        f"b{i:03}": jnp.asarray(x[:, i : i + 1], jnp.float32) for i in range(1, 149)
+    }
     tree["c"] = jnp.asarray(x[:, 149:].reshape(9, 1, 2), jnp.float16)
 
     value = first_round_compiled(fedagg.combining(make(1)), tree).value

@@ -65,7 +65,7 @@ def mean_around_median(stack: Stack, weights: Weights) -> np.ndarray:
     away = np.abs(stack - median(stack, weights))
     kept = np.ones(stack.shape, bool)
     np.put_along_axis(kept, away.argmax(axis=0)[None], False, axis=0)
-    return np.mean(stack, axis=0, dtype=np.float64, where=kept)
+    return np.asarray(np.mean(stack, axis=0, dtype=np.float64, where=kept))
 
 
 def krum(stack: Stack, weights: Weights) -> np.ndarray:
@@ -74,7 +74,7 @@ def krum(stack: Stack, weights: Weights) -> np.ndarray:
 
 def multi_krum(stack: Stack, weights: Weights) -> np.ndarray:
     best = np.argsort(_krum_scores(stack))[:-1]
-    return np.mean(stack[best], axis=0, dtype=np.float64)
+    return np.asarray(np.mean(stack[best], axis=0, dtype=np.float64))
 
 
 def geometric_median(stack: Stack, weights: Weights) -> np.ndarray:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -69,7 +70,6 @@ def _from_the_largest(rule: Any, vectors: np.ndarray) -> np.ndarray:
     ByzFL makes one step of power iteration from a random vector, in CAF and SMEA. From
     the eigenvector, which its caller's differences have, one step is exact.
     """
-    random = np.random.randn
 
     def eigenvector(dimension: int) -> np.ndarray:
         there = sys._getframe(1).f_locals
@@ -77,11 +77,8 @@ def _from_the_largest(rule: Any, vectors: np.ndarray) -> np.ndarray:
         covariance = (c[:, None] * there["diffs"]).T @ there["diffs"]
         return np.linalg.eigh(covariance)[1][:, -1]
 
-    np.random.randn = eigenvector
-    try:
+    with mock.patch.object(np.random, "randn", eigenvector):
         return rule(vectors)
-    finally:
-        np.random.randn = random
 
 
 if __name__ == "__main__":

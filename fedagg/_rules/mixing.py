@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from fedagg._rules.geometry import Cohort, check_cohort, closest, count, geometry
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, matrix
-from fedagg._trees.keys import split_key
 from fedagg._trees.matrix import Layout
 from fedagg._trees.weights import is_present
 from fedagg._types import Output, PyTree, Rule, Update
@@ -77,8 +76,8 @@ def bucketing(size: int, rule: Rule) -> Rule:
 
     def combine(state: PyTree, updates: Update, key: jax.Array | None) -> Output:
         checks.check_floating(updates.value, "bucketing")
-        checks.check_key(key, "bucketing", "buckets")
-        deal_key, rule_key = split_key(key, 2)
+        key = checks.check_key(key, "bucketing", "buckets")
+        deal_key, rule_key = jax.random.split(key)
         n = len(updates.weight)
         buckets = -(-n // size)
         present = is_present(updates.weight)
@@ -154,7 +153,7 @@ def _check_rule(rule: Rule) -> None:
         raise TypeError(f"rule: expected a Rule, got {rule!r}.")
 
 
-def _dealt(key: jax.Array | None, present: jax.Array) -> jax.Array:
+def _dealt(key: jax.Array, present: jax.Array) -> jax.Array:
     """A random order of clients, those present first `[n]`.
 
     The draw of a client does not depend on how many there are.

@@ -101,7 +101,7 @@ def gaussian(stddev: float, *, mean: float = 0.0) -> Attack:
 
     def attack(honest: PyTree, liars: int, key: jax.Array | None = None) -> PyTree:
         checks.check_whole(0, liars=liars)
-        checks.check_key(key, "gaussian", "noise")
+        key = checks.check_key(key, "gaussian", "noise")
         leaves, structure = pytree.flatten(honest)
         rows = []
         for i, x in enumerate(leaves):

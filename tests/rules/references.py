@@ -53,7 +53,7 @@ def minimum_diameter(x: np.ndarray, f: int) -> np.ndarray:
 
 def smea(x: np.ndarray, f: int) -> np.ndarray:
     def norm(subset: tuple[int, ...]) -> float:
-        return np.linalg.norm(np.cov(x[list(subset)].T, bias=True), 2)
+        return float(np.linalg.norm(np.cov(x[list(subset)].T, bias=True), 2))
 
     subsets = itertools.combinations(range(len(x)), len(x) - f)
     return x[list(min(subsets, key=norm))].mean(axis=0)

@@ -11,7 +11,7 @@ from fedagg._trees.keys import split_key
 from fedagg._types import PyTree, Rule, Update
 from fedagg.attacks._attacks import Attack
 
-_SMALLEST = 1e-2  # of the scales tried, as a part of the largest
+_SMALLEST = 1e-4  # of the scales tried, as a part of the largest
 
 
 @prints_as_its_call
@@ -20,13 +20,14 @@ def optimized(
     rule: Rule,
     *,
     largest: float = 100.0,
-    evaluations: int = 40,
+    evaluations: int = 80,
 ) -> Attack:
     """An attack whose scale takes the rule farthest from the honest mean.
 
-    Half of the evaluations try scales of both signs from `largest` down to a hundredth,
-    evenly by their logarithm; the other half searches beside the best of them. Scales
-    that give NaN are passed over. The rule starts from its first state.
+    Three quarters of the evaluations try scales of both signs, from `largest` down to
+    a ten-thousandth, evenly by their logarithm: the harm may fall at once where a rule
+    begins to leave liars out. The others search beside the best. Scales that give NaN
+    are passed over. The rule starts from its first state.
 
     Args:
         attack: one of a scale: `inner_product_manipulation`, `a_little_is_enough`.
@@ -42,7 +43,7 @@ def optimized(
     """
     checks.check_positive(largest=largest)
     checks.check_whole(4, evaluations=evaluations)
-    half = evaluations // 4  # of a sign
+    half = max(3 * evaluations // 8, 1)  # of a sign
 
     def made(honest: PyTree, liars: int, key: jax.Array | None = None) -> PyTree:
         attack_key, rule_key = split_key(key, 2)

@@ -13,7 +13,7 @@ import fedagg
 from benchmarks import reference
 from benchmarks.alternatives import ALTERNATIVES
 from benchmarks.inputs import Size
-from fedagg import Aggregator, Output, Stage
+from fedagg import Aggregator, Output, Rule, Stage
 from fedagg._compression.rotation import rotated_length
 from fedagg._privacy.integer_laws import skellam
 from fedagg._privacy.integer_noise import LARGEST_STDDEV, draw, table_of
@@ -45,6 +45,11 @@ def _compressing(stages: list[Stage], error: Callable) -> Case:
         ways=("default",),
         error=error,
     )
+
+
+def _ruling(rule: Rule, expected: Callable) -> Case:
+    """A rule, which takes no way to sum."""
+    return Case(lambda way: fedagg.combining(rule), expected, ways=("default",))
 
 
 def _noising(
@@ -216,12 +221,15 @@ CASES = {
         ways=("default",),
         error=functools.partial(reference.error_of_noise, deviation=1.0, clients=True),
     ),
-    "median": Case(
-        lambda way: fedagg.combining(fedagg.median()),
-        reference.median,
-        ways=("default",),  # a rule takes no way to sum
-        most=1e7,
+    "median": _ruling(fedagg.median(), reference.median),
+    "trimmed mean": _ruling(fedagg.trimmed_mean(1), reference.trimmed_mean),
+    "mean around median": _ruling(
+        fedagg.mean_around_median(1), reference.mean_around_median
     ),
+    "Krum": _ruling(fedagg.krum(1), reference.krum),
+    "multi-Krum": _ruling(fedagg.multi_krum(1), reference.multi_krum),
+    "geometric median": _ruling(fedagg.geometric_median(), reference.geometric_median),
+    "centered clipping": _ruling(fedagg.centered_clipping(1.0), reference.clipped_mean),
 }
 
 

@@ -56,6 +56,51 @@ def median(stack: Stack, weights: Weights) -> np.ndarray:
     return np.median(stack.astype(np.float64), axis=0)
 
 
+def trimmed_mean(stack: Stack, weights: Weights) -> np.ndarray:
+    return np.sort(stack, axis=0)[1:-1].astype(np.float64).mean(axis=0)
+
+
+def mean_around_median(stack: Stack, weights: Weights) -> np.ndarray:
+    """Without the one entry of a column that is farthest from its median."""
+    away = np.abs(stack - median(stack, weights))
+    kept = np.ones(stack.shape, bool)
+    np.put_along_axis(kept, away.argmax(axis=0)[None], False, axis=0)
+    return np.asarray(np.mean(stack, axis=0, dtype=np.float64, where=kept))
+
+
+def krum(stack: Stack, weights: Weights) -> np.ndarray:
+    return stack[_krum_scores(stack).argmin()].astype(np.float64)
+
+
+def multi_krum(stack: Stack, weights: Weights) -> np.ndarray:
+    best = np.argsort(_krum_scores(stack))[:-1]
+    return np.asarray(np.mean(stack[best], axis=0, dtype=np.float64))
+
+
+def geometric_median(stack: Stack, weights: Weights) -> np.ndarray:
+    """Weiszfeld's iteration on the parts that clients have in the point."""
+    gram = _gram(stack)
+    size, parts = gram.diagonal(), weights / weights.sum()
+    for _ in range(1000):
+        squares = size - 2.0 * gram @ parts + parts @ gram @ parts
+        pull = weights / np.sqrt(np.maximum(squares, 1e-18))
+        parts = pull / pull.sum()
+    return parts @ stack.astype(np.float64)
+
+
+def _krum_scores(stack: Stack) -> np.ndarray:
+    """Of each client the sum of squares of distances to all others but one."""
+    gram = _gram(stack)
+    size = gram.diagonal()
+    squares = np.sort(size[:, None] + size - 2.0 * gram, axis=1)
+    return squares[:, :-1].sum(axis=1)
+
+
+def _gram(stack: Stack) -> np.ndarray:
+    wide = stack.astype(np.float64)
+    return wide @ wide.T
+
+
 def error_of_steps(stack: Stack, weights: Weights, bits: int = 8) -> float:
     """The most squared error to expect of rounding randomly in each client's range."""
     ranges = (stack.max(axis=1) - stack.min(axis=1)).astype(np.float64)

@@ -31,7 +31,6 @@ from fedagg._execution.across import across
 from fedagg._execution.cores import cpu_mesh
 from fedagg._execution.ways import at_once, in_chunks
 from fedagg._mechanism import Mechanism
-from fedagg._median import median
 from fedagg._payload import Payload
 from fedagg._privacy.accounting import epsilon, noise_multiplier_for
 from fedagg._privacy.audit import Audit, audit
@@ -59,6 +58,16 @@ from fedagg._rounds.feedback import with_error_feedback
 from fedagg._rounds.mean import mean
 from fedagg._rounds.order import without_guarantee
 from fedagg._rounds.view import message_bits, server_view
+from fedagg._rules.coordinatewise import mean_around_median, median, trimmed_mean
+from fedagg._rules.filtering import caf
+from fedagg._rules.geometric import centered_clipping, geometric_median
+from fedagg._rules.krum import bulyan, krum, multi_krum
+from fedagg._rules.mixing import (
+    adaptive_robust_clipping,
+    bucketing,
+    nearest_neighbor_mixing,
+)
+from fedagg._rules.subsets import minimum_diameter, smea
 from fedagg._secure.modular_clipping import modular_clipping
 from fedagg._secure.secure_sum import secure_modular_sum, secure_sum
 from fedagg._training.data import pad_clients
@@ -88,12 +97,17 @@ __all__ = [
     "Update",
     "across",
     "adaptive_gaussian_noise",
+    "adaptive_robust_clipping",
     "adaptive_tree_noise",
     "aggregator",
     "at_once",
     "audit",
     "banded_noise",
+    "bucketing",
     "budget",
+    "bulyan",
+    "caf",
+    "centered_clipping",
     "chain",
     "clipping",
     "combining",
@@ -116,16 +130,22 @@ __all__ = [
     "federated_averaging",
     "fixed_size",
     "gaussian_noise",
+    "geometric_median",
     "guarantee",
     "in_chunks",
+    "krum",
     "linen_loss",
     "local_gaussian_noise",
     "local_training",
     "matrix_factorization_noise",
     "mean",
+    "mean_around_median",
     "median",
     "message_bits",
+    "minimum_diameter",
     "modular_clipping",
+    "multi_krum",
+    "nearest_neighbor_mixing",
     "nnx_loss",
     "noise_multiplier_for",
     "noised_metrics",
@@ -148,9 +168,11 @@ __all__ = [
     "skellam",
     "skellam_curve",
     "skellam_noise",
+    "smea",
     "terngrad",
     "top_k",
     "tree_noise",
+    "trimmed_mean",
     "with_distortion",
     "with_error_feedback",
     "without_guarantee",

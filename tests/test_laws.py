@@ -216,6 +216,27 @@ RULES: dict[str, tuple[tuple[fedagg.Stage, ...], fedagg.Rule]] = {
         fedagg.median(),
     ),
     "median_after_jitter": ((jitter(),), fedagg.median()),
+    "median_weighted": ((), fedagg.median(weighted=True)),
+    "trimmed_mean": ((), fedagg.trimmed_mean(2)),
+    "trimmed_mean_weighted": ((), fedagg.trimmed_mean(2, weighted=True)),
+    "mean_around_median": ((), fedagg.mean_around_median(2)),
+    "krum": ((), fedagg.krum(2)),
+    "multi_krum": ((fedagg.clipping(5.0),), fedagg.multi_krum(2)),
+    "bulyan": ((), fedagg.bulyan(1)),
+    "minimum_diameter": ((), fedagg.minimum_diameter(2)),
+    "smea": ((), fedagg.smea(2)),
+    "caf": ((), fedagg.caf(2)),
+    "geometric_median": ((), fedagg.geometric_median()),
+    "centered_clipping": ((), fedagg.centered_clipping(0.5, iterations=2)),
+    "nearest_neighbor_mixing": (
+        (),
+        fedagg.nearest_neighbor_mixing(2, fedagg.trimmed_mean(2)),
+    ),
+    "bucketing": ((), fedagg.bucketing(2, fedagg.centered_clipping(1.0))),
+    "arc_before_multi_krum": (
+        (),
+        fedagg.adaptive_robust_clipping(2, fedagg.multi_krum(2)),
+    ),
 }
 
 RECIPES: dict[str, Callable[..., fedagg.Aggregator]] = {
@@ -249,6 +270,7 @@ DRAWS_FOR_CLIENTS = {
     "distributed_dp_aggregator",
     "jitter_of_a_user",
     "median_after_jitter",
+    "bucketing",
 }
 ANSWERS_WITHOUT_CLIENTS = {
     "gaussian_noise": "noise, which hides that nobody is there",
@@ -280,7 +302,7 @@ KIN = {
     *("gaussian_noise_weighted", "skellam_noise_adaptive_and_secure"),
     *("discrete_gaussian_noise", "tree_noise_of_a_learnt_clip"),
     *("robust_unweighted", "robust_without_zeroing", "robust_without_clipping"),
-    *("median_after_stages",),
+    *("median_after_stages", "median_weighted", "trimmed_mean_weighted"),
 }
 
 everything = pytest.mark.parametrize("name", [*STAGES, *RULES, *RECIPES])

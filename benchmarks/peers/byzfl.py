@@ -28,3 +28,13 @@ def rounds(clients: Clients) -> Iterator[Round]:
             copy,
         )
         yield Round("median", f"Median ({form})", byzfl.Median(), matrix)
+        yield Round("trimmed mean", f"TrMean ({form})", byzfl.TrMean(1), matrix)
+        yield Round("mean around median", f"Meamed ({form})", byzfl.Meamed(1), matrix)
+        yield Round("Krum", f"Krum ({form})", byzfl.Krum(1), matrix)
+        yield Round("multi-Krum", f"MultiKrum ({form})", byzfl.MultiKrum(1), matrix)
+        yield Round(
+            "centered clipping",
+            f"CenteredClipping ({form})",
+            lambda matrix: byzfl.CenteredClipping(tau=1.0)(matrix),
+            matrix,
+        )

@@ -28,6 +28,11 @@ EXPECTED = {
     "clipped mean": reference.clipped_mean,
     "robust": reference.robust_mean,
     "median": reference.median,
+    "trimmed mean": reference.trimmed_mean,
+    "mean around median": reference.mean_around_median,
+    "Krum": reference.krum,
+    "multi-Krum": reference.multi_krum,
+    "centered clipping": reference.clipped_mean,
 }
 _TOLERANCE = 1e-4  # ten times that of fedagg: some add a norm up in float32
 

@@ -1,0 +1,96 @@
+"""A rule that filters clients out along the direction in which they differ most."""
+
+import jax
+import jax.numpy as jnp
+
+from fedagg._rules.geometry import Cohort, check_cohort, count, geometry
+from fedagg._sentence import prints_as_its_call
+from fedagg._trees import checks
+from fedagg._types import Output, PyTree, Rule, Update
+
+_STALLED = 0.1  # the part of what they have that those left lose at least, but for one
+_MOST = 1000  # steps
+
+
+@prints_as_its_call
+def caf(f: int) -> Rule:
+    """The mean of what is left of clients where their covariance was smallest.
+
+    Every client begins with one. Time and again those far from the mean, along the
+    direction of the largest variance, lose in proportion to the square of how far, the
+    farthest all, until no more than `n - 2f` is left. Of all these means it takes that
+    with the smallest largest variance: the covariance-bound agnostic filter. Weights
+    have no part. A client with a NaN or an infinity in its value, or with a norm beyond
+    2e18, begins with nothing. Nobody present gives zeros.
+
+    Args:
+        f: how many clients may lie, fewer than half. Where fewer than that are present,
+            it is lowered to what they can bear.
+
+    Raises:
+        ValueError: if `f` is not a whole number, or in `combine`, if that is half of
+            the clients or more.
+        TypeError: in `combine`, for a leaf that is not of a float dtype.
+
+    Reference: Allouah et al., "Towards Trustworthy Federated Learning with Untrusted
+        Participants", 2025, algorithm 2.
+    """
+    checks.check_whole(0, f=f)
+
+    def combine(state: PyTree, updates: Update, key: jax.Array | None) -> Output:
+        del key
+        check_cohort(len(updates.weight), f, "caf")
+        cohort = Cohort.of(updates, "caf")
+        gram = geometry(cohort).gram
+        found = count(cohort.present) - count(cohort.given)
+        liars = cohort.liars(f)
+        enough = count(cohort.given) - 2 * liars - jnp.minimum(found, f)
+        enough = jnp.maximum(enough, 0)
+
+        def is_long(carry: tuple) -> jax.Array:
+            left, i = carry[0], carry[-1]
+            return (jnp.sum(left) > enough.astype(left.dtype)) & (i < _MOST)
+
+        def filtered(carry: tuple) -> tuple[jax.Array, ...]:
+            left, best, least, i = carry
+            parts = left / jnp.sum(left)
+            variance, along = _largest_variance(gram, parts)
+            is_best = variance < least
+            best, least = (
+                jnp.where(is_best, parts, best),
+                jnp.where(is_best, variance, least),
+            )
+            square = jnp.where(cohort.given, jnp.square(along), 0.0)
+            largest, of_left = (
+                jnp.max(square),
+                jnp.max(square, where=left > 0.0, initial=0),
+            )
+            # Beside one who has lost all, and is far out, nobody would lose anything.
+            largest = jnp.where(of_left < _STALLED * largest, of_left, largest)
+            # Where nobody differs from the mean, all are the farthest. The quotient of
+            # two equal numbers need not be one.
+            kept = jnp.where(square < largest, 1.0 - square / largest, 0.0)
+            return left * kept, best, least, i + 1
+
+        begin = cohort.given.astype(gram.dtype)
+        everyone = begin / jnp.maximum(jnp.sum(begin), 1.0)
+        infinite = jnp.full((), jnp.inf, gram.dtype)
+        first = (begin, everyone, infinite, jnp.int32(0))
+        best = jax.lax.while_loop(is_long, filtered, first)[1]
+        return Output(state, cohort.combined(best), {})
+
+    return Rule(lambda template: (), combine)
+
+
+def _largest_variance(gram: jax.Array, parts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest variance `[]`, and where clients are along it `[n]`, to a factor."""
+    to_mean = jnp.matmul(gram, parts, precision="highest")
+    moved = gram - to_mean[:, None] - to_mean[None] + jnp.sum(parts * to_mean)
+    roots = jnp.sqrt(parts)
+    # Beside zero, a covariance has the eigenvalues of this Gram matrix. It is scaled,
+    # since the solver does not take squares of large numbers.
+    inner = roots[:, None] * moved * roots[None]
+    unit = jnp.maximum(jnp.max(jnp.abs(inner)), jnp.finfo(inner.dtype).tiny)
+    values, vectors = jnp.linalg.eigh(inner / unit)
+    along = jnp.matmul(moved / unit, roots * vectors[:, -1], precision="highest")
+    return jnp.maximum(values[-1], 0.0) * unit, along

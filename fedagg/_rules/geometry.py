@@ -1,0 +1,152 @@
+"""How far clients are from each other, by one Gram matrix of their differences.
+
+Inner products are of differences to one client that is among the others, since those
+of the values themselves cancel: under a common offset of a thousand spreads, distances
+would be a third off. A liar is no such client, however far it went.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedagg._trees import checks, matrix
+from fedagg._trees.matrix import Layout
+from fedagg._trees.weights import is_present
+from fedagg._types import PyTree, Update
+
+# Squares of a distance below this part of what they were worked out from are mostly
+# rounding, and are worked out again.
+_NEAR = 1e-2
+
+# Sums of squares to the largest float over this leave room for those of differences.
+_ROOM = 64.0
+
+
+class Cohort(NamedTuple):
+    """Stacked clients as matrices, and who of them is there."""
+
+    layout: Layout
+    matrices: list[jax.Array]  # [n, k] each
+    weight: jax.Array  # [n]
+    present: jax.Array  # [n]
+    given: jax.Array  # [n] whether present, with no NaN, no infinity, no overflow
+    norms: jax.Array  # [n] infinite for who is not given
+
+    @classmethod
+    def of(cls, updates: Update, name: str) -> "Cohort":
+        """Reads all values once.
+
+        Raises:
+            TypeError: for a leaf that is not of a float dtype.
+        """
+        checks.check_floating(updates.value, name)
+        layout = Layout.of(updates.value)
+        matrices = layout.matrices(updates.value)
+        squares = matrix.sum_over_blocks(row_squares, matrices)
+        present = is_present(updates.weight)
+        largest = float(jnp.finfo(squares.dtype).max)
+        given = present & (squares < largest / _ROOM)
+        norms = jnp.where(given, jnp.sqrt(squares), jnp.inf)
+        return cls(layout, matrices, updates.weight, present, given, norms)
+
+    def liars(self, f: int) -> jax.Array:
+        """How many of those given may lie `[]`: `f`, less those found out.
+
+        It is lowered to what so many clients can bear.
+        """
+        found = count(self.present & ~self.given)
+        return jnp.clip(f - found, 0, jnp.maximum(count(self.given) - 1, 0) // 2)
+
+    def combined(self, factors: jax.Array) -> PyTree:
+        """The sum of values times factors, `[n]`, or for each row of `[m, n]`."""
+
+        def product(x: jax.Array) -> jax.Array:
+            kept = jnp.where(self.given[:, None], x, jnp.zeros_like(x))
+            return jnp.matmul(factors.astype(x.dtype), kept, precision="highest")
+
+        return self.layout.tree(matrix.over_blocks(product, self.matrices))
+
+    def mean_of(self, chosen: jax.Array) -> PyTree:
+        """The mean of the chosen `[n]`; zeros if there is none."""
+        chosen = (chosen & self.given).astype(jnp.float32)
+        return self.combined(chosen / jnp.maximum(jnp.sum(chosen), 1.0))
+
+
+class Geometry(NamedTuple):
+    """What rules see of the values: all but for where they are."""
+
+    gram: jax.Array  # [n, n] of differences to one client; zero for who is not given
+    squares: jax.Array  # [n, n] of distances; infinite to and from who is not given
+    middle: jax.Array  # [] a client with many others near
+
+
+def geometry(cohort: Cohort) -> Geometry:
+    """Inner products and distances of those given.
+
+    The first client that is subtracted has the median norm: no longer than the longest
+    honest one, whoever it is. Where it is far from most, one that is near most of them
+    takes its place.
+    """
+    size = count(cohort.given)
+    by_norm = jnp.argsort(cohort.norms)
+    found = _from(cohort, by_norm[jnp.maximum(size - 1, 0) // 2])
+    rounding = jnp.diagonal(found.gram)[found.middle] * _NEAR
+    near = _median_square(found.squares[found.middle], size) > rounding
+    return jax.lax.cond(near, lambda: found, lambda: _from(cohort, found.middle))
+
+
+def _from(cohort: Cohort, client: jax.Array) -> Geometry:
+    given = cohort.given
+
+    def products(x: jax.Array) -> jax.Array:
+        origin = jax.lax.dynamic_index_in_dim(x, client, axis=0)
+        moved = jnp.where(given[:, None], x - origin, jnp.zeros_like(x))
+        return jnp.matmul(moved, moved.T, precision="highest")
+
+    gram = matrix.sum_over_blocks(products, cohort.matrices)
+    gram = jnp.where(both(given), gram, jnp.zeros_like(gram))
+    size = jnp.diagonal(gram)
+    squares = jnp.maximum(size[:, None] + size[None] - gram - gram.T, 0.0)
+    squares = jnp.where(jnp.eye(len(gram), dtype=bool), jnp.zeros_like(gram), squares)
+    squares = jnp.where(both(given), squares, jnp.inf)
+    middle = jnp.argmin(_median_square(squares, count(given)))
+    return Geometry(gram, squares, middle)
+
+
+def _median_square(squares: jax.Array, size: jax.Array) -> jax.Array:
+    """Within which square distance half of `size` clients are, along the last axis."""
+    return jnp.take(jnp.sort(squares, axis=-1), size // 2, axis=-1)
+
+
+def row_squares(x: jax.Array) -> jax.Array:
+    """Sums of squares of the rows of `[n, k]`."""
+    return jnp.einsum("nk,nk->n", x, x, precision="highest")
+
+
+def count(chosen: jax.Array) -> jax.Array:
+    """How many there are, as int32 `[]`."""
+    return jnp.sum(chosen, dtype=jnp.int32)
+
+
+def both(chosen: jax.Array) -> jax.Array:
+    """Of which pairs both are chosen `[n, n]`, of `[n]`."""
+    return chosen[:, None] & chosen[None]
+
+
+def closest(distances: jax.Array, number: jax.Array) -> jax.Array:
+    """Which are the `number` smallest along the last axis, the first of equals."""
+    order = jnp.argsort(distances, axis=-1)
+    return jnp.argsort(order, axis=-1).astype(jnp.int32) < number
+
+
+def check_cohort(n: int, f: int, name: str) -> None:
+    """Raises a ValueError for as many liars as half of the clients, or more.
+
+    One row alone may stand for a round to which nobody came.
+    """
+    if n > 1 and n <= 2 * f:
+        raise ValueError(
+            f"{name}({f}) needs more than {2 * f} clients, of whom {f} may lie; "
+            f"got {n}."
+        )

@@ -1,0 +1,126 @@
+"""Stacked clients as a few matrices `[n, k]`, worked on in blocks that stay in cache.
+
+Small leaves share a matrix. A block is widened when it is read, so that leaves of half
+precision are never copied as a whole.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedagg._trees import pytree
+from fedagg._trees.reductions import pack
+from fedagg._types import PyTree
+
+_ENTRIES = 2**17  # of a block, all clients together
+
+
+class Layout(NamedTuple):
+    """Which leaves are in which matrix."""
+
+    structure: Any
+    shapes: list[tuple[int, ...]]  # of one client
+    groups: list[list[int]]
+
+    @classmethod
+    def of(cls, stacked: PyTree) -> "Layout":
+        leaves, structure = pytree.flatten(stacked)
+        shapes, groups = [x.shape[1:] for x in leaves], []
+        for dtype in dict.fromkeys(x.dtype for x in leaves):
+            places = [i for i, x in enumerate(leaves) if x.dtype == dtype]
+            sizes = [math.prod(shapes[i]) for i in places]
+            groups += [
+                [places[j] for j in group] for group in pack(sizes, len(leaves[0]))
+            ]
+        return cls(structure, shapes, groups)
+
+    def matrices(self, stacked: PyTree) -> list[jax.Array]:
+        """`[n, k]` each, in the dtypes of the leaves."""
+        return self._joined([x.reshape(len(x), -1) for x in pytree.flatten(stacked)[0]])
+
+    def vectors(self, tree: PyTree) -> list[jax.Array]:
+        """`[k]` each, of one such tree."""
+        return self._joined([jnp.ravel(x) for x in pytree.flatten(tree)[0]])
+
+    def _joined(self, leaves: list[jax.Array]) -> list[jax.Array]:
+        return [
+            leaves[group[0]]
+            if len(group) == 1
+            else jnp.concatenate([leaves[i] for i in group], axis=-1)
+            for group in self.groups
+        ]
+
+    def tree(self, matrices: list[jax.Array]) -> PyTree:
+        """The inverse, of matrices `[n, k]` or of vectors `[k]`."""
+        leaves: list[Any] = [None] * len(self.shapes)
+        for group, matrix in zip(self.groups, matrices, strict=True):
+            start = 0
+            for i in group:
+                size = math.prod(self.shapes[i])
+                part = matrix[..., start : start + size]
+                leaves[i] = part.reshape(*matrix.shape[:-1], *self.shapes[i])
+                start += size
+        return pytree.unflatten(self.structure, leaves)
+
+
+def sum_over_blocks(
+    fn: Callable[..., jax.Array], *matrices: list[jax.Array]
+) -> jax.Array:
+    """The sum of `fn` over blocks of columns; of several lists, over blocks alike."""
+    parts = [_sum(fn, columns) for columns in zip(*matrices, strict=True)]
+    total = parts[0]
+    for part in parts[1:]:
+        dtype = max(total.dtype, part.dtype, key=lambda dtype: dtype.itemsize)
+        total = total.astype(dtype) + part.astype(dtype)
+    return total
+
+
+def _sum(fn: Callable[..., jax.Array], columns: tuple[jax.Array, ...]) -> jax.Array:
+    size, count, rest = _cut(columns[0])
+    # What is left comes first, so that the loop begins from it.
+    total = fn(*(_block(x, count * size, rest) for x in columns))
+
+    def body(i: jax.Array, total: jax.Array):
+        return total + fn(*(_block(x, i * size, size) for x in columns))
+
+    return jax.lax.fori_loop(0, count, body, total) if count else total
+
+
+def over_blocks(
+    fn: Callable[..., jax.Array], *matrices: list[jax.Array]
+) -> list[jax.Array]:
+    """`fn` of every block of columns, side by side: of `[n, k]`, `[..., k]`."""
+    return [_over_blocks(fn, columns) for columns in zip(*matrices, strict=True)]
+
+
+def _over_blocks(
+    fn: Callable[..., jax.Array], columns: tuple[jax.Array, ...]
+) -> jax.Array:
+    size, count, rest = _cut(columns[0])
+    if not count:
+        return fn(*map(pytree.wide, columns))
+    width = columns[0].shape[-1]
+    part = jax.eval_shape(fn, *(_block(x, 0, size) for x in columns))
+    axis = len(part.shape) - 1
+
+    def body(i: jax.Array, out: jax.Array):
+        # The last block starts early, so that all blocks are one program.
+        start = jnp.minimum(i * size, width - size)
+        part = fn(*(_block(x, start, size) for x in columns))
+        return jax.lax.dynamic_update_slice_in_dim(out, part, start, axis)
+
+    out = jnp.zeros((*part.shape[:-1], width), part.dtype)
+    return jax.lax.fori_loop(0, count + (rest > 0), body, out)
+
+
+def _cut(matrix: jax.Array) -> tuple[int, int, int]:
+    """The columns of a block, how many blocks there are, and what is left."""
+    size = max(_ENTRIES // len(matrix), 1)
+    return size, *divmod(matrix.shape[1], size)
+
+
+def _block(x: jax.Array, start: Any, size: int) -> jax.Array:
+    return pytree.wide(jax.lax.dynamic_slice_in_dim(x, start, size, axis=-1))

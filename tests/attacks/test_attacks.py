@@ -1,0 +1,162 @@
+"""Attacks: what they send, and what rules make of it."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fedagg
+from fedagg import attacks
+from tests.helpers import assert_close, assert_same
+
+
+def honest(n: int = 8, d: int = 12, seed: int = 0) -> np.ndarray:
+    x = np.random.default_rng(seed).normal(1.0, 1.0, (n, d))
+    return x.astype(np.float32).astype(np.float64)
+
+
+def sent(attack: attacks.Attack, x: np.ndarray, liars: int = 3) -> np.ndarray:
+    send = jax.jit(lambda x: attack(x, liars, jax.random.key(0)))
+    return np.asarray(send(jnp.asarray(x, jnp.float32)))
+
+
+@pytest.mark.parametrize(
+    "attack, expected",
+    [
+        (attacks.sign_flipping(), lambda x: -x.mean(axis=0)),
+        (attacks.inner_product_manipulation(3.0), lambda x: -3.0 * x.mean(axis=0)),
+        (
+            attacks.a_little_is_enough(1.2),
+            lambda x: x.mean(axis=0) + 1.2 * x.std(axis=0, ddof=1),
+        ),
+        (attacks.mimic(2), lambda x: x[2]),
+    ],
+)
+def test_liars_send_what_the_paper_says(attack, expected):
+    x = honest()
+
+    got = sent(attack, x)
+
+    assert_close(got, np.tile(expected(x), (3, 1)))
+
+
+@pytest.mark.parametrize(
+    "attack, held",
+    [(attacks.infinity(), math.inf), (attacks.not_a_number(), math.nan)],
+)
+def test_liars_send_no_numbers(attack, held):
+    np.testing.assert_array_equal(sent(attack, honest()), np.full((3, 12), held))
+
+
+def test_normal_noise_has_its_mean_and_deviation_and_differs_by_liar():
+    got = sent(attacks.gaussian(2.0, mean=5.0), honest(d=20_000), 2)
+
+    np.testing.assert_allclose(got.mean(axis=1), 5.0, atol=0.06)
+    np.testing.assert_allclose(got.std(axis=1), 2.0, rtol=0.02)
+    assert abs(np.corrcoef(got)[0, 1]) < 0.03
+
+
+def test_noise_needs_a_key():
+    with pytest.raises(ValueError, match="gaussian draws noise and needs a key"):
+        attacks.gaussian(1.0)(jnp.ones((3, 2)), 1, None)
+
+
+@pytest.mark.parametrize("client", [-1, 1.5])
+def test_no_position_of_a_client_is_refused(client):
+    with pytest.raises(ValueError, match="client must be a whole number"):
+        attacks.mimic(client)
+
+
+def test_a_client_that_is_not_there_cannot_be_mimicked():
+    with pytest.raises(ValueError, match="client must be a whole number, 0 to 2"):
+        attacks.mimic(3)(jnp.ones((3, 2)), 1, None)
+
+
+def test_labels_are_counted_from_the_other_end():
+    got = attacks.flipped_labels(jnp.asarray([0, 1, 9]), 10)
+
+    assert_same(got, jnp.asarray([9, 8, 0]))
+
+
+def test_attacks_keep_trees_and_dtypes():
+    tree = {"a": jnp.ones((4, 2), jnp.bfloat16), "b": [jnp.ones(4), jnp.ones((4, 0))]}
+    for attack in (
+        attacks.sign_flipping(),
+        attacks.a_little_is_enough(),
+        attacks.mimic(),
+        attacks.gaussian(1.0),
+        attacks.infinity(),
+    ):
+        got = attack(tree, 5, jax.random.key(0))
+
+        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), got)
+        like = jax.tree.map(lambda x: ((5, *x.shape[1:]), x.dtype), tree)
+        assert shapes == like
+
+
+def harm(rule: fedagg.Rule, x: np.ndarray, malicious: np.ndarray) -> float:
+    values = jnp.asarray(np.concatenate([x, malicious]), jnp.float32)
+    updates = fedagg.Update(values, jnp.ones(len(values)))
+    value = rule.combine(rule.init(values[0]), updates, None).value
+    return float(np.linalg.norm(np.asarray(value) - x.mean(axis=0)))
+
+
+@pytest.mark.parametrize(
+    "attack", [attacks.inner_product_manipulation, attacks.a_little_is_enough]
+)
+@pytest.mark.parametrize(
+    "rule",
+    [fedagg.trimmed_mean(2), fedagg.multi_krum(2), fedagg.centered_clipping(2.0)],
+)
+def test_an_optimized_attack_is_as_bad_as_any_scale_of_it(attack, rule):
+    x = honest(9, seed=1)
+
+    got = harm(rule, x, sent(attacks.optimized(attack, rule), x, 2))
+
+    scales = np.concatenate(
+        [np.geomspace(0.01, 100.0, 25), -np.geomspace(0.01, 100, 25)]
+    )
+    others = [harm(rule, x, sent(attack(s), x, 2)) for s in scales]
+    assert got >= 0.98 * max(others)
+    assert max(others) > 1.2 * min(others)  # so that there was something to find
+
+
+# Resilience averaging: the distance to the honest mean is at most a constant times the
+# square root of the mean square of honest distances, by Allouah et al., 2023, table 1.
+BOUNDS = {
+    "trimmed_mean": (fedagg.trimmed_mean(2), lambda r: 6 * r * (1 + r)),
+    "krum": (fedagg.krum(2), lambda r: 6 * (1 + r)),
+    "median": (fedagg.median(), lambda r: 4 * (1 + r) ** 2),
+    "geometric_median": (fedagg.geometric_median(), lambda r: 4 * (1 + r) ** 2),
+    "mixed_krum": (
+        fedagg.nearest_neighbor_mixing(2, fedagg.krum(2)),
+        lambda r: 8 * 2 / 11 / (1 - 2 / 11) * (1 + 6 * (1 + r)),
+    ),
+    "mixed_trimmed_mean": (
+        fedagg.nearest_neighbor_mixing(2, fedagg.trimmed_mean(2)),
+        lambda r: 8 * 2 / 11 / (1 - 2 / 11) * (1 + 6 * r * (1 + r)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_no_attack_takes_a_rule_farther_than_its_paper_says(name, seed):
+    rule, bound = BOUNDS[name]
+    x = honest(9, seed=seed)
+    x *= np.random.default_rng(seed).uniform(0.1, 4.0, (9, 1))
+    for attack in (
+        attacks.sign_flipping(),
+        attacks.mimic(1),
+        attacks.gaussian(10.0),
+        attacks.infinity(),
+        attacks.not_a_number(),
+        attacks.optimized(attacks.inner_product_manipulation, rule),
+        attacks.optimized(attacks.a_little_is_enough, rule),
+    ):
+        got = harm(rule, x, sent(attack, x, 2))
+
+        spread = np.mean(np.sum((x - x.mean(axis=0)) ** 2, axis=1))
+        assert got**2 <= bound(2 / (11 - 2 * 2)) * spread

@@ -156,8 +156,9 @@ def _check_rule(rule: Rule) -> None:
 def _dealt(key: jax.Array, present: jax.Array) -> jax.Array:
     """A random order of clients, those present first `[n]`.
 
-    The draw of a client does not depend on how many there are.
+    The draw of a client goes by its place among those present, so that absent ones
+    change nothing.
     """
     each = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), (), "uint32"))
-    draws = each(jnp.arange(len(present), dtype=jnp.uint32))
+    draws = each(jnp.cumsum(present, dtype=jnp.uint32))
     return jnp.lexsort((draws, ~present))

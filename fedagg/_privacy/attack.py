@@ -32,8 +32,12 @@ class Attack(NamedTuple):
 
 VALUES, ALL = slice(0, 1), slice(0, None)
 
+# A threshold is chosen by bounds as sure as this. Of many that are less sure, the best
+# is one where errors are few by luck, and the attack is then weak.
+_SURE = 1e-5
 
-def learnt(read: np.ndarray, used: slice, level: float) -> Attack:
+
+def learnt(read: np.ndarray, used: slice) -> Attack:
     """The attack that makes the most of readings `[2, trials, rounds, 1 + metrics]`.
 
     Weights are Fisher's, best between Gaussians of one covariance, and the threshold is
@@ -54,7 +58,7 @@ def learnt(read: np.ndarray, used: slice, level: float) -> Attack:
     tried = np.quantile(np.concatenate([out, there]), np.linspace(0.0, 1.0, 257))
     accused = len(out) - np.searchsorted(out, tried, side="right")
     missed = np.searchsorted(there, tried, side="right")
-    rates = [largest_rate(x, len(out), level) for x in (accused, missed)]
+    rates = [largest_rate(x, len(out), _SURE) for x in (accused, missed)]
     best = int(np.argmax(gaussian_distance(*rates)))
     return attack._replace(threshold=float(_between(out, there, tried[best])))
 
@@ -72,7 +76,7 @@ def promise(read: np.ndarray, used: slice, level: float) -> float:
     Where it makes no errors, the gap between the worlds is counted in deviations too.
     """
     half = read.shape[1] // 2
-    attack = learnt(read[:, :half], used, level)
+    attack = learnt(read[:, :half], used)
     rest: Any = attack.score(read[:, half:])
     accused, missed = attack.errors(read[:, half:], level)
     deviation = np.sqrt(rest.var(axis=1).mean())

@@ -147,7 +147,7 @@ def audit(
     def read(key: jax.Array):
         return canaries.readings(subject, [tried[name]], trials, key)[0]
 
-    guesses = attack.learnt(read(learn_key), used, level)
+    guesses = attack.learnt(read(learn_key), used)
     accused, missed = guesses.errors(read(count_key), level)
 
     claimed = _claim_of(subject, claim)

@@ -40,6 +40,7 @@ def main() -> None:
         traceback.print_exc()
     print(json.dumps(row), file=out)
     out.flush()
+    os._exit(0)  # else threads of peers, such as Flower's server, would be waited for
 
 
 def measure(module: str, folder: Path, way: str, tolerance: float) -> dict:

@@ -25,8 +25,6 @@ _MOST_NODES = 200
 
 
 def prepare(job: Job) -> Round:
-    if job.workload.name not in ("cifar", "logistic"):
-        raise NotRun("left out: it trains as PyTorch by hand does")
     if len(job.workload.clients) > _MOST_NODES:
         raise NotRun("half a second a client to connect, before the first round")
     flwr = importlib.import_module("flwr.app")
@@ -38,6 +36,7 @@ def prepare(job: Job) -> Round:
     folder = Path(kept.name)
     save(job.workload, folder / "workload.npz")
     save_parameters(job.start, folder / "start.npz")
+    save_parameters(job.frozen, folder / "frozen.npz")
     number = len(job.workload.clients)
     start = flwr.ArrayRecord(torch_models.trained(torch_models.model_of(job)))
     asked: queue.Queue[bool] = queue.Queue()
@@ -103,8 +102,8 @@ def _client_app(folder: Path) -> Any:
 def _prepared(folder: Path) -> tuple[Job, Any]:
     """What an actor keeps."""
     models = importlib.import_module("benchmarks.training.peers.torch_models")
-    start = load_parameters(folder / "start.npz")
-    job = Job(load(folder / "workload.npz"), start, {}, "")
+    start, frozen = (load_parameters(folder / f"{x}.npz") for x in ("start", "frozen"))
+    job = Job(load(folder / "workload.npz"), start, frozen, "")
     return job, models.model_of(job)
 
 
@@ -113,12 +112,16 @@ def train(folder: Path, client: int, state: dict) -> dict:
     torch = importlib.import_module("torch")
     models = importlib.import_module("benchmarks.training.peers.torch_models")
     (workload, *_), model = _prepared(folder)
-    model.load_state_dict(state)
-    optimizer = torch.optim.SGD(model.parameters(), lr=workload.rate)
+    trained = models.trained(model)
+    for name, x in trained.items():
+        x.copy_(state[name])
+    optimizer = torch.optim.SGD(
+        [x for x in model.parameters() if x.requires_grad], lr=workload.rate
+    )
     data = models.data_of(workload.clients[client])
     for _ in range(workload.epochs):
         for batch in zip(*(x.split(workload.batch_size) for x in data), strict=True):
             optimizer.zero_grad()
             models.loss(model, *batch).backward()
             optimizer.step()
-    return model.state_dict()
+    return trained

@@ -30,6 +30,7 @@ from fedagg._compression.sparsification import random_k, top_k
 from fedagg._execution.across import across
 from fedagg._execution.cores import cpu_mesh
 from fedagg._execution.ways import at_once, in_chunks
+from fedagg._logs import MetricsWriter, plot_metrics, read_metrics
 from fedagg._mechanism import Mechanism
 from fedagg._payload import Payload
 from fedagg._privacy.accounting import epsilon, noise_multiplier_for
@@ -55,8 +56,11 @@ from fedagg._rounds.chain import chain
 from fedagg._rounds.combining import combining
 from fedagg._rounds.distortion import with_distortion
 from fedagg._rounds.feedback import with_error_feedback
+from fedagg._rounds.groups import grouped
 from fedagg._rounds.mean import mean
+from fedagg._rounds.measurements import with_measurements
 from fedagg._rounds.order import without_guarantee
+from fedagg._rounds.sample import with_sample
 from fedagg._rounds.view import message_bits, server_view
 from fedagg._rules.coordinatewise import mean_around_median, median, trimmed_mean
 from fedagg._rules.filtering import caf
@@ -87,6 +91,7 @@ __all__ = [
     "ClientTable",
     "Guarantee",
     "Mechanism",
+    "MetricsWriter",
     "Output",
     "Payload",
     "Rule",
@@ -131,6 +136,7 @@ __all__ = [
     "fixed_size",
     "gaussian_noise",
     "geometric_median",
+    "grouped",
     "guarantee",
     "in_chunks",
     "krum",
@@ -150,12 +156,14 @@ __all__ = [
     "noise_multiplier_for",
     "noised_metrics",
     "pad_clients",
+    "plot_metrics",
     "poisson",
     "prefetch",
     "qsgd",
     "quantile_bound",
     "quantization",
     "random_k",
+    "read_metrics",
     "robust_aggregator",
     "rotation",
     "secret_key",
@@ -175,6 +183,8 @@ __all__ = [
     "trimmed_mean",
     "with_distortion",
     "with_error_feedback",
+    "with_measurements",
+    "with_sample",
     "without_guarantee",
     "zeroing",
 ]

@@ -53,6 +53,8 @@ class Traits(NamedTuple):
         divides: it divides the sum by the clients' own weights, or by their number.
         tells: it notes or learns something of clients' values that no noise hides: with
             a private stage there would be no guarantee.
+        has_sizes: it notes sizes without a bound, which no secure sum has room for.
+        counts: the names of those of its metrics that are numbers of clients.
         mechanisms: the noise that it adds, on values or notes, for `guarantee`.
         without_guarantee: it is meant to tell, as `without_guarantee` says.
         with_metrics: `(note, metrics) -> (note, metrics)`, the note with what the stage
@@ -70,6 +72,8 @@ class Traits(NamedTuple):
     weighs: bool = False
     divides: bool = False
     tells: bool = False
+    has_sizes: bool = False
+    counts: tuple[str, ...] = ()
     mechanisms: tuple[Mechanism, ...] = ()
     without_guarantee: bool = False
     with_metrics: WithMetrics | None = None

@@ -21,7 +21,7 @@ PARTS = [
     *("_mechanism", "_types", "_aggregator", "_payload", "_sentence"),
     *("_trees", "_messages", "_execution", "_bounding", "_rounds", "_rules"),
     *("_privacy", "_compression", "_secure", "_client_noise", "_training", "_recipes"),
-    *("__init__", "attacks", "secagg"),
+    *("_logs", "__init__", "attacks", "secagg"),
 ]
 
 # What these make has a source in the literature; the core has none.
@@ -37,6 +37,7 @@ CORE = {
         "_training.losses",
     ),
     "_training.federated_averaging",
+    "_logs",
 }
 
 

@@ -158,6 +158,7 @@ def _bounding(
         name,
         is_bound=True,
         tells=counted or bound.tells,
+        counts=(f"{name}/count",) if counted else (),
         mechanisms=() if mechanism is None else (mechanism,),
         refused=refused,
     )

@@ -45,7 +45,7 @@ def with_distortion(stage: Stage, *, name: str = "distortion") -> Stage:
         section 2.
     """
 
-    traits = stage.traits._replace(tells=True)
+    traits = stage.traits._replace(tells=True, has_sizes=True)
     if traits.refused is not None:
         refused = traits.refused
         traits = traits._replace(refused=lambda note: refused(note.stage))

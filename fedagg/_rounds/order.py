@@ -120,5 +120,7 @@ def traits_of_chain(stages: Sequence[Stage]) -> Traits:
         divides=any(x.divides for x in all_traits),
         tells=any(x.tells for x in all_traits),
         without_guarantee=any(x.without_guarantee for x in all_traits),
+        has_sizes=any(x.has_sizes for x in all_traits),
+        counts=sum((x.counts for x in all_traits), ()),
         mechanisms=sum((x.mechanisms for x in all_traits), ()),
     )

@@ -89,7 +89,7 @@ def client_step(
     """
     weight = as_weight(weight)
     key_of_stages = fold_key(key, _STAGES)  # before the work uses the key up
-    update, metrics, kept = _made(row, weight, key, memory, work)
+    update, metrics, kept = made_of(row, weight, key, memory, work)
     checks.check_numeric(update.value, "updates" if work is None else "work")
     look(pytree.abstract(update.value))
     # An absent client's value may be anything, and so may its derivatives.
@@ -151,7 +151,7 @@ def server_step(
     return Output(Remembered.like(state, output.state), value, metrics)
 
 
-def _made(
+def made_of(
     row: PyTree, weight: jax.Array, key: Any, memory: PyTree, work: Work | None
 ) -> tuple[Update, dict[str, jax.Array], PyTree]:
     """A client's update, the metrics of its work, and what it keeps."""

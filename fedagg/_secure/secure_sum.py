@@ -241,5 +241,10 @@ def _check_stage(stage: Stage, name: str) -> None:
             f"{name}: {named} takes metrics of the clients' work, which are no "
             "integers: put it beside the secure sum and not in it."
         )
+    if stage.traits.has_sizes:
+        raise ValueError(
+            f"{name}: {named} notes sizes without a bound, for which a secure sum has "
+            "no room: leave out what measures."
+        )
     if stage.traits.is_secret:
         raise ValueError(f"{name}: the sum of {named} is a secure one already.")

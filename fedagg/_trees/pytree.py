@@ -18,6 +18,21 @@ def leaves_with_names(tree: PyTree) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path) or "the only leaf", x) for path, x in leaves]
 
 
+def paths(tree: PyTree) -> list[str]:
+    """The path of each leaf, its keys with slashes between, as `encoder/layer/bias`."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return [jax.tree_util.keystr(x, simple=True, separator="/") for x, _ in leaves]
+
+
+def leaf_by_leaf(prefix: PyTree, tree: PyTree) -> list[Any]:
+    """For each leaf of the tree that of the prefix, which is one for it or for more.
+
+    Raises:
+        ValueError: if the one is no prefix of the other.
+    """
+    return jax.tree.leaves(jax.tree.broadcast(prefix, tree))
+
+
 def wide(x: jax.Array) -> jax.Array:
     """Casts to 32 bits of the same kind of number, unless it is as wide or wider."""
     x = jnp.asarray(x)
@@ -108,6 +123,15 @@ def squared_norm(tree: PyTree) -> jax.Array:
     """The square of the L2 norm `[]` as float32, differentiable at zero."""
     squares = [jnp.sum(jnp.square(wide(x))) for x in jax.tree.leaves(tree)]
     return sum((x.astype(jnp.float32) for x in squares), jnp.float32(0.0))
+
+
+def dot(a: PyTree, b: PyTree) -> jax.Array:
+    """The inner product `[]` of all leaves together, as float32."""
+    products = jax.tree.map(
+        lambda x, y: jnp.vdot(wide(x), wide(y), precision="highest"), a, b
+    )
+    leaves = jax.tree.leaves(products)
+    return sum((x.astype(jnp.float32) for x in leaves), jnp.float32(0.0))
 
 
 def scale(factor: jax.Array, tree: PyTree) -> PyTree:

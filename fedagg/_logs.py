@@ -138,7 +138,9 @@ def plot_metrics(
     figure = Figure(figsize=(3.5 * columns, 2.2 * lines), layout="constrained")
     for i, name in enumerate(drawn):
         points = [(row["step"], float(row[name])) for row in rows if name in row]
-        axes = figure.add_subplot(lines, columns, i + 1, title=name)
+        axes = figure.add_subplot(lines, columns, i + 1)
+        # A long name may reach over its panel, but is not to make it narrow.
+        axes.set_title(name, fontsize="small").set_in_layout(False)
         _draw(axes, *np.array(points, np.float64).T)
     return figure
 
@@ -147,15 +149,11 @@ def _draw(axes: Any, steps: np.ndarray, values: np.ndarray) -> None:
     is_finite = np.isfinite(values)
     axes.plot(steps, np.where(is_finite, values, np.nan), ".-", markersize=3)
     lost = steps[~is_finite]
-    axes.plot(
-        *(lost, np.zeros_like(lost), "rx"),
-        transform=axes.get_xaxis_transform(),
-        clip_on=False,
-    )
-    low, high = (
-        np.min(values[is_finite], initial=np.inf),
-        np.max(values[is_finite], initial=-np.inf),
-    )
+    if lost.size:
+        edge = axes.get_xaxis_transform()
+        axes.plot(lost, np.zeros_like(lost), "rx", transform=edge, clip_on=False)
+    low = np.min(values, initial=np.inf, where=is_finite)
+    high = np.max(values, initial=-np.inf, where=is_finite)
     if 0.0 < low < high / 100.0:
         axes.set_yscale("log")
 

@@ -77,8 +77,9 @@ def with_sample(aggregator: Aggregator, clients: int) -> Aggregator:
         memory: PyTree = None,
     ) -> Any:
         key = checks.check_key(key, "with_sample", "clients")
-        made = aggregator.next(
-            state.aggregator, updates, weights, key, work=work, memory=memory
+        given = {} if memory is None else {"memory": memory}
+        made: Any = aggregator.next(
+            state.aggregator, updates, weights, key, work=work, **given
         )
         output, kept = (made, None) if memory is None else made
         weights = as_weights(weights, checks.count_clients(updates))

@@ -43,7 +43,7 @@ def expected_of(x: np.ndarray, w: np.ndarray) -> dict[str, float]:
         "server_update_max": mean.max(),
         "spread": math.sqrt(w @ np.square(x - mean).sum(axis=1) / a),
         "cosine": float(w @ along / (w @ norms)),
-        "mean_cosine": float(w @ (along / norms) / a),
+        "mean_cosine": float(w @ (along / np.where(norms > 0, norms, 1)) / a),
     }
 
 
@@ -89,7 +89,7 @@ def test_what_is_measured_is_what_comes_to_the_mean():
     x = vectors(updates.value)
     x = np.where(np.abs(x).max(axis=1, keepdims=True) <= 30.0, x, 0.0)
     x /= np.maximum(1.0, np.linalg.norm(x, axis=1, keepdims=True))
-    expected = expected_of(x[:, :], np.asarray(updates.weight, np.float64))
+    expected = expected_of(x, np.asarray(updates.weight, np.float64))
     for name in ("average_client_norm", "spread", "cosine", "std_dev_client_norm"):
         np.testing.assert_allclose(
             measured.metrics[f"measurements/{name}"], expected[name], rtol=2e-5
@@ -200,7 +200,7 @@ def test_measurements_go_neither_with_noise_nor_in_a_secure_sum():
         fedagg.secure_sum(measured, 1.0, largest_cohort=10)
     with pytest.raises(ValueError, match="mean.* divides"):
         fedagg.chain(measured, fedagg.gaussian_noise(1.0, 1.0, 10.0))
-    secret = fedagg.secure_sum(fedagg.mean(weighted=False), 50.0, largest_cohort=20)
+    secret = fedagg.secure_sum(fedagg.mean(weighted=False), 200.0, largest_cohort=20)
     beside = round_of(fedagg.with_measurements(secret), updates=make_updates())
     plain = round_of(measured, updates=make_updates())
     name = "measurements/spread"

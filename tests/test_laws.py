@@ -95,6 +95,17 @@ def alternating() -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+def by_halves(first: fedagg.Stage, rest: fedagg.Stage) -> fedagg.Stage:
+    """The first leaf through one stage, and all others through another."""
+
+    def labels(value: Any) -> Any:
+        count = len(jax.tree.leaves(value))
+        names = ["first", *["rest"] * (count - 1)]
+        return jax.tree.unflatten(jax.tree.structure(value), names)
+
+    return fedagg.grouped({"first": first, "rest": rest}, labels)
+
+
 STAGES: dict[str, tuple[fedagg.Stage, ...]] = {
     "sum": (),
     "mean": (fedagg.mean(),),
@@ -206,6 +217,29 @@ STAGES: dict[str, tuple[fedagg.Stage, ...]] = {
         fedagg.noised_metrics(0.5, {"loss": 2.0, "accuracy": 1.0}, 10.0),
         fedagg.mean(),
     ),
+    "measured": (
+        fedagg.with_measurements(fedagg.zeroing(2.0), fedagg.mean(), directions=True),
+    ),
+    "grouped_adaptive": (
+        by_halves(fedagg.clipping(norms()), fedagg.zeroing(largest())),
+        fedagg.mean(),
+    ),
+    "grouped_coded": (
+        by_halves(
+            fedagg.chain(
+                fedagg.zeroing(2.0, keep_weight=False),
+                fedagg.mean(),
+                fedagg.quantization(4, threshold=0),
+            ),
+            fedagg.clipping(1.0),
+        ),
+    ),
+    "grouped_private": (
+        by_halves(
+            fedagg.gaussian_noise(0.5, 1.0, 10.0),
+            fedagg.adaptive_gaussian_noise(0.5, 10.0, initial_clip=1.0),
+        ),
+    ),
     "jitter_of_a_user": (jitter(), fedagg.clipping(1000.0), fedagg.mean()),
 }
 
@@ -257,6 +291,7 @@ RECIPES: dict[str, Callable[..., fedagg.Aggregator]] = {
 }
 
 DRAWS_FOR_CLIENTS = {
+    "grouped_coded",
     "eden",
     "quantization",
     "qsgd",
@@ -276,6 +311,7 @@ ANSWERS_WITHOUT_CLIENTS = {
     "gaussian_noise": "noise, which hides that nobody is there",
     "gaussian_noise_weighted": "noise",
     "gaussian_noise_adaptive": "noise, and p = 1/2",
+    "grouped_private": "noise, and p = 1/2",
     "tree_noise": "noise",
     "tree_noise_of_a_learnt_clip": "noise",
     "matrix_factorization_noise": "noise",
@@ -290,7 +326,7 @@ ANSWERS_WITHOUT_CLIENTS = {
 # Normal draws of 64 bits are other numbers than those of 32.
 DRAWS_NORMALS = {
     *("gaussian_noise", "gaussian_noise_weighted", "gaussian_noise_adaptive"),
-    *("tree_noise", "tree_noise_of_a_learnt_clip"),
+    *("grouped_private", "tree_noise", "tree_noise_of_a_learnt_clip"),
     *("local_gaussian_noise", "banded_noise", "dp_aggregator"),
 }
 

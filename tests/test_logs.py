@@ -67,9 +67,7 @@ def test_what_is_no_scalar_is_refused(tmp_path, metrics):
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):
-    pytest.importorskip("tensorboardX")
-    from tensorboardX.proto import event_pb2
-    from tensorboardX.record_writer import masked_crc32c
+    events = pytest.importorskip("tensorboardX.proto.event_pb2")
 
     with fedagg.MetricsWriter(tmp_path, tensorboard=True) as log:
         for step in (4, 5):
@@ -80,8 +78,7 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     while data:  # a length, its checksum, the event, its checksum
         size = int.from_bytes(data[:8], "little")
         record, data = data[12 : 12 + size], data[16 + size :]
-        assert masked_crc32c(record)
-        event = event_pb2.Event.FromString(record)
+        event = events.Event.FromString(record)
         found += [(event.step, x.tag, x.simple_value) for x in event.summary.value]
     assert found == [(4, "mean/weight", 2.0), (5, "mean/weight", 2.5)]
     assert len(fedagg.read_metrics(tmp_path)) == 2

@@ -11,7 +11,6 @@ from fedagg._messages.message import Message
 from fedagg._rounds.steps import Work, made_of
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree, rowwise, table
-from fedagg._trees.keys import fold_key
 from fedagg._trees.weights import as_weights, is_present
 from fedagg._types import Output, PyTree, Update
 
@@ -83,7 +82,7 @@ def with_sample(aggregator: Aggregator, clients: int) -> Aggregator:
         )
         output, kept = (made, None) if memory is None else made
         weights = as_weights(weights, checks.count_clients(updates))
-        chosen = _chosen(weights, clients, fold_key(key, _CHOICE))
+        chosen = _chosen(weights, clients, jax.random.fold_in(key, _CHOICE))
         sample = _sampled(chosen, updates, weights, key, memory, work)
         sample = _like(sample, state.sample)
         output = Output(SampleState(output.state, sample), *output[1:])
@@ -110,7 +109,7 @@ def _check_hidden(aggregator: Aggregator) -> None:
         )
 
 
-def _chosen(weights: jax.Array, count: int, key: jax.Array | None) -> jax.Array:
+def _chosen(weights: jax.Array, count: int, key: jax.Array) -> jax.Array:
     """So many clients of those present, by number; others where they do not suffice."""
     draws = jax.random.uniform(key, weights.shape, jnp.float32)
     order = jnp.argsort(jnp.where(is_present(weights), draws, 2.0))
@@ -134,7 +133,9 @@ def _sampled(
     def made(client: tuple[Any, jax.Array]) -> Update:
         (row, weight, memory), number = client
         row = table.together(row, examples)
-        update, _, _ = made_of(row, weight, fold_key(key, number), memory, work)
+        update, _, _ = made_of(
+            row, weight, jax.random.fold_in(key, number), memory, work
+        )
         return pytree.keep(is_present(update.weight), update)
 
     return jax.lax.map(made, (clients, chosen))

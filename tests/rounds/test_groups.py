@@ -202,12 +202,15 @@ def test_a_leaf_without_a_group_and_a_group_without_a_leaf_are_named(
 
 
 def test_what_is_no_group_is_refused():
+    number: Any = {1: fedagg.mean()}
+    no_stage: Any = {"*": 1.0}
+
     with pytest.raises(ValueError, match="expected a stage for one of them"):
         fedagg.grouped({"*": None})
     with pytest.raises(TypeError, match="expected strings as names, got 1"):
-        fedagg.grouped({1: fedagg.mean()})  # pyrefly: ignore[bad-argument-type]
+        fedagg.grouped(number)
     with pytest.raises(TypeError, match="expected a Stage or None, '\\*' has 1.0"):
-        fedagg.grouped({"*": 1.0})  # pyrefly: ignore[bad-argument-type]
+        fedagg.grouped(no_stage)
 
 
 def test_a_stage_that_changes_what_the_sum_is_like_is_named():

@@ -1,5 +1,7 @@
 """A sample of single clients, beside the round that it is of."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,7 +79,8 @@ def test_rounds_keep_the_type_of_the_state():
 
     def body(state, x):
         updates, seed = x
-        output = aggregator.next(state, *updates, jax.random.key(seed))
+        key = jax.random.key(seed)
+        output = aggregator.next(state, updates.value, updates.weight, key)
         return output.state, output.state.sample.weight
 
     _, weights = jax.lax.scan(body, aggregator.init(TEMPLATE), (rounds, jnp.arange(3)))
@@ -163,10 +166,11 @@ def test_a_rule_s_clients_are_sampled_too():
 
 
 def test_mistakes_are_named():
+    stage: Any = fedagg.mean()
     aggregator = fedagg.with_sample(fedagg.aggregator(fedagg.mean()), 1)
 
     with pytest.raises(TypeError, match="aggregator: expected an Aggregator"):
-        fedagg.with_sample(fedagg.mean(), 1)  # pyrefly: ignore[bad-argument-type]
+        fedagg.with_sample(stage, 1)
     with pytest.raises(ValueError, match="clients must be a whole number, 1 or more"):
         fedagg.with_sample(aggregator, 0)
     with pytest.raises(ValueError, match="with_sample draws clients and needs a key"):

@@ -155,6 +155,14 @@ CASES = {
         ways=("default", "in_chunks(1)"),
         spoil=lambda stack: stack.at[-1, 0].set(jnp.nan),
     ),
+    "clipped mean, measured": Case(
+        lambda way: fedagg.aggregator(
+            fedagg.with_measurements(fedagg.clipping(1.0), fedagg.mean(weighted=False)),
+            sum_over=way,
+        ),
+        reference.clipped_mean,
+        ways=("default",),
+    ),
     "8-bit quantization": _compressing(
         [fedagg.quantization()], reference.error_of_steps
     ),

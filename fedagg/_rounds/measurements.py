@@ -35,7 +35,7 @@ def with_measurements(
 
     The stages are those of `chain`, with a `mean` among them. Values are measured
     right before it: after the clipping that comes before. They and their mean stay as
-    they are. Norms that clipping or zeroing takes are read once for both.
+    they are. It costs about one read of the updates.
 
     With `x` a client's value there, `w` its weight (one where the mean has none), `m`
     the mean as it comes back, and all means over clients weighted by `w`, it reports,

@@ -93,6 +93,7 @@ def test_every_way_to_sum_gives_the_same(name, way):
 
 
 @everything
+@pytest.mark.deep
 def test_an_absent_client_changes_nothing_whatever_it_holds(name):
     updates = make_updates()
 

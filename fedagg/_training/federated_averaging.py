@@ -191,7 +191,9 @@ def _check_state(state: Any) -> None:
 
 def plain_model(variables: PyTree) -> PyTree:
     """The model with plain dicts in place of `FrozenDict` and other kinds of dict."""
-    if isinstance(variables, Mapping):
+    from flax.core import FrozenDict  # takes longer to import than all of fedagg
+
+    if isinstance(variables, (dict, FrozenDict)):
         return {name: plain_model(x) for name, x in variables.items()}
     return variables
 

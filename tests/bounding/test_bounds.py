@@ -284,6 +284,7 @@ def test_a_bound_of_another_type_is_refused(stage, bound):
 @pytest.mark.parametrize(
     "bound", [2, 2.0, np.float32(2.0), np.float64(2.0), jnp.float32(2.0)]
 )
+@pytest.mark.deep
 def test_any_number_is_a_fixed_bound(bound):
     updates = make_updates()
     aggregator = fedagg.aggregator(fedagg.clipping(bound))

@@ -60,6 +60,7 @@ def test_the_bound_is_not_far_from_what_is_met():
     assert lengths.max() <= bound_of(norm, 0.0, d)
 
 
+@pytest.mark.deep
 def test_what_stays_too_long_is_rounded_towards_zero_or_dropped():
     x = np.full(100, -1.5, np.float32)  # 15.8 long, rounded
 

@@ -107,6 +107,7 @@ def test_the_sum_has_the_declared_noise_of_the_smallest_cohort_or_more(name, pre
 
 
 @every_mechanism
+@pytest.mark.deep
 def test_clients_and_rounds_have_noise_of_their_own(name):
     stage = STAGES[name](1.0, 1.0, 2, bits=16)
     template = jnp.zeros(2**15)
@@ -242,6 +243,7 @@ def test_cohorts_too_small_or_too_large_give_zero_and_teach_nothing(absent, hidd
 
 
 @pytest.mark.parametrize("zeroed", [False, True])
+@pytest.mark.deep
 def test_without_noise_it_is_the_central_mean_and_learns_the_same_clip(zeroed):
     updates = make_updates(11)
     before = (fedagg.zeroing(30.0, counted=False),) if zeroed else ()

@@ -133,6 +133,7 @@ def test_a_message_is_the_same_in_a_compiled_program():
     assert_same(jax.jit(lambda x: sent(stage, x))(value), sent(stage, value))
 
 
+@pytest.mark.deep
 def test_ties_are_taken_from_the_front():
     assert_same(
         sent(fedagg.top_k(0.5), jnp.asarray([1.0, -1.0, 1.0, -1.0])).decode(),

@@ -419,6 +419,7 @@ def test_integer_leaves_are_refused():
             )
 
 
+@pytest.mark.deep
 def test_the_recipe_is_zeroing_and_adaptive_noise():
     updates = make_updates()
     updates = updates._replace(

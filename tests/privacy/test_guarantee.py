@@ -185,6 +185,7 @@ def test_a_tree_is_accounted_as_a_tree_and_never_as_independent_noise():
         assert math.isclose(got.epsilon, expected, rel_tol=1e-9)
 
 
+@pytest.mark.deep
 def test_a_privatizer_that_does_not_say_what_it_was_made_with_is_refused():
     privatizer = optax.GradientTransformation(
         lambda params: (), lambda updates, state, params=None: (updates, state)
@@ -301,6 +302,7 @@ def test_a_bound_learnt_with_noise_says_what_it_costs():
     assert bare.mechanism is None and bare.tells and not bound.tells
 
 
+@pytest.mark.deep
 def test_noised_metrics_are_one_more_part_of_the_budget():
     metrics = fedagg.noised_metrics(3.0, {"training/loss": 5.0, "accuracy": 1.0}, 100)
 

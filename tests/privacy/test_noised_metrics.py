@@ -98,6 +98,7 @@ def test_what_is_wrong_is_told():
         fedagg.secure_sum(taken, 1.0, largest_cohort=9, largest_weight=1.0)
 
 
+@pytest.mark.deep
 def test_a_distributed_round_lets_noised_metrics_out_beside_its_secure_sum():
     hidden = fedagg.skellam(0.5, 1.0, 3, bits=20).secure_sum()
     rows = rows_of([1.0, 2.0, 3.0], [1.0, 1.0, 1.0])

@@ -178,6 +178,7 @@ def test_a_norm_is_as_exact_as_stated(size):
 
 
 @pytest.mark.parametrize("multiplier", [0.3, 1.0, 20.0])
+@pytest.mark.deep
 def test_released_sums_are_on_the_grid(multiplier):
     clip, expected = 0.5, 8.0  # powers of two, so that steps are exact in float32
     stage = fedagg.gaussian_noise(multiplier, clip, expected)

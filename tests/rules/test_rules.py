@@ -287,6 +287,7 @@ def test_entries_as_far_from_the_median_count_for_a_part_each():
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 9, 20])
+@pytest.mark.deep
 def test_buckets_are_means_of_all_present_clients_once(size):
     x = clients(9, seed=14)
     weights = np.array([1, 1, 0, 1, 1, 1, 1, 0, 1.0])

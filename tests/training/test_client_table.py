@@ -140,6 +140,7 @@ def test_a_cohort_trains_without_a_copy_and_without_compiling_anew():
 
 
 @pytest.mark.parametrize("on_host", [False, True])
+@pytest.mark.deep
 def test_a_cohort_is_gathered_from_the_host(on_host):
     table = fedagg.ClientTable.of(make_datasets(), on_host=on_host)
     cohort = table.gathered(COHORT)
@@ -200,6 +201,7 @@ def test_devices_have_about_as_many_examples_each(devices):
         assert loads.max() < 0.7 * np.sort(sizes).reshape(devices, -1).sum(axis=1).max()
 
 
+@pytest.mark.deep
 def test_a_table_goes_beside_other_data():
     def work(row, key):
         del key

@@ -112,6 +112,7 @@ def test_it_equals_a_plain_loop_over_clients_and_batches(batch_size, mu):
         )
 
 
+@pytest.mark.deep
 def test_fedsgd_is_gradient_descent_on_all_examples_together():
     datasets = make_datasets()
     work = fedagg.local_training(squared_error, optax.sgd(1.0))
@@ -192,6 +193,7 @@ def test_every_way_to_sum_trains_the_same_model_over_rounds(way):
     )
 
 
+@pytest.mark.deep
 def test_a_round_without_anybody_changes_nothing_in_spite_of_momentum():
     data, sizes = fedagg.pad_clients(make_datasets())
     work = fedagg.local_training(squared_error, optax.sgd(0.03))

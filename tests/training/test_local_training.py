@@ -66,6 +66,7 @@ def nnx_training(rate=0.0, sum_over=None, **options):
     return training, variables, model
 
 
+@pytest.mark.deep
 def test_batch_statistics_move_to_the_mean_over_clients():
     (examples, mask), sizes = make_clients()
     training, variables = linen_training()
@@ -117,6 +118,7 @@ def test_the_server_optimizer_steps_parameters_only():
     assert not any(jax.tree.leaves(moved))
 
 
+@pytest.mark.deep
 def test_linen_and_nnx_train_the_same_model():
     data, sizes = make_clients()
     options = {"batch_size": 2, "epochs": 2}
@@ -342,6 +344,7 @@ def test_work_runs_by_hand_on_numpy_arrays():
 
 
 @pytest.mark.parametrize("kind", [FrozenDict, collections.OrderedDict])
+@pytest.mark.deep
 def test_a_model_may_be_of_other_dicts(kind):
     training, variables = linen_training(batch_size=2)
     data, weights = make_clients()
@@ -403,6 +406,7 @@ def test_padding_keeps_the_values_of_every_client():
     np.testing.assert_array_equal(examples, [[1.0, 2.0, 0.0], [0.5, 1.5, 2.5]])
 
 
+@pytest.mark.deep
 def test_an_optimizer_that_draws_does_so_for_each_client_and_round_apart():
     noise = optax.chain(optax.scale(0.0), optax.add_noise(1.0, 0.5, key=0))
     work = fedagg.local_training(squares, noise, batch_size=2, shuffle=False)

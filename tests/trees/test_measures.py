@@ -91,6 +91,7 @@ def test_entries_that_are_equal_share_the_derivative():
     np.testing.assert_array_equal(gradient, [0.0, 0.5, 0.5])
 
 
+@pytest.mark.deep
 def test_derivatives_under_vmap_and_of_second_order():
     stacked, weights = arrays(3), jnp.array([1.0, 1.0, 0.5])
 

@@ -147,6 +147,7 @@ def test_a_stage_that_does_not_only_read_is_refused_after(before):
         fedagg.chain(before, shrinking(0.1, most=3.0))
 
 
+@pytest.mark.deep
 def test_the_rule_chooses_the_client_in_the_middle():
     rows = {"x": jnp.array([[0.0, 0.0], [1.0, 1.0], [1.1, 1.0], [9.0, 9.0]])}
 

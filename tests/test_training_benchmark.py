@@ -114,6 +114,7 @@ def test_parameters_come_back_from_haiku():
     assert all(back[name] is x for name, x in trained.items())
 
 
+@pytest.mark.deep
 def test_the_check_tells_a_round_that_leaves_out_a_client():
     workload = WORKLOADS["mlp"](0.02)
     trained, frozen = first_parameters(workload)

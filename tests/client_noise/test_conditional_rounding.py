@@ -47,6 +47,7 @@ def test_rounded_vectors_are_within_the_bound_and_their_mean_is_the_vector(fract
     assert abs(whole.mean() - (2.0 + fraction)) < 0.003
 
 
+@pytest.mark.deep
 def test_the_bound_is_not_far_from_what_is_met():
     d = 4000
     x = np.full(d, 0.5, np.float32)  # halves are the worst case

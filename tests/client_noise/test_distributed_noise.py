@@ -263,6 +263,7 @@ def test_without_noise_it_is_the_central_mean_and_learns_the_same_clip(zeroed):
 
 
 @pytest.mark.parametrize("given", [None, 3.0])
+@pytest.mark.deep
 def test_the_count_is_noised_by_its_part(given):
     n, rate = 100, 0.2
     aggregator = made(
@@ -447,6 +448,7 @@ def test_too_few_bits_a_rotation_and_a_bound_are_refused(name):
 
 @every_mechanism
 @pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.deep
 def test_stage_sum_and_curve_of_one_description_are_those_made_by_hand(name, learns):
     updates = make_updates(20)
     options: dict[str, Any] = {"bits": 18, "smallest_cohort": 12, "largest_cohort": 21}

@@ -268,6 +268,7 @@ def test_every_number_of_bits_comes_back_within_a_step():
 
 
 @pytest.mark.parametrize("levels", [1, 2, 127, 128, 32767])
+@pytest.mark.deep
 def test_every_number_of_levels_comes_back_within_a_step(levels):
     x = np.asarray([3.0, -4.0, 0.0, 12.0, -84.0], np.float32)  # of norm 85
     stage = fedagg.qsgd(levels)
@@ -540,6 +541,7 @@ def test_a_message_that_crossed_the_wire_decodes_to_the_same(name):
     assert_close(got, expected, rtol=1e-6)
 
 
+@pytest.mark.deep
 def test_codes_of_four_bits_take_half_a_byte_an_entry():
     stage = fedagg.quantization(4, threshold=0)
 

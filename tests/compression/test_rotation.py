@@ -47,6 +47,7 @@ def test_the_sum_comes_back_in_shape(kind):
 
 
 @kinds
+@pytest.mark.deep
 def test_norms_are_kept_and_rotations_are_linear(kind):
     rows = make_rows()
     vectors = turned(fedagg.rotation(kind), rows)

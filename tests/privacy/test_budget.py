@@ -120,6 +120,7 @@ def test_correlated_noise_is_spent_as_a_whole():
     assert budget.rounds == 8 * sum(x <= 2.0 for x in trees) > 0
 
 
+@pytest.mark.deep
 def test_rounds_are_looked_for_up_to_a_number():
     assert made(1e4, most_rounds=100).rounds == 100
 

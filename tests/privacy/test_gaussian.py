@@ -44,6 +44,7 @@ def stacked(clients: list[dict[str, Any]], n: int) -> Any:
 
 
 @pytest.mark.parametrize("name", ["dp_gaussian_fixed", "dp_gaussian_adaptive"])
+@pytest.mark.deep
 def test_a_recorded_round_without_noise_gives_the_recorded_result(name):
     case = CASES[f"{name}_noise0"]
     params, learns = case["params"], name.endswith("adaptive")

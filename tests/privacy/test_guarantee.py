@@ -56,6 +56,7 @@ def test_what_stages_declare_costs_what_dp_accounting_says(stage, accountant):
     assert got[1:4] == (DELTA, "add_or_remove", 100)
 
 
+@pytest.mark.deep
 def test_the_split_of_a_learnt_clip_s_noise_is_that_of_what_runs():
     stage = fedagg.adaptive_gaussian_noise(1.5, 100.0, count_stddev=4.0)
     rounds = {"x": jnp.zeros((1, 30))}
@@ -91,6 +92,7 @@ def test_all_noise_of_a_round_is_composed():
     assert math.isclose(got.epsilon, spent(event, 100, "rdp"), rel_tol=1e-9)
 
 
+@pytest.mark.deep
 def test_noise_and_sampling_of_a_cycle_cost_what_jax_privacy_says():
     stage = fedagg.banded_noise(0.8, 1.0, 10.0, bands=4, rounds=40)
     sampler = fedagg.cyclic(5, 0.1)
@@ -313,6 +315,7 @@ def test_noised_metrics_are_one_more_part_of_the_budget():
     assert math.isclose(got.epsilon, expected, rel_tol=1e-6)
 
 
+@pytest.mark.deep
 def test_a_count_of_who_is_there_goes_with_other_relations():
     counting = fedagg.Stage.stateless(lambda update, key: (update, jnp.float32(1.0)))
     noise = fedagg.gaussian_noise(1.0, 1.0, 10.0)

@@ -143,6 +143,7 @@ def test_recorded_rounds_without_noise_give_the_recorded_results():
         assert_close(metrics["tree_noise/clip"], np.float64(clip))
 
 
+@pytest.mark.deep
 def test_the_adaptive_tree_takes_its_estimate_on_at_restarts_only():
     value = {"x": jnp.ones((10, 1))}
     stage = fedagg.adaptive_tree_noise(

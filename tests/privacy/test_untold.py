@@ -97,6 +97,7 @@ def values(x: float, others: int = 9) -> dict[str, jax.Array]:
     return {"x": rows}
 
 
+@pytest.mark.deep
 def test_a_client_s_value_in_one_round_does_not_move_who_counts_in_the_next():
     # With the bound of TFF's recipe, 1 or 1,000 moved the next value by the noise's
     # hundredfold: bounds of 0.98 quantiles part by what one client holds.

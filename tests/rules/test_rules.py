@@ -104,6 +104,7 @@ def test_a_liar_of_no_number_is_one_of_those_left_out(name):
 
 
 @pytest.mark.parametrize("name", OF_VECTORS)
+@pytest.mark.deep
 def test_distances_do_not_suffer_from_a_large_common_offset(name):
     make, expected = RULES[name]
     offset = 1000.0 * np.random.default_rng(5).normal(size=40)

@@ -43,6 +43,7 @@ def leaves_of(*trees):
     return zip(*map(jax.tree.leaves, trees), strict=True)
 
 
+@pytest.mark.deep
 def test_a_mean_is_the_mean_to_the_step():
     updates = make_updates()
 
@@ -133,6 +134,7 @@ def test_integers_are_summed_as_they_are():
     assert output.metrics["secure_sum/lower_clipped_count"] == 1
 
 
+@pytest.mark.deep
 def test_half_precision_comes_back_in_its_dtype():
     updates = jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_updates().value)
 
@@ -247,6 +249,7 @@ def test_integer_notes_sum_as_integers_do(numbers, dtype):
     assert got == notes.sum(dtype=dtype)
 
 
+@pytest.mark.deep
 def test_a_stage_that_rotates_or_rounds_or_picks_commutes_with_the_sum():
     updates = make_updates()
     for inner, bound in (

@@ -71,6 +71,7 @@ def counted(steps):
 
 
 @every_way
+@pytest.mark.deep
 def test_a_round_on_a_table_is_that_on_padded_clients(way):
     padded, weights = fedagg.pad_clients(make_datasets())
     table = fedagg.ClientTable.of(make_datasets())
@@ -98,6 +99,7 @@ def test_what_clients_keep_comes_back_in_their_order(way):
     np.testing.assert_array_equal(kept, np.arange(len(SIZES)) + sizes)
 
 
+@pytest.mark.deep
 def test_a_cohort_is_a_few_integers():
     table = fedagg.ClientTable.of(make_datasets())
     cohort = table[COHORT]

@@ -81,6 +81,7 @@ def test_batch_statistics_move_to_the_mean_over_clients():
     )
 
 
+@pytest.mark.deep
 def test_what_fills_up_a_short_batch_never_comes_from_another_client_or_padding():
     (examples, mask), sizes = make_clients((5, 2))
     poison = np.where(mask[..., None], examples[0], 1e6).astype(np.float32)
@@ -253,6 +254,7 @@ def test_a_round_has_a_derivative_with_respect_to_the_model():
     np.testing.assert_allclose(gradient, np.full(4, expected), rtol=1e-5)
 
 
+@pytest.mark.deep
 def test_by_default_clients_that_convolve_train_one_at_a_time():
     class Small(nn.Module):
         @nn.compact

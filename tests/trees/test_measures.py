@@ -116,6 +116,7 @@ def test_what_is_not_used_has_no_derivative_whatever_it_holds(held):
 
 
 @pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.deep
 def test_measures_in_shard_map(checked):
     mesh = mesh_of(2)
     x = jnp.arange(8.0).reshape(4, 2)
@@ -151,6 +152,7 @@ def test_measures_lower_for_accelerators():
     assert "callback" not in text
 
 
+@pytest.mark.deep
 def test_measures_of_64_bits_are_taken_in_32():
     with jax.enable_x64(True):
         x = [jnp.asarray(np.asarray(x), jnp.float64) for x in arrays()]

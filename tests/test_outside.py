@@ -158,6 +158,7 @@ def test_the_rule_chooses_the_client_in_the_middle():
     assert_same(output.value, take(rows, 2))
 
 
+@pytest.mark.deep
 def test_a_project_runs_its_rounds_whole_with_memory_and_by_messages():
     updates = make_updates(4)
     rows = [take(updates.value, i) for i in range(4)]

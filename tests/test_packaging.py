@@ -42,10 +42,11 @@ import fedagg
 import jax.numpy as jnp
 assert "site-packages" in fedagg.__file__, fedagg.__file__
 robust = fedagg.robust_aggregator()
-clients = {"w": jnp.ones((3, 2)).at[1].set(jnp.nan)}
+clients = {"w": jnp.full((3, 2), 0.3).at[1].set(jnp.nan)}
 state = robust.init({"w": jnp.zeros(2)})
 state, mean, metrics = robust.next(state, clients, jnp.ones(3))
-print(fedagg.__version__, mean["w"].tolist(), metrics["zeroing/count"])
+assert jnp.allclose(mean["w"], 0.2)  # of three, one of whom is zero
+print(fedagg.__version__, metrics["zeroing/count"])
 """
 
 
@@ -135,4 +136,4 @@ def test_the_wheel_alone_runs_a_round_without_a_warning(python, wheel, tmp_path)
         env={"JAX_PLATFORMS": "cpu"},
     )
 
-    assert shown.split() == [fedagg.__version__, "[1.0,", "1.0]", "1.0"]
+    assert shown.split() == [fedagg.__version__, "1.0"]

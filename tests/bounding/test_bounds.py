@@ -150,6 +150,7 @@ def test_more_clients_than_expected_count_as_all_below():
     assert_close(state, np.float64(math.exp(-0.1)))
 
 
+@pytest.mark.deep
 def test_noise_on_the_count_has_the_stated_deviation():
     bound = fedagg.quantile_bound(
         10.0,

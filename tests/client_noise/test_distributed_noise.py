@@ -139,6 +139,7 @@ def integers_of(stage: fedagg.Stage, held: np.ndarray) -> Any:
 @pytest.mark.parametrize("rotation", ["hadamard", "dft"])
 @pytest.mark.parametrize("learns", [False, True])
 @pytest.mark.parametrize("beta", [0.0, math.exp(-0.5)])
+@pytest.mark.deep
 def test_no_client_sends_more_than_the_curve_accounts_for(rotation, learns, beta):
     held = extreme_clients(300)
     clip = fedagg.quantile_bound(0.7, 0.5, 0.2) if learns else 0.7
@@ -340,6 +341,7 @@ def test_the_clip_comes_to_the_quantile_from_below_and_from_above(start, quantil
 
 
 @pytest.mark.parametrize("signal", [0.0, 0.5, 5.0])
+@pytest.mark.deep
 def test_metrics_follow_from_what_is_released(signal):
     d, n = 40_000, 4
     value = {"x": jnp.full((n, d), signal / n)}

@@ -82,6 +82,7 @@ def test_vectors_are_filled_up_as_far_as_needed(kind, size, length):
 
 
 @kinds
+@pytest.mark.deep
 def test_a_spike_is_spread_over_all_entries(kind):
     rows = jnp.zeros((1, 4096)).at[0, 17].set(5.0)
 

@@ -93,6 +93,7 @@ def test_noise_has_the_scale_and_the_correlations_of_the_matrix(kind):
     }
 
 
+@pytest.mark.deep
 def test_a_key_that_a_privatizer_keeps_to_itself_is_the_one_that_draws():
     stage = fedagg.matrix_factorization_noise(privatizer("dense"), 1.0, 1.0)
 

@@ -131,6 +131,7 @@ def test_a_bound_that_learns_with_noise_draws_afresh_from_the_same_key():
 
 
 @pytest.mark.parametrize("make", [fedagg.skellam, fedagg.discrete_gaussian])
+@pytest.mark.deep
 def test_metrics_of_client_noise_do_not_tell_how_many_are_there(make):
     noise = make(2.0, 1.0, 8, bits=20, smallest_cohort=4, largest_cohort=12)
     made = fedagg.aggregator(noise.secure_sum())

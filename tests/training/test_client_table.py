@@ -220,6 +220,7 @@ def test_a_table_goes_beside_other_data():
     assert float(output.value) == 2.0 + 1500.0
 
 
+@pytest.mark.deep
 def test_error_feedback_takes_a_table():
     def work(row, key):
         del key
@@ -233,6 +234,7 @@ def test_error_feedback_takes_a_table():
     assert float(output.value) == pytest.approx((8.0 + 4.0) / 4)
 
 
+@pytest.mark.deep
 def test_one_client_takes_its_row():
     training, state = make_training()
     table = fedagg.ClientTable.of(make_datasets())

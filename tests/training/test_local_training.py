@@ -333,6 +333,7 @@ def test_client_data_without_a_mask_are_refused(data):
         a_round_with(squares, data)
 
 
+@pytest.mark.deep
 def test_work_runs_by_hand_on_numpy_arrays():
     (examples, mask), _ = make_clients()
     work = fedagg.local_training(squares, optax.sgd(0.1), batch_size=2, shuffle=False)

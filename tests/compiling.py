@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import jaxlib
+from jax.experimental.compilation_cache import compilation_cache
 
 # Part of what JAX knows a compiled program by, so that none serves both kinds of tests.
-HASTE = jax.make_user_context(False)
+HASTE = jax.make_user_context(None)
 
 OPTIONS: dict[str, Any] = {
     "xla_backend_optimization_level": 0,
@@ -18,9 +19,16 @@ if jaxlib.__version__.startswith("0.10."):  # gone since
 
 
 def set_haste(is_in_haste: bool) -> None:
-    """Whether what is compiled from now on is compiled without optimization."""
-    jax.config.update("jax_disable_most_optimizations", is_in_haste)
-    HASTE.set_global(is_in_haste)
+    """Whether what is compiled from now on is compiled without optimization.
+
+    If so, a file may have it already. What is thorough is always compiled, since what
+    comes from a file does not tell of its memory.
+    """
+    if HASTE.value is not is_in_haste:
+        jax.config.update("jax_disable_most_optimizations", is_in_haste)
+        jax.config.update("jax_enable_compilation_cache", is_in_haste)
+        compilation_cache.reset_cache()  # which would go by what was so at first
+        HASTE.set_global(is_in_haste)
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:

@@ -1,6 +1,7 @@
 """A strict JAX with eight CPU devices, and a compiler in haste, for every test."""
 
 import os
+import tempfile
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -11,7 +12,6 @@ os.environ["XLA_FLAGS"] = " ".join(
 import hypothesis
 import jax
 import pytest
-import xdist
 
 from tests.compiling import set_haste
 
@@ -26,11 +26,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("fedagg")
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """What a worker compiles it keeps: another's could be half written."""
-    worker = xdist.get_xdist_worker_id(session)
-    folder = session.config.rootpath / "build" / "compiled" / worker
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+def pytest_configure(config: pytest.Config) -> None:
+    """A worker compiles nothing twice, and reads nothing that another writes."""
+    folder = tempfile.TemporaryDirectory(prefix="fedagg-compiled-")
+    config.add_cleanup(folder.cleanup)
+    jax.config.update("jax_compilation_cache_dir", folder.name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -612,7 +612,7 @@ def test_rounds_with_64_bits_are_those_with_32(name):
             assert_is_64_bits_of(got, want, updates, name)
 
 
-@examples_now_and_all_but_kin_later
+@over(BUT_KIN, EXAMPLES[:1])
 def test_a_round_of_64_bits_runs_step_by_step(name):
     expected = one_round(name, make_updates())
 

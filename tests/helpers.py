@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import fedagg
+from tests.compiling import jit
 
 N = 11  # neither a multiple of the devices nor of a chunk
 
@@ -43,7 +44,16 @@ WAYS: dict[str, Callable[[], Any]] = {
     "chunks_across": lambda: fedagg.across(mesh_of(), inner=fedagg.in_chunks(2)),
 }
 
-every_way = pytest.mark.parametrize("way", WAYS)
+# One of each kind, and the others in the deep half.
+every_way = pytest.mark.parametrize(
+    "way",
+    [
+        way
+        if way in ("default", "chunks_with_a_rest", "across")
+        else pytest.param(way, marks=pytest.mark.deep)
+        for way in WAYS
+    ],
+)
 
 
 def make_updates(n: int = N, seed: int = 0, template: Any = None) -> fedagg.Update:
@@ -99,7 +109,7 @@ def first_round_compiled(
     aggregator: fedagg.Aggregator, *arguments: Any, **more: Any
 ) -> Any:
     """The same under `jit`, for what would be slow step by step."""
-    return jax.jit(lambda *x: first_round(aggregator, *x, **more))(*arguments)
+    return jit(lambda *x: first_round(aggregator, *x, **more))(*arguments)
 
 
 def take(tree: Any, rows: Any) -> Any:

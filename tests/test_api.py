@@ -18,6 +18,7 @@ PACKAGE = pathlib.Path(fedagg.__file__).parent
 # What a module is part of, in the order in which they may import: from their own part
 # and from those before it. A new folder goes where it belongs.
 PARTS = [
+    "_version",
     *("_mechanism", "_types", "_aggregator", "_payload", "_sentence"),
     *("_trees", "_messages", "_execution", "_bounding", "_rounds", "_rules"),
     *("_privacy", "_compression", "_secure", "_client_noise", "_training", "_recipes"),

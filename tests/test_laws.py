@@ -6,7 +6,7 @@ the property they name.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import chex
@@ -19,6 +19,7 @@ import orbax.checkpoint
 import pytest
 
 import fedagg
+from tests.compiling import jit
 from tests.helpers import (
     TEMPLATE,
     WAYS,
@@ -341,16 +342,38 @@ KIN = {
     *("median_after_stages", "median_weighted", "trimmed_mean_weighted"),
 }
 
-everything = pytest.mark.parametrize("name", [*STAGES, *RULES, *RECIPES])
-everything_but_kin = pytest.mark.parametrize(
-    "name", [x for x in (*STAGES, *RULES, *RECIPES) if x not in KIN]
-)
-everything_summed = pytest.mark.parametrize("name", [*STAGES, *RECIPES])
-everything_with_state = pytest.mark.parametrize(
-    "name",
+ALL = (*STAGES, *RULES, *RECIPES)
+BUT_KIN = tuple(x for x in ALL if x not in KIN)
+
+# One of each kind. Where a law compiles a program of its own, the others are for later.
+EXAMPLES = ("quantization", "gaussian_noise", "multi_krum", "robust_aggregator")
+
+
+def over(names: Iterable[str], now: Collection[str] = ALL) -> pytest.MarkDecorator:
+    """A law of these, each in a worker of its own; deep unless it is in `now`."""
+    return pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(
+                x,
+                marks=[
+                    pytest.mark.xdist_group(x),
+                    *[pytest.mark.deep] * (x not in now),
+                ],
+            )
+            for x in names
+        ],
+    )
+
+
+everything = over(ALL)
+everything_but_kin = over(BUT_KIN)
+examples_now_and_everything_later = over(ALL, EXAMPLES)
+examples_now_and_all_but_kin_later = over(BUT_KIN, EXAMPLES)
+everything_with_state = over(
     [
         name
-        for name in (*STAGES, *RULES, *RECIPES)
+        for name in ALL
         if any(
             x in name
             for x in (
@@ -388,6 +411,7 @@ class Compiled(NamedTuple):
 
     init: Callable[[Any], Any]
     next: Callable[..., fedagg.Output]
+    uncompiled: Callable[..., fedagg.Output]
 
 
 @functools.cache
@@ -397,7 +421,7 @@ def compiled(name: str, way: str = "default") -> Compiled:
     def next_round(state: Any, updates: Any, weights: Any, seed: Any) -> fedagg.Output:
         return aggregator.next(state, updates, weights, jax.random.key(seed))
 
-    return Compiled(aggregator.init, jax.jit(next_round))
+    return Compiled(aggregator.init, jit(next_round), next_round)
 
 
 def one_round(
@@ -436,9 +460,7 @@ def test_an_absent_client_changes_nothing_whatever_it_holds(name):
         compare(output, clean)
 
 
-@pytest.mark.parametrize(
-    "name", [x for x in (*STAGES, *RULES, *RECIPES) if x not in DRAWS_FOR_CLIENTS]
-)
+@over(x for x in ALL if x not in DRAWS_FOR_CLIENTS)
 def test_the_order_of_clients_does_not_matter(name):
     updates = with_absent(make_updates(), math.nan, [0, 5])
     order = np.random.default_rng(1).permutation(N)
@@ -449,7 +471,7 @@ def test_the_order_of_clients_does_not_matter(name):
     assert_same_round(permuted, straight)
 
 
-@everything_summed
+@over([*STAGES, *RECIPES], EXAMPLES)
 @pytest.mark.parametrize("way", [x for x in WAYS if x != "at_once"])
 def test_every_way_to_sum_gives_the_same(name, way):
     # The last row is the one that chunks and devices fill up with.
@@ -498,40 +520,42 @@ def test_a_round_is_the_same_with_full_optimization(name):
     assert_same_round(got, expected)
 
 
-@everything_but_kin
+@examples_now_and_all_but_kin_later
 def test_a_round_lowers_for_accelerators(name):
     aggregator, updates = compiled(name), make_updates()
     arguments = aggregator.init(TEMPLATE), updates.value, updates.weight, KEY
 
-    traced = jax.jit(aggregator.next).trace(*arguments)
+    traced = jax.jit(aggregator.uncompiled).trace(*arguments)
     lowered = traced.lower(lowering_platforms=("cuda", "tpu")).as_text()
 
     assert "callback" not in lowered  # nothing that runs on the host
 
 
-@everything_but_kin
+@examples_now_and_all_but_kin_later
 def test_rounds_scan(name):
-    aggregator = build(name)
+    _, next_round, uncompiled = compiled(name)
+    start = build(name).init(TEMPLATE)
     rounds = stack([make_updates(seed=s) for s in range(3)])
-    start = aggregator.init(TEMPLATE)
 
     def body(state: Any, x: Any):
         updates, seed = x
-        output = compiled(name).next(state, updates.value, updates.weight, seed)
+        output = uncompiled(state, updates.value, updates.weight, seed)
         return output.state, (output.value, output.metrics)
 
-    end, scanned = jax.lax.scan(body, start, (rounds, jnp.arange(3)))
+    end, scanned = jit(functools.partial(jax.lax.scan, body))(
+        start, (rounds, jnp.arange(3))
+    )
 
     state, looped = start, []
     for i in range(3):
         updates = take(rounds, i)
-        state, *rest = compiled(name).next(state, updates.value, updates.weight, i)
+        state, *rest = next_round(state, updates.value, updates.weight, i)
         looped.append(tuple(rest))
     assert_close(end, state)
     assert_close(scanned, stack(looped))
 
 
-@everything_but_kin
+@examples_now_and_all_but_kin_later
 def test_next_is_traced_once_and_the_state_keeps_its_type(name):
     aggregator = build(name)
     chex.clear_trace_counter()  # which goes by the function's name
@@ -551,7 +575,7 @@ def test_next_is_traced_once_and_the_state_keeps_its_type(name):
     assert not any(x.weak_type for x in jax.tree.leaves(state))
 
 
-@everything_but_kin
+@examples_now_and_all_but_kin_later
 @pytest.mark.parametrize(
     "dtypes",
     [
@@ -612,7 +636,7 @@ def assert_is_64_bits_of(
         assert_close((got.value, got.metrics), (expected.value, expected.metrics))
 
 
-@everything
+@examples_now_and_everything_later
 def test_rounds_with_64_bits_are_those_with_32(name):
     expected = two_rounds(name, make_updates())
 
@@ -624,7 +648,7 @@ def test_rounds_with_64_bits_are_those_with_32(name):
             assert_is_64_bits_of(got, want, updates, name)
 
 
-@everything_but_kin
+@over(BUT_KIN, EXAMPLES[:1])
 def test_a_round_of_64_bits_runs_step_by_step(name):
     expected = one_round(name, make_updates())
 
@@ -638,7 +662,7 @@ def test_a_round_of_64_bits_runs_step_by_step(name):
         assert_is_64_bits_of(got, expected, updates, name)
 
 
-@everything_but_kin
+@examples_now_and_all_but_kin_later
 def test_rounds_of_32_bits_are_the_same_where_64_are_on(name):
     expected = two_rounds(name, make_updates())
 
@@ -662,7 +686,7 @@ def test_every_way_sums_64_bits(way, name):
         assert_is_64_bits_of(got, expected, updates, name)
 
 
-@pytest.mark.parametrize("name", [x for x in (*STAGES, *RULES, *RECIPES) if x != "sum"])
+@over(x for x in ALL if x != "sum")
 def test_integers_are_refused_with_the_path_of_the_leaf(name):
     template = {
         "a": {"k": jax.ShapeDtypeStruct((3,), jnp.int32)},
@@ -721,7 +745,7 @@ def test_the_state_survives_flax_serialization(name):
     )
 
 
-@everything_but_kin
+@examples_now_and_all_but_kin_later
 def test_the_state_survives_orbax(name, tmp_path):
     # Orbax refuses a tree without any array, which some states are.
     saved = {"state": one_round(name, make_updates()).state, "round": jnp.int32(3)}
@@ -739,7 +763,7 @@ def test_the_state_survives_orbax(name, tmp_path):
     )
 
 
-@everything_but_kin
+@examples_now_and_all_but_kin_later
 def test_several_federations_run_side_by_side_under_vmap(name):
     cohorts = [make_updates(seed=s) for s in range(3)]
     states = [one_round(name, cohort).state for cohort in cohorts]
@@ -756,7 +780,7 @@ def test_several_federations_run_side_by_side_under_vmap(name):
         assert_same_round(take(side_by_side, i), alone)
 
 
-@everything_but_kin
+@examples_now_and_all_but_kin_later
 def test_the_state_can_be_donated(name):
     aggregator = build(name)
     next_round = jax.jit(aggregator.next, donate_argnums=0)

@@ -93,6 +93,7 @@ def test_every_way_to_sum_gives_the_same(name, way):
 
 
 @everything
+@pytest.mark.deep
 def test_an_absent_client_changes_nothing_whatever_it_holds(name):
     updates = make_updates()
 
@@ -146,6 +147,7 @@ def test_a_stage_that_does_not_only_read_is_refused_after(before):
         fedagg.chain(before, shrinking(0.1, most=3.0))
 
 
+@pytest.mark.deep
 def test_the_rule_chooses_the_client_in_the_middle():
     rows = {"x": jnp.array([[0.0, 0.0], [1.0, 1.0], [1.1, 1.0], [9.0, 9.0]])}
 
@@ -156,6 +158,7 @@ def test_the_rule_chooses_the_client_in_the_middle():
     assert_same(output.value, take(rows, 2))
 
 
+@pytest.mark.deep
 def test_a_project_runs_its_rounds_whole_with_memory_and_by_messages():
     updates = make_updates(4)
     rows = [take(updates.value, i) for i in range(4)]

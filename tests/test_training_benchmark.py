@@ -78,6 +78,7 @@ def test_a_workload_is_the_same_again_and_from_its_file(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cifar", "lora"])
+@pytest.mark.deep
 def test_parameters_come_back_from_pytorch(name):
     trained, frozen = first_parameters(WORKLOADS[name](0.0))
 
@@ -88,6 +89,7 @@ def test_parameters_come_back_from_pytorch(name):
     assert name != "cifar" or named["conv2.weight"].shape == (64, 32, 3, 3)
 
 
+@pytest.mark.deep
 def test_pytorch_multiplies_an_image_as_flax_does():
     """The first dense layer takes channels first, and the same products."""
     trained, _ = first_parameters(WORKLOADS["pareto"](0.0))
@@ -112,6 +114,7 @@ def test_parameters_come_back_from_haiku():
     assert all(back[name] is x for name, x in trained.items())
 
 
+@pytest.mark.deep
 def test_the_check_tells_a_round_that_leaves_out_a_client():
     workload = WORKLOADS["mlp"](0.02)
     trained, frozen = first_parameters(workload)

@@ -3,12 +3,12 @@
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
-from scipy.special import ndtr, ndtri
+import scipy
 
 from fedagg._compression.hadamard import hadamard
 from fedagg._compression.random import random_bits
@@ -21,15 +21,16 @@ from fedagg._trees import checks
 from fedagg._types import Stage, Traits, Update
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Rotated(Payload):
     """A vector rotated once more, each entry a code of a few bits, as on the wire."""
 
     packed: tuple[jax.Array, ...]
     scale: jax.Array  # []
     words: jax.Array  # [2] uint32, the seed of the client's own rotation
-    code_bits: int = struct.field(pytree_node=False)
-    size: int = struct.field(pytree_node=False)
+    code_bits: int = field(metadata={"static": True})
+    size: int = field(metadata={"static": True})
 
     def decode(self) -> jax.Array:
         """The vector `[size]`, rotated back by the client's own rotation."""
@@ -167,12 +168,12 @@ def lloyd_max(bits: int) -> tuple[np.ndarray, np.ndarray]:
         "Quantizing for Minimum Distortion", 1960.
     """
     count = 2**bits
-    values = math.sqrt(3.0) * ndtri((np.arange(count) + 0.5) / count)
+    values = math.sqrt(3.0) * scipy.special.ndtri((np.arange(count) + 0.5) / count)
     while True:
         borders = (values[1:] + values[:-1]) / 2.0
         ends = np.concatenate([[-np.inf], borders, [np.inf]])
         density = np.exp(-(ends**2) / 2.0) / math.sqrt(2.0 * math.pi)
-        means = -np.diff(density) / np.diff(ndtr(ends))
+        means = -np.diff(density) / np.diff(scipy.special.ndtr(ends))
         if np.max(np.abs(means - values)) < 1e-9:
             return values.astype(np.float32), borders.astype(np.float32)
         values = means

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from fedagg._compression.random import map_seeded, random_bits
 from fedagg._messages.packing import pack, unpack
@@ -19,16 +19,17 @@ from fedagg._types import PyTree, Stage, Traits, Update
 _LEAST = 1e-30
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Quantized(Payload):
     """A tensor as codes: `low + (code - zero) * step`, as it goes on the wire."""
 
     packed: tuple[jax.Array, ...]  # codes of `code_bits` bits
     step: jax.Array  # []
     low: jax.Array | None  # [], or nothing where it is zero
-    code_bits: int = struct.field(pytree_node=False)
-    zero: int = struct.field(pytree_node=False)
-    shape: tuple[int, ...] = struct.field(pytree_node=False)
+    code_bits: int = field(metadata={"static": True})
+    zero: int = field(metadata={"static": True})
+    shape: tuple[int, ...] = field(metadata={"static": True})
 
     def decode(self) -> jax.Array:
         """The tensor as float32; NaN throughout if an entry was not finite."""

@@ -1,10 +1,10 @@
 """One bit an entry, and a majority vote."""
 
 import math
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from fedagg._compression.random import map_seeded, random_bits
 from fedagg._messages.packing import pack, unpack
@@ -14,13 +14,14 @@ from fedagg._trees import checks, pytree
 from fedagg._types import PyTree, Stage, Traits, Update
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Signs(Payload):
     """The signs of a tensor, as they go on the wire."""
 
     packed: tuple[jax.Array, ...]  # a bit an entry: one for positive
     vote: jax.Array  # [] one, or zero for a tensor that does not vote
-    shape: tuple[int, ...] = struct.field(pytree_node=False)
+    shape: tuple[int, ...] = field(metadata={"static": True})
 
     def decode(self) -> jax.Array:
         """One, minus one, or zero throughout, as float32."""

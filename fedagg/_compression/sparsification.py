@@ -1,11 +1,11 @@
 """A few entries of a value: the largest ones, or some drawn by all clients alike."""
 
 import math
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from fedagg._messages.packing import pack, unpack
 from fedagg._payload import Payload
@@ -15,13 +15,14 @@ from fedagg._trees.template import PublicRound, Template
 from fedagg._types import Output, PyTree, Stage, Traits, Update
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Sparse(Payload):
     """Some entries of a vector, and where they stand, as they go on the wire."""
 
     values: jax.Array  # [k]
     positions: tuple[jax.Array, ...]  # codes of as many bits as the last position has
-    size: int = struct.field(pytree_node=False)
+    size: int = field(metadata={"static": True})
 
     def decode(self) -> jax.Array:
         """The vector `[size]`, zero elsewhere."""

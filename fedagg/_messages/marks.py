@@ -5,10 +5,10 @@ needs a client's value by itself.
 """
 
 import dataclasses
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
-from flax import struct
 
 from fedagg._messages.payload import decode
 from fedagg._messages.residues import Residues
@@ -17,7 +17,8 @@ from fedagg._trees import pytree
 from fedagg._types import PyTree
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Noised(Payload):
     """What is released of its sum, the stage that marks it noises for privacy."""
 
@@ -28,12 +29,13 @@ class Noised(Payload):
     marks: ClassVar[str] = "value"
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class NoisedModulo(Payload):
     """Integers with noise in them, whose sum is meant modulo `2**modulus_bits`."""
 
     value: PyTree
-    modulus_bits: int = struct.field(pytree_node=False)
+    modulus_bits: int = field(metadata={"static": True})
 
     is_added: ClassVar[bool] = True
     is_noised: ClassVar[bool] = True
@@ -49,7 +51,8 @@ class NoisedModulo(Payload):
         return jax.tree.map(lambda x: _signed(x, self.modulus_bits), self.value)
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class WeightNote(Payload):
     """A client's weight as a note; of the sum, the unit that it is in as well."""
 
@@ -78,7 +81,8 @@ def _signed(x: jax.Array, bits: int) -> jax.Array:
     return Residues.of(x, bits, x.dtype).signed()
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Single(Payload):
     """A value that the server needs of this client by itself, and not in a sum."""
 

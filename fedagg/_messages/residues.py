@@ -1,22 +1,23 @@
 """Numbers as integers modulo a power of two, as they go under a secure sum."""
 
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from fedagg._payload import Payload
 from fedagg._types import PyTree
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Residues(Payload):
     """Integers modulo `2**modulus_bits`, of which the server learns the sum alone."""
 
     words: jax.Array  # uint32, whose sums wrap around
-    modulus_bits: int = struct.field(pytree_node=False)
-    dtype: str = struct.field(pytree_node=False)  # of the numbers that they stand for
+    modulus_bits: int = field(metadata={"static": True})
+    dtype: str = field(metadata={"static": True})  # of the numbers that they stand for
 
     is_added: ClassVar[bool] = True
     marks: ClassVar[str] = "words"

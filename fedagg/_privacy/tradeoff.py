@@ -9,8 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import scipy.optimize
-from scipy.special import betaincinv, log_ndtr, ndtr, ndtri
+import scipy  # whose parts are imported when they are used
 
 
 def largest_rate(errors: Any, tries: int, level: float) -> np.ndarray:
@@ -20,7 +19,7 @@ def largest_rate(errors: Any, tries: int, level: float) -> np.ndarray:
     """
     errors = np.asarray(errors, np.float64)
     left = np.maximum(tries - errors, 0.5)  # with errors alone there is no bound
-    bound = np.asarray(betaincinv(errors + 1.0, left, 1.0 - level))
+    bound = np.asarray(scipy.special.betaincinv(errors + 1.0, left, 1.0 - level))
     return np.where(errors < tries, bound, 1.0)
 
 
@@ -29,7 +28,11 @@ def gaussian_distance(accused: Any, missed: Any) -> np.ndarray:
 
     Reference: Dong, Roth and Su, "Gaussian Differential Privacy", 2022, section 2.2.
     """
-    return np.maximum(0.0, -np.asarray(ndtri(accused)) - np.asarray(ndtri(missed)))
+    return np.maximum(
+        0.0,
+        -np.asarray(scipy.special.ndtri(accused))
+        - np.asarray(scipy.special.ndtri(missed)),
+    )
 
 
 def gaussian_delta(epsilon: float, distance: float) -> float:
@@ -41,15 +44,15 @@ def gaussian_delta(epsilon: float, distance: float) -> float:
     if distance <= 0.0:
         return 0.0
     shift = epsilon / distance
-    tail = math.exp(epsilon + float(log_ndtr(-shift - distance / 2.0)))
-    return max(0.0, float(ndtr(-shift + distance / 2.0)) - tail)
+    tail = math.exp(epsilon + float(scipy.special.log_ndtr(-shift - distance / 2.0)))
+    return max(0.0, float(scipy.special.ndtr(-shift + distance / 2.0)) - tail)
 
 
 def gaussian_epsilon(distance: float, delta: float) -> float:
     """The epsilon of Gaussians that are so many deviations apart."""
     if gaussian_delta(0.0, distance) <= delta:
         return 0.0
-    most = distance * (distance / 2.0 - float(ndtri(delta))) + 1.0
+    most = distance * (distance / 2.0 - float(scipy.special.ndtri(delta))) + 1.0
     return _root(lambda x: gaussian_delta(x, distance) - delta, 0.0, most)
 
 
@@ -76,7 +79,7 @@ def contradicts(
         return False
     distance = _distance_of(claimed, delta)
     for a, b in ((accused, missed), (missed, accused)):
-        slope = distance * (-float(ndtri(a)) - distance / 2.0)
+        slope = distance * (-float(scipy.special.ndtri(a)) - distance / 2.0)
         at_tangent = gaussian_delta(max(0.0, slope), distance)
         for asked in (delta, min(max(at_tangent, delta), 0.999)):
             if any_epsilon(a, b, asked) > claim(asked):

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax.core import FrozenDict
 from jax.tree_util import Partial
 
 from fedagg._aggregator import Aggregator, Steps
@@ -192,6 +191,8 @@ def _check_state(state: Any) -> None:
 
 def plain_model(variables: PyTree) -> PyTree:
     """The model with plain dicts in place of `FrozenDict` and other kinds of dict."""
+    from flax.core import FrozenDict  # takes longer to import than all of fedagg
+
     if isinstance(variables, (dict, FrozenDict)):
         return {name: plain_model(x) for name, x in variables.items()}
     return variables

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import flax.serialization
 import jax
 
-from fedagg._trees import pytree
+from fedagg._trees import pytree, saving
 from fedagg._trees.template import Template
 from fedagg._types import PyTree
 
@@ -76,11 +75,18 @@ def _flatten(state: Remembered) -> tuple[list, Template]:
     )
 
 
+def _to_state(state: Remembered) -> Any:
+    import flax.serialization
+
+    return flax.serialization.to_state_dict(tuple(state))
+
+
+def _from_state(state: Remembered, saved: Any) -> tuple:
+    import flax.serialization
+
+    restored = flax.serialization.from_state_dict(tuple(state), saved)
+    return Remembered.like(state, tuple(restored))
+
+
 jax.tree_util.register_pytree_with_keys(Remembered, _flatten, Remembered.made)
-flax.serialization.register_serialization_state(
-    Remembered,
-    lambda state: flax.serialization.to_state_dict(tuple(state)),
-    lambda state, saved: Remembered.like(
-        state, tuple(flax.serialization.from_state_dict(tuple(state), saved))
-    ),
-)
+saving.saved(Remembered, _to_state, _from_state)

@@ -5,11 +5,10 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import flax.serialization
 import jax
 import jax.numpy as jnp
 
-from fedagg._trees import checks, pytree
+from fedagg._trees import checks, pytree, saving
 from fedagg._trees.reductions import cut
 from fedagg._types import PyTree
 
@@ -26,6 +25,9 @@ class Template:
     structure: Any  # a PyTreeDef
     shapes: tuple[tuple[int, ...], ...]  # of the leaves, in order
     dtypes: tuple[str, ...]  # likewise
+
+    def __post_init__(self) -> None:
+        saving.tell_flax()
 
     @classmethod
     def of(cls, tree: PyTree) -> "Template":
@@ -109,9 +111,7 @@ class PublicRound(NamedTuple):
 
 
 # Flax saves what it does not know as it is, and can save arrays only.
-flax.serialization.register_serialization_state(
-    Template, lambda template: {}, lambda template, saved: template
-)
+saving.saved(Template, lambda template: {}, lambda template, saved: template)
 
 
 def _described(tree: PyTree) -> list[str]:

@@ -110,6 +110,7 @@ def harm(rule: fedagg.Rule, x: np.ndarray, malicious: np.ndarray) -> float:
     "rule",
     [fedagg.trimmed_mean(2), fedagg.multi_krum(2), fedagg.centered_clipping(2.0)],
 )
+@pytest.mark.deep
 def test_an_optimized_attack_is_as_bad_as_any_scale_of_it(attack, rule):
     x = honest(9, seed=1)
 

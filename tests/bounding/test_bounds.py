@@ -150,6 +150,7 @@ def test_more_clients_than_expected_count_as_all_below():
     assert_close(state, np.float64(math.exp(-0.1)))
 
 
+@pytest.mark.deep
 def test_noise_on_the_count_has_the_stated_deviation():
     bound = fedagg.quantile_bound(
         10.0,
@@ -284,6 +285,7 @@ def test_a_bound_of_another_type_is_refused(stage, bound):
 @pytest.mark.parametrize(
     "bound", [2, 2.0, np.float32(2.0), np.float64(2.0), jnp.float32(2.0)]
 )
+@pytest.mark.deep
 def test_any_number_is_a_fixed_bound(bound):
     updates = make_updates()
     aggregator = fedagg.aggregator(fedagg.clipping(bound))

@@ -47,6 +47,7 @@ def test_rounded_vectors_are_within_the_bound_and_their_mean_is_the_vector(fract
     assert abs(whole.mean() - (2.0 + fraction)) < 0.003
 
 
+@pytest.mark.deep
 def test_the_bound_is_not_far_from_what_is_met():
     d = 4000
     x = np.full(d, 0.5, np.float32)  # halves are the worst case
@@ -60,6 +61,7 @@ def test_the_bound_is_not_far_from_what_is_met():
     assert lengths.max() <= bound_of(norm, 0.0, d)
 
 
+@pytest.mark.deep
 def test_what_stays_too_long_is_rounded_towards_zero_or_dropped():
     x = np.full(100, -1.5, np.float32)  # 15.8 long, rounded
 

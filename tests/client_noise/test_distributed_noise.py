@@ -107,6 +107,7 @@ def test_the_sum_has_the_declared_noise_of_the_smallest_cohort_or_more(name, pre
 
 
 @every_mechanism
+@pytest.mark.deep
 def test_clients_and_rounds_have_noise_of_their_own(name):
     stage = STAGES[name](1.0, 1.0, 2, bits=16)
     template = jnp.zeros(2**15)
@@ -138,6 +139,7 @@ def integers_of(stage: fedagg.Stage, held: np.ndarray) -> Any:
 @pytest.mark.parametrize("rotation", ["hadamard", "dft"])
 @pytest.mark.parametrize("learns", [False, True])
 @pytest.mark.parametrize("beta", [0.0, math.exp(-0.5)])
+@pytest.mark.deep
 def test_no_client_sends_more_than_the_curve_accounts_for(rotation, learns, beta):
     held = extreme_clients(300)
     clip = fedagg.quantile_bound(0.7, 0.5, 0.2) if learns else 0.7
@@ -242,6 +244,7 @@ def test_cohorts_too_small_or_too_large_give_zero_and_teach_nothing(absent, hidd
 
 
 @pytest.mark.parametrize("zeroed", [False, True])
+@pytest.mark.deep
 def test_without_noise_it_is_the_central_mean_and_learns_the_same_clip(zeroed):
     updates = make_updates(11)
     before = (fedagg.zeroing(30.0, counted=False),) if zeroed else ()
@@ -261,6 +264,7 @@ def test_without_noise_it_is_the_central_mean_and_learns_the_same_clip(zeroed):
 
 
 @pytest.mark.parametrize("given", [None, 3.0])
+@pytest.mark.deep
 def test_the_count_is_noised_by_its_part(given):
     n, rate = 100, 0.2
     aggregator = made(
@@ -337,6 +341,7 @@ def test_the_clip_comes_to_the_quantile_from_below_and_from_above(start, quantil
 
 
 @pytest.mark.parametrize("signal", [0.0, 0.5, 5.0])
+@pytest.mark.deep
 def test_metrics_follow_from_what_is_released(signal):
     d, n = 40_000, 4
     value = {"x": jnp.full((n, d), signal / n)}
@@ -445,6 +450,7 @@ def test_too_few_bits_a_rotation_and_a_bound_are_refused(name):
 
 @every_mechanism
 @pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.deep
 def test_stage_sum_and_curve_of_one_description_are_those_made_by_hand(name, learns):
     updates = make_updates(20)
     options: dict[str, Any] = {"bits": 18, "smallest_cohort": 12, "largest_cohort": 21}

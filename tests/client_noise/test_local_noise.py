@@ -42,6 +42,7 @@ def test_leaves_of_half_precision_get_noise_of_full_precision():
 
 
 @pytest.mark.parametrize("size, sent", [(0.5, 0.5), (2.0, 2.0), (100.0, 2.0)])
+@pytest.mark.deep
 def test_what_is_noised_has_a_norm_of_at_most_the_clip(size, sent):
     stage = fedagg.local_gaussian_noise(0.0, 2.0)
     value = {"a": jnp.full(9, 0.8 * size / 3.0), "b": jnp.float32(0.6 * size)}

@@ -232,6 +232,7 @@ def test_clients_that_cancel_are_nan_where_their_sizes_add_up():
 
 
 @both
+@pytest.mark.deep
 def test_zeros_and_nobody_are_zero(stochastic):
     stage = fedagg.discretization(0.1, stochastic=stochastic)
     aggregator = fedagg.aggregator(stage)

@@ -79,6 +79,7 @@ def test_each_bit_more_divides_the_error_by_nearly_four(bits):
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.deep
 def test_eden_is_unbiased(bits):
     x = VECTORS["lognormal"][:300].astype(np.float32)
     values = np.asarray(decoded_many_times(fedagg.eden(bits), jnp.asarray(x), 4000))
@@ -94,6 +95,7 @@ def test_eden_is_unbiased(bits):
     )
 
 
+@pytest.mark.deep
 def test_drive_has_the_least_error_and_a_bias():
     x = VECTORS["normal"].astype(np.float32)
     values = np.asarray(decoded_many_times(fedagg.drive(), x, 200), np.float64)
@@ -137,6 +139,7 @@ def test_trees_zeros_and_short_vectors_have_their_answers(stage):
 
 @pytest.mark.parametrize("held", [np.nan, np.inf])
 @pytest.mark.parametrize("stage", [fedagg.eden(2), fedagg.drive()])
+@pytest.mark.deep
 def test_what_is_no_number_shows_in_every_entry(stage, held):
     x = jnp.asarray(VECTORS["normal"], jnp.float32).at[17].set(held)
 

@@ -241,6 +241,7 @@ def test_any_bytes_are_refused_or_the_code_of_what_they_decode_to(data, size):
 
 @often
 @hypothesis.given(arrays, st.data())
+@pytest.mark.deep
 def test_a_flipped_bit_is_refused_or_the_code_of_what_it_decodes_to(x, draw):
     data = bytearray(fedagg.elias_gamma_encode(x))
     hypothesis.assume(data)

@@ -118,6 +118,7 @@ def squared_error(got: Any, x: np.ndarray) -> float:
 
 
 @every_method
+@pytest.mark.deep
 def test_the_error_is_that_of_the_formula_and_of_the_table(name):
     method = METHODS[name]
     rows = normal(64, 2**14)
@@ -231,6 +232,7 @@ def test_without_draws_halves_go_to_the_even_code(bits):
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.deep
 def test_without_draws_every_entry_goes_to_the_nearest_value(bits):
     x = normal(1000, seed=10)
     grid = from_smallest_to_largest(bits)(x)
@@ -266,6 +268,7 @@ def test_every_number_of_bits_comes_back_within_a_step():
 
 
 @pytest.mark.parametrize("levels", [1, 2, 127, 128, 32767])
+@pytest.mark.deep
 def test_every_number_of_levels_comes_back_within_a_step(levels):
     x = np.asarray([3.0, -4.0, 0.0, 12.0, -84.0], np.float32)  # of norm 85
     stage = fedagg.qsgd(levels)
@@ -280,6 +283,7 @@ def test_every_number_of_levels_comes_back_within_a_step(levels):
     assert message.code_bits == math.ceil(math.log2(2 * levels + 1))
 
 
+@pytest.mark.deep
 def test_a_tensor_is_left_alone_up_to_the_threshold_and_not_above():
     stage = fedagg.quantization()
     value = {
@@ -301,6 +305,7 @@ def test_a_tensor_is_left_alone_up_to_the_threshold_and_not_above():
 
 @every_stage
 @pytest.mark.parametrize("entries", [(0.0,), (0.1,), (-3.3,), (0.0, 0.0, 0.0)], ids=str)
+@pytest.mark.deep
 def test_one_entry_and_zeros_are_exact(name, entries):
     got = one_through(ALL[name], *entries)
 
@@ -483,6 +488,7 @@ def test_equal_clients_and_equal_tensors_are_rounded_apart(name):
 
 
 @every_way
+@pytest.mark.deep
 def test_draws_are_the_same_bits_in_every_way_to_sum(way):
     # Steps of 1, 1 and 2.5, so that sums are exact in any order.
     draw = np.random.default_rng(27)
@@ -535,6 +541,7 @@ def test_a_message_that_crossed_the_wire_decodes_to_the_same(name):
     assert_close(got, expected, rtol=1e-6)
 
 
+@pytest.mark.deep
 def test_codes_of_four_bits_take_half_a_byte_an_entry():
     stage = fedagg.quantization(4, threshold=0)
 
@@ -553,6 +560,7 @@ def test_terngrad_and_qsgd_send_two_bits_and_no_smallest_entry():
 
 
 @every_stage
+@pytest.mark.deep
 def test_an_absent_client_that_holds_a_nan_is_left_out(name):
     rows = np.ones((3, 4), np.float32)
     rows[1] = math.nan
@@ -587,6 +595,7 @@ def test_after_a_mean_the_error_is_below_the_steps_of_the_weighted_values():
 @pytest.mark.parametrize(
     "stage", [fedagg.quantization(8, threshold=0), fedagg.qsgd(5), fedagg.terngrad()]
 )
+@pytest.mark.deep
 def test_values_of_64_bits_are_quantized_in_32(stage):
     with jax.enable_x64(True):
         value = jnp.linspace(-1.0, 1.0, 3 * 50, dtype=jnp.float64).reshape(3, 50)

@@ -47,6 +47,7 @@ def test_the_sum_comes_back_in_shape(kind):
 
 
 @kinds
+@pytest.mark.deep
 def test_norms_are_kept_and_rotations_are_linear(kind):
     rows = make_rows()
     vectors = turned(fedagg.rotation(kind), rows)
@@ -70,6 +71,7 @@ def test_norms_are_kept_and_rotations_are_linear(kind):
     ]
     + [("dft", s, n) for s, n in [(1, 2), (2, 2), (3, 4), (1025, 1026)]],
 )
+@pytest.mark.deep
 def test_vectors_are_filled_up_as_far_as_needed(kind, size, length):
     rows = jnp.ones((1, size))
     aggregator = fedagg.aggregator(fedagg.rotation(kind))
@@ -80,6 +82,7 @@ def test_vectors_are_filled_up_as_far_as_needed(kind, size, length):
 
 
 @kinds
+@pytest.mark.deep
 def test_a_spike_is_spread_over_all_entries(kind):
     rows = jnp.zeros((1, 4096)).at[0, 17].set(5.0)
 
@@ -90,6 +93,7 @@ def test_a_spike_is_spread_over_all_entries(kind):
 
 
 @kinds
+@pytest.mark.deep
 def test_each_round_turns_anew_and_each_seed_otherwise(kind):
     rows = jnp.asarray(np.random.default_rng(1).normal(size=(1, 512)), jnp.float32)
     stage = fedagg.rotation(kind)

@@ -42,6 +42,7 @@ def largest_of(x: np.ndarray, k: int) -> np.ndarray:
 
 @pytest.mark.parametrize("fraction", [1e-10, 0.01, 0.07, 0.1, 0.5, 0.999, 1.0])
 @pytest.mark.parametrize("size", [1, 7, 100])
+@pytest.mark.deep
 def test_the_largest_entries_are_those_of_numpy(fraction, size):
     x = normal(size, seed=size)
 
@@ -133,6 +134,7 @@ def test_a_message_is_the_same_in_a_compiled_program():
     assert_same(jax.jit(lambda x: sent(stage, x))(value), sent(stage, value))
 
 
+@pytest.mark.deep
 def test_ties_are_taken_from_the_front():
     assert_same(
         sent(fedagg.top_k(0.5), jnp.asarray([1.0, -1.0, 1.0, -1.0])).decode(),
@@ -271,6 +273,7 @@ def test_random_entries_are_linear():
     assert any(np.any(x == 0.0) for x in jax.tree.leaves(apart.value))
 
 
+@pytest.mark.deep
 def test_positions_are_other_ones_each_round_and_for_each_seed():
     x = np.ones(200, np.float32)
 

@@ -65,6 +65,7 @@ def test_codes_of_any_size_are_packed_as_described_and_come_back(bits):
 
 
 @hypothesis.given(st.integers(1, 32), st.integers(0, 300), st.integers(0, 9))
+@pytest.mark.deep
 def test_any_number_of_codes_is_packed_and_comes_back(bits, size, seed):
     codes = codes_of(bits, size, seed)
 
@@ -85,6 +86,7 @@ def test_codes_of_many_clients_are_packed_each_alone(bits):
 
 
 @pytest.mark.parametrize("bits", [1, 5, 8, 20, 32])
+@pytest.mark.deep
 def test_signed_integers_are_taken_by_their_bits(bits):
     codes = codes_of(bits, 100)
 

@@ -52,6 +52,7 @@ def test_rounds_of_the_gaussian_mechanism_are_one_with_less_noise(
     assert expected <= got <= (1.0 + slack) * expected
 
 
+@pytest.mark.deep
 def test_replacing_a_client_is_twice_as_far_as_adding_one():
     for accountant in ("pld", "rdp"):
         options: dict[str, Any] = {"accountant": accountant}
@@ -60,6 +61,7 @@ def test_replacing_a_client_is_twice_as_far_as_adding_one():
         assert replaced == added
 
 
+@pytest.mark.deep
 def test_a_sampled_client_that_is_replaced_costs_more_than_one_that_is_added():
     costs = [
         fedagg.epsilon(1.0, 100, 1e-5, neighbors=x, participation=0.05)
@@ -118,6 +120,7 @@ def test_sampling_a_curve_is_bounded_from_above_and_saves_much():
 
 @pytest.mark.parametrize("accountant", ["pld", "rdp"])
 @pytest.mark.parametrize("target", [0.5, 8.0])
+@pytest.mark.deep
 def test_the_way_back_is_on_the_private_side_and_near(accountant, target):
     options: dict[str, Any] = {"neighbors": "replace_one", "accountant": accountant}
 
@@ -127,6 +130,7 @@ def test_the_way_back_is_on_the_private_side_and_near(accountant, target):
     assert fedagg.epsilon(z / 1.002, 50, 1e-6, **options) > target
 
 
+@pytest.mark.deep
 def test_the_way_back_goes_through_any_mechanism():
     tree = fedagg.noise_multiplier_for(
         2.0, 1, 1e-5, neighbors="add_or_remove", mechanism=lambda z: z / 3.0

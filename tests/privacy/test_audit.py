@@ -77,6 +77,7 @@ def one_draw_for_all_entries(key, state, total):
     return jax.tree.map(lambda x: jnp.broadcast_to(drawn, x.shape), total)
 
 
+@pytest.mark.deep
 def test_noise_as_claimed_is_not_contradicted_and_nearly_all_of_epsilon_shown():
     got = audited(by_hand(draws), claim=NOISE)
 
@@ -85,6 +86,7 @@ def test_noise_as_claimed_is_not_contradicted_and_nearly_all_of_epsilon_shown():
     assert got.epsilon_of_any < got.epsilon
 
 
+@pytest.mark.deep
 def test_a_fifth_of_the_noise_missing_is_seen():
     fifth = by_hand(lambda *given: draws(*given, scale=0.8 * NOISE * CLIP))
 
@@ -107,12 +109,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
+@pytest.mark.deep
 def test_other_faults_are_seen_with_fewer_trials(name):
     got = audited(WRONG[name], claim=NOISE, trials=1024)
 
     assert got.is_contradicted and got.epsilon > claimed(got)
 
 
+@pytest.mark.deep
 def test_an_unnoised_metric_is_seen():
     stage = fedagg.gaussian_noise(NOISE, CLIP, 10.0)
     counted = fedagg.aggregator(fedagg.without_guarantee(fedagg.zeroing(1e4)), stage)
@@ -146,6 +150,7 @@ SHIPPED = {
 
 
 @pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.deep
 def test_what_ships_stays_below_its_claim(name):
     stage, options = SHIPPED[name]
 
@@ -156,6 +161,7 @@ def test_what_ships_stays_below_its_claim(name):
 
 
 @pytest.mark.parametrize("neighbors", ["zero_out", "replace_one"])
+@pytest.mark.deep
 def test_a_recipe_and_other_neighbors_stay_below_their_claim(neighbors):
     recipe = fedagg.dp_aggregator(NOISE, 80.0, zeroing=False)
 
@@ -165,6 +171,7 @@ def test_a_recipe_and_other_neighbors_stay_below_their_claim(neighbors):
     assert 0.2 * claimed(got) < got.epsilon < claimed(got)
 
 
+@pytest.mark.deep
 def test_a_training_is_audited_through_work_that_returns_its_row():
     training = fedagg.federated_averaging(
         lambda variables, row, key: (row, {}),
@@ -178,6 +185,7 @@ def test_a_training_is_audited_through_work_that_returns_its_row():
     assert 0.2 * claimed(got) < got.epsilon < claimed(got)
 
 
+@pytest.mark.deep
 def test_where_guarantee_refuses_nothing_is_claimed():
     got = audited(fedagg.aggregator(fedagg.mean()), trials=256)
 
@@ -214,6 +222,7 @@ def shown(generator: np.random.Generator, distance: float, trials: int, level: f
 
 
 @pytest.mark.parametrize("distance", [0.5, 1.0, 3.0])
+@pytest.mark.deep
 def test_bounds_hold_as_often_as_they_say_on_known_gaussians(distance):
     generator, audits = np.random.default_rng(0), 400
 

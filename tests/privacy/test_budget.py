@@ -25,6 +25,7 @@ def epsilon(rounds: int, multiplier: float = 1.0) -> float:
     return fedagg.epsilon(multiplier, rounds, DELTA, **SAMPLED, accountant="rdp")
 
 
+@pytest.mark.deep
 def test_a_loop_stops_before_it_overspends():
     budget = made()
 
@@ -57,6 +58,7 @@ def test_what_is_spent_survives_a_checkpoint():
     assert budget.epsilon(restored) == pytest.approx(epsilon(2), rel=1e-10)
 
 
+@pytest.mark.deep
 def test_other_noise_goes_on_from_the_event_of_what_was_spent():
     first = made()
     state = first.next(first.next(first.init()))
@@ -97,6 +99,7 @@ def test_a_target_below_one_round_allows_none():
     assert made(1e-3).rounds == 0
 
 
+@pytest.mark.deep
 def test_correlated_noise_is_spent_as_a_whole():
     tree = fedagg.aggregator(fedagg.tree_noise(6.0, 1.0, 10.0, restart_every=8))
 
@@ -117,6 +120,7 @@ def test_correlated_noise_is_spent_as_a_whole():
     assert budget.rounds == 8 * sum(x <= 2.0 for x in trees) > 0
 
 
+@pytest.mark.deep
 def test_rounds_are_looked_for_up_to_a_number():
     assert made(1e4, most_rounds=100).rounds == 100
 

@@ -44,6 +44,7 @@ def stacked(clients: list[dict[str, Any]], n: int) -> Any:
 
 
 @pytest.mark.parametrize("name", ["dp_gaussian_fixed", "dp_gaussian_adaptive"])
+@pytest.mark.deep
 def test_a_recorded_round_without_noise_gives_the_recorded_result(name):
     case = CASES[f"{name}_noise0"]
     params, learns = case["params"], name.endswith("adaptive")
@@ -419,6 +420,7 @@ def test_integer_leaves_are_refused():
             )
 
 
+@pytest.mark.deep
 def test_the_recipe_is_zeroing_and_adaptive_noise():
     updates = make_updates()
     updates = updates._replace(

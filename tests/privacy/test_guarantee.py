@@ -56,6 +56,7 @@ def test_what_stages_declare_costs_what_dp_accounting_says(stage, accountant):
     assert got[1:4] == (DELTA, "add_or_remove", 100)
 
 
+@pytest.mark.deep
 def test_the_split_of_a_learnt_clip_s_noise_is_that_of_what_runs():
     stage = fedagg.adaptive_gaussian_noise(1.5, 100.0, count_stddev=4.0)
     rounds = {"x": jnp.zeros((1, 30))}
@@ -91,6 +92,7 @@ def test_all_noise_of_a_round_is_composed():
     assert math.isclose(got.epsilon, spent(event, 100, "rdp"), rel_tol=1e-9)
 
 
+@pytest.mark.deep
 def test_noise_and_sampling_of_a_cycle_cost_what_jax_privacy_says():
     stage = fedagg.banded_noise(0.8, 1.0, 10.0, bands=4, rounds=40)
     sampler = fedagg.cyclic(5, 0.1)
@@ -185,6 +187,7 @@ def test_a_tree_is_accounted_as_a_tree_and_never_as_independent_noise():
         assert math.isclose(got.epsilon, expected, rel_tol=1e-9)
 
 
+@pytest.mark.deep
 def test_a_privatizer_that_does_not_say_what_it_was_made_with_is_refused():
     privatizer = optax.GradientTransformation(
         lambda params: (), lambda updates, state, params=None: (updates, state)
@@ -301,6 +304,7 @@ def test_a_bound_learnt_with_noise_says_what_it_costs():
     assert bare.mechanism is None and bare.tells and not bound.tells
 
 
+@pytest.mark.deep
 def test_noised_metrics_are_one_more_part_of_the_budget():
     metrics = fedagg.noised_metrics(3.0, {"training/loss": 5.0, "accuracy": 1.0}, 100)
 
@@ -311,6 +315,7 @@ def test_noised_metrics_are_one_more_part_of_the_budget():
     assert math.isclose(got.epsilon, expected, rel_tol=1e-6)
 
 
+@pytest.mark.deep
 def test_a_count_of_who_is_there_goes_with_other_relations():
     counting = fedagg.Stage.stateless(lambda update, key: (update, jnp.float32(1.0)))
     noise = fedagg.gaussian_noise(1.0, 1.0, 10.0)

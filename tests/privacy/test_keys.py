@@ -62,6 +62,7 @@ def key() -> jax.Array:
     return jax.random.key(7)
 
 
+@pytest.mark.deep
 def test_noise_differs_between_rounds_without_a_release():
     aggregator = fedagg.aggregator(
         fedagg.skellam(1.0, 1.0, 2, bits=24, smallest_cohort=2).stage()

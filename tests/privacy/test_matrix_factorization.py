@@ -71,6 +71,7 @@ def released(stage: fedagg.Stage, seed: int = 1) -> tuple[np.ndarray, Any]:
 
 
 @pytest.mark.parametrize("kind", ["banded", "blt"])
+@pytest.mark.deep
 def test_noise_has_the_scale_and_the_correlations_of_the_matrix(kind):
     z, clip, clients = 0.5, 3.0, 4.0
     stage = fedagg.matrix_factorization_noise(privatizer(kind, z), clip, clients)
@@ -92,6 +93,7 @@ def test_noise_has_the_scale_and_the_correlations_of_the_matrix(kind):
     }
 
 
+@pytest.mark.deep
 def test_a_key_that_a_privatizer_keeps_to_itself_is_the_one_that_draws():
     stage = fedagg.matrix_factorization_noise(privatizer("dense"), 1.0, 1.0)
 
@@ -127,6 +129,7 @@ def plain(update: Any) -> Any:
     return optax.GradientTransformation(lambda params: (), update)
 
 
+@pytest.mark.deep
 def test_a_privatizer_sees_sums_in_units_of_the_clip():
     seen = []
 
@@ -158,6 +161,7 @@ def test_what_does_not_go_with_the_clip_is_refused():
         fedagg.matrix_factorization_noise(privatizer("banded"), 1.0, 0.0)
 
 
+@pytest.mark.deep
 def test_noise_needs_a_key_and_the_template():
     stage = fedagg.matrix_factorization_noise(
         privatizer("banded"), 1.0, 5.0, name="own"

@@ -34,6 +34,7 @@ def rows_of(losses, accuracies) -> jax.Array:
     return jnp.concatenate([jnp.zeros((len(losses), 3)), both], axis=1)
 
 
+@pytest.mark.deep
 def test_a_metric_is_the_clipped_sum_over_a_public_number():
     rows = rows_of([3.0, 40.0, -40.0, math.nan, math.inf, 7.0], [0.5, 1.0, 2.0] * 2)
     weights = jnp.asarray([9.0, 1.0, 1.0, 1.0, 1.0, 0.0])
@@ -98,6 +99,7 @@ def test_what_is_wrong_is_told():
         fedagg.secure_sum(taken, 1.0, largest_cohort=9, largest_weight=1.0)
 
 
+@pytest.mark.deep
 def test_a_distributed_round_lets_noised_metrics_out_beside_its_secure_sum():
     hidden = fedagg.skellam(0.5, 1.0, 3, bits=20).secure_sum()
     rows = rows_of([1.0, 2.0, 3.0], [1.0, 1.0, 1.0])

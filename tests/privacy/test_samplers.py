@@ -54,6 +54,7 @@ def test_a_cycle_has_each_client_in_one_round_of_a_period_and_by_itself(rate):
         assert np.all(periods.sum(axis=0) == 10)
 
 
+@pytest.mark.deep
 def test_a_client_s_turn_does_not_depend_on_how_many_there_are():
     few, many = (drawn(fedagg.cyclic(4), n, 4) for n in (100, 101))
 
@@ -89,6 +90,7 @@ def test_too_few_who_have_rested_are_filled_up_with_absent_ones():
     np.testing.assert_array_equal(times.sum(axis=1), [4, 2, 0, 4, 2, 0])
 
 
+@pytest.mark.deep
 def test_a_cohort_without_room_is_left_out_whole():
     sampler = fedagg.poisson(0.5, room=10)
     state = sampler.init(40, jax.random.key(0))

@@ -122,6 +122,7 @@ def test_a_client_moves_the_count_by_one_half(stage, held):
 
 
 @pytest.mark.parametrize("name", ["fixed", "adaptive", "tree", "adaptive tree"])
+@pytest.mark.deep
 def test_half_precision_leaves_get_noise_of_full_precision(name):
     stages = {
         "fixed": fedagg.gaussian_noise(1.0, 1.0, 1.0),

@@ -178,6 +178,7 @@ def test_a_norm_is_as_exact_as_stated(size):
 
 
 @pytest.mark.parametrize("multiplier", [0.3, 1.0, 20.0])
+@pytest.mark.deep
 def test_released_sums_are_on_the_grid(multiplier):
     clip, expected = 0.5, 8.0  # powers of two, so that steps are exact in float32
     stage = fedagg.gaussian_noise(multiplier, clip, expected)
@@ -257,6 +258,7 @@ def test_a_convolution_of_two_draws_is_the_law():
     assert np.max(np.abs(ratio - 1.0)) < slack
 
 
+@pytest.mark.deep
 def test_sums_wrap_around_alike_with_noise_or_without():
     # As many clients as no grid has room for: sums wrap, and no client moves them more.
     stage = fedagg.gaussian_noise(1.0, 1.0, 1.0)
@@ -280,6 +282,7 @@ def test_too_few_steps_for_the_entries_are_refused():
         )
 
 
+@pytest.mark.deep
 def test_a_secure_sum_of_32_bits_adds_the_integers_of_a_central_mechanism():
     values = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     stage = fedagg.adaptive_gaussian_noise(0.5, 6.0, initial_clip=1.0)

@@ -56,6 +56,7 @@ def test_residuals_and_sums_have_the_recorded_deviations(efficient):
 
 
 @pytest.mark.parametrize("efficient", [True, False])
+@pytest.mark.deep
 def test_a_prefix_has_the_variance_of_its_ones(efficient):
     stage = fedagg.tree_noise(1.0, 1.0, 1.0, restart_every=12, efficient=efficient)
 
@@ -111,6 +112,7 @@ def test_prefixes_share_the_nodes_that_they_have_in_common():
         assert abs(covariance[i - 1, j - 1] - shared) < 0.06
 
 
+@pytest.mark.deep
 def test_a_full_tree_makes_room_for_another():
     values, _ = rounds_of(fedagg.tree_noise(1.0, 1.0, 1.0, restart_every=3), 9)
 
@@ -120,6 +122,7 @@ def test_a_full_tree_makes_room_for_another():
     np.testing.assert_allclose(sums.var(axis=1), expected, rtol=0.05)
 
 
+@pytest.mark.deep
 def test_recorded_rounds_without_noise_give_the_recorded_results():
     case = CASES["dp_tree_aggregation_noise0"]
     stage = fedagg.tree_noise(0.0, 0.7, 8.0, restart_every=10)
@@ -140,6 +143,7 @@ def test_recorded_rounds_without_noise_give_the_recorded_results():
         assert_close(metrics["tree_noise/clip"], np.float64(clip))
 
 
+@pytest.mark.deep
 def test_the_adaptive_tree_takes_its_estimate_on_at_restarts_only():
     value = {"x": jnp.ones((10, 1))}
     stage = fedagg.adaptive_tree_noise(

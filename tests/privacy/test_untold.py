@@ -97,6 +97,7 @@ def values(x: float, others: int = 9) -> dict[str, jax.Array]:
     return {"x": rows}
 
 
+@pytest.mark.deep
 def test_a_client_s_value_in_one_round_does_not_move_who_counts_in_the_next():
     # With the bound of TFF's recipe, 1 or 1,000 moved the next value by the noise's
     # hundredfold: bounds of 0.98 quantiles part by what one client holds.
@@ -130,6 +131,7 @@ def test_a_bound_that_learns_with_noise_draws_afresh_from_the_same_key():
 
 
 @pytest.mark.parametrize("make", [fedagg.skellam, fedagg.discrete_gaussian])
+@pytest.mark.deep
 def test_metrics_of_client_noise_do_not_tell_how_many_are_there(make):
     noise = make(2.0, 1.0, 8, bits=20, smallest_cohort=4, largest_cohort=12)
     made = fedagg.aggregator(noise.secure_sum())

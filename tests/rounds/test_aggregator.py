@@ -82,6 +82,7 @@ def test_a_value_that_needs_decoding_is_decoded_before_it_is_added(way, before):
     assert_close(value, {"w": expected}, rtol=1e-4)
 
 
+@pytest.mark.deep
 def test_a_value_that_needs_decoding_is_decoded_before_a_rule():
     values = {"w": make_updates().value["w"]}
     aggregator = fedagg.combining(fedagg.median(), coding())
@@ -107,6 +108,7 @@ def work(row: dict[str, jax.Array], key: jax.Array | None):
 
 
 @every_way
+@pytest.mark.deep
 def test_work_gives_what_stacked_values_give(way):
     data, weights = make_data(), make_updates().weight
     weights = with_rows(weights, [4], 0.0)
@@ -142,6 +144,7 @@ def test_rows_may_be_indices_into_a_data_set(way):
     assert set(output.metrics) == {"mean/weight"}
 
 
+@pytest.mark.deep
 def test_work_runs_before_a_rule_too():
     aggregator = fedagg.combining(fedagg.median())
 
@@ -216,6 +219,7 @@ def test_numpy_arrays_will_do():
     assert_same_round(got, first_round(fedagg.robust_aggregator(), *updates))
 
 
+@pytest.mark.deep
 def test_a_stateless_aggregator_takes_any_tree():
     aggregator = fedagg.aggregator(fedagg.clipping(1e9), fedagg.mean())
     state = aggregator.init(TEMPLATE)
@@ -225,6 +229,7 @@ def test_a_stateless_aggregator_takes_any_tree():
     assert_same(output.value, [jnp.ones(5), jnp.zeros(0)])
 
 
+@pytest.mark.deep
 def test_other_clients_draw_the_same_when_one_is_absent():
     updates, data = make_updates(), make_data()
     aggregator = fedagg.aggregator()
@@ -357,6 +362,7 @@ PLAIN = {"a": jnp.zeros((3, 2)), "b": jnp.zeros(3)}
     ids=str,
 )
 @pytest.mark.parametrize("kind", [list, tuple])
+@pytest.mark.deep
 def test_a_list_of_clients_is_refused_with_what_to_write(aggregator, kind):
     # All leaves have a leading axis of 3, as if they were of three clients.
     with pytest.raises(ValueError, match=r"got 5 trees .* jax.tree.map\(lambda \*x"):
@@ -373,6 +379,7 @@ def test_a_value_without_the_axis_of_clients_is_refused(aggregator):
         aggregator.next(aggregator.init(PLAIN), PLAIN)
 
 
+@pytest.mark.deep
 def test_a_list_is_a_value_too():
     template = [jnp.zeros(2), jnp.zeros(2)]
     aggregator = fedagg.aggregator(fedagg.mean())
@@ -458,6 +465,7 @@ def test_work_is_traced_once_and_calls_the_host_once_a_client(way, has_memory):
 
 
 @pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.deep
 def test_work_and_stages_draw_from_keys_apart(compiled):
     aggregator = fedagg.aggregator(fedagg.mean(), fedagg.qsgd(3))
     run = first_round_compiled if compiled else first_round

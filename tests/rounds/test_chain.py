@@ -96,6 +96,7 @@ def test_a_chain_within_a_chain_is_the_chain():
     assert_same(jax.tree.leaves(other.state), jax.tree.leaves(one.state))
 
 
+@pytest.mark.deep
 def test_each_stage_and_each_client_draws_from_a_key_of_its_own():
     def draw_of(number: int) -> fedagg.Stage:
         """Reports what this client draws here, and what the server does."""
@@ -147,6 +148,7 @@ def test_metrics_come_in_the_order_of_the_stages():
     ]
 
 
+@pytest.mark.deep
 def test_a_stage_after_a_rotation_is_made_for_its_vector():
     # All entries are rotated, then a rotation of the vector, then all of it is sent.
     rotations = fedagg.rotation("dft"), fedagg.rotation("hadamard", seed=1)
@@ -164,6 +166,7 @@ def test_a_stage_after_one_that_codes_is_refused_by_name():
         fedagg.chain(fedagg.quantization(8, 0), fedagg.mean())
 
 
+@pytest.mark.deep
 def test_two_stages_may_be_alike_under_two_names():
     aggregator = fedagg.aggregator(
         fedagg.clipping(4.0, name="outer"), fedagg.clipping(2.0, name="inner")

@@ -39,6 +39,7 @@ def test_distortion_is_what_top_k_leaves_out(fraction):
     np.testing.assert_allclose(output.metrics["distortion"], expected, rtol=1e-5)
 
 
+@pytest.mark.deep
 def test_distortion_of_a_compressor_that_rotates_and_divides_is_of_the_value():
     # One client: what comes back is what was sent, and its error is at hand.
     value = jax.tree.map(lambda x: x[:1], VALUES)
@@ -102,6 +103,7 @@ def test_bits_of_whole_steps_are_those_of_the_bytes(step):
 
 
 @pytest.mark.parametrize("stage", [fedagg.qsgd(3), fedagg.terngrad()])
+@pytest.mark.deep
 def test_bits_of_signed_codes_are_those_of_the_bytes_and_the_step(stage):
     update = fedagg.Update(jax.tree.map(lambda x: x[0], VALUES), jnp.float32(1.0))
     message, _ = stage.client((), update, jax.random.key(3))
@@ -118,6 +120,7 @@ def test_bits_of_signed_codes_are_those_of_the_bytes_and_the_step(stage):
     assert {-1, 0, 1} <= set(multiples[1].ravel().tolist())
 
 
+@pytest.mark.deep
 def test_what_is_no_integer_counts_as_it_is():
     stages = fedagg.quantization(8, threshold=7), fedagg.elias_gamma()
 
@@ -136,6 +139,7 @@ def test_what_is_no_integer_counts_as_it_is():
     assert metrics["elias_gamma/bits"] > constant["elias_gamma/bits"]
 
 
+@pytest.mark.deep
 def test_bits_beyond_32_bits_are_counted_to_the_last_one():
     counting = fedagg.elias_gamma()
     update = fedagg.Update(jnp.full((900,), -(2**31), jnp.int32), jnp.float32(1.0))

@@ -35,6 +35,7 @@ def as_vectors(tree):
     )
 
 
+@pytest.mark.deep
 def test_each_round_is_that_of_the_paper():
     feedback = fedagg.with_error_feedback(fedagg.top_k(0.1), N)
     next_round = jax.jit(feedback.next)
@@ -61,6 +62,7 @@ def test_each_round_is_that_of_the_paper():
     [fedagg.top_k(0.2), fedagg.drive(), fedagg.quantization(2, 0)],
     ids=["top_k", "drive", "quantization"],
 )
+@pytest.mark.deep
 def test_what_stays_the_same_arrives_in_the_end(stage):
     feedback = fedagg.with_error_feedback(stage, N)
 
@@ -77,6 +79,7 @@ def test_what_stays_the_same_arrives_in_the_end(stage):
     assert_close(last, mean, rtol=1e-4)
 
 
+@pytest.mark.deep
 def test_absent_and_unknown_clients_change_nothing_whatever_they_hold():
     feedback = fedagg.with_error_feedback(fedagg.top_k(0.5), N)
     state = feedback.init(TEMPLATE)
@@ -94,6 +97,7 @@ def test_absent_and_unknown_clients_change_nothing_whatever_they_hold():
 
 
 @pytest.mark.parametrize("held", [jnp.nan, jnp.inf])
+@pytest.mark.deep
 def test_a_client_that_sends_no_number_is_left_out_and_counted(held):
     feedback = fedagg.with_error_feedback(fedagg.top_k(0.5), N)
     state = feedback.init(TEMPLATE)
@@ -108,6 +112,7 @@ def test_a_client_that_sends_no_number_is_left_out_and_counted(held):
     assert_close(output.value, expected.value)
 
 
+@pytest.mark.deep
 def test_with_nobody_present_the_state_stays():
     feedback = fedagg.with_error_feedback(fedagg.top_k(0.5), N)
     state = feedback.next(feedback.init(TEMPLATE), (VALUES, EVERYBODY)).state
@@ -119,6 +124,7 @@ def test_with_nobody_present_the_state_stays():
     assert output.metrics["error_feedback/distortion"] == 0.0
 
 
+@pytest.mark.deep
 def test_the_value_comes_back_in_the_dtypes_of_the_rows():
     feedback = fedagg.with_error_feedback(fedagg.top_k(1.0), N)
     halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), VALUES)
@@ -135,6 +141,7 @@ def test_the_value_comes_back_in_the_dtypes_of_the_rows():
 @pytest.mark.parametrize(
     "stage", [fedagg.top_k(0.5), fedagg.eden(4), fedagg.quantization(4, 0)], ids=str
 )
+@pytest.mark.deep
 def test_rows_of_64_bits_have_a_memory_of_64_bits(stage):
     key = jax.random.key(0)
     narrow = fedagg.with_error_feedback(stage, N)
@@ -152,6 +159,7 @@ def test_rows_of_64_bits_have_a_memory_of_64_bits(stage):
     assert_close(output.value, expected.value)
 
 
+@pytest.mark.deep
 def test_federated_averaging_keeps_the_memory():
     targets = jnp.asarray(np.random.default_rng(4).normal(size=(N, 8)), jnp.float32)
 
@@ -180,6 +188,7 @@ def test_a_number_of_clients_that_is_not_positive_is_an_error(clients):
 
 
 @every_way
+@pytest.mark.deep
 def test_every_way_to_sum_gives_the_same(way):
     cohort = jnp.array([4, 0, 2])
     plain = fedagg.with_error_feedback(fedagg.top_k(0.2), N)
@@ -193,6 +202,7 @@ def test_every_way_to_sum_gives_the_same(way):
     assert_close(got, expected)
 
 
+@pytest.mark.deep
 def test_a_number_that_comes_twice_counts_once_with_its_first_row():
     feedback = fedagg.with_error_feedback(fedagg.top_k(0.5), N)
     state = feedback.init(TEMPLATE)

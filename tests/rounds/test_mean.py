@@ -31,6 +31,7 @@ plain_sum = fedagg.aggregator()
     weighted=st.booleans(),
     size=st.integers(1, 5),
 )
+@pytest.mark.deep
 def test_the_mean_is_the_reference_for_any_shapes_and_splits(n, shape, weighted, size):
     template = {"x": jax.ShapeDtypeStruct(shape, jnp.float32)}
     updates = with_absent(make_updates(n, n, template), math.nan, [1])
@@ -47,6 +48,7 @@ def test_the_mean_is_the_reference_for_any_shapes_and_splits(n, shape, weighted,
     assert output.metrics == {"mean/weight": counted.sum()}
 
 
+@pytest.mark.deep
 def test_a_chain_without_stages_is_a_plain_sum():
     updates = with_absent(make_updates(), math.inf, [2, 7])
 
@@ -124,6 +126,7 @@ def test_tiny_and_huge_weights_cancel(weight):
 
 
 @pytest.mark.parametrize("size", [None, 1, 100])
+@pytest.mark.deep
 def test_sums_of_half_precision_are_wide(size):
     # Added in bfloat16, 4096 ones are 256, and the sum of weights as well.
     value = {"x": jnp.ones((4096, 2), jnp.bfloat16)}

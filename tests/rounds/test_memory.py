@@ -28,6 +28,7 @@ def counting(row, key, memory):
 
 
 @every_way
+@pytest.mark.deep
 def test_what_clients_keep_comes_back_in_their_order(way):
     aggregator = fedagg.aggregator(fedagg.mean(), sum_over=WAYS[way]())
     weights = jnp.ones(N).at[jnp.array([2, N - 1])].set(0.0)
@@ -62,6 +63,7 @@ REFUSING = {
 
 @pytest.mark.parametrize("name", REFUSING)
 @pytest.mark.parametrize("way", ["default", "chunks_across"])
+@pytest.mark.deep
 def test_a_client_that_is_set_aside_keeps_what_it_had(name, way):
     rows = ROWS.at[4].set(jnp.nan)
     aggregator = fedagg.aggregator(REFUSING[name], sum_over=WAYS[way]())
@@ -101,6 +103,7 @@ def test_what_clients_keep_stays_on_their_device():
     np.testing.assert_array_equal(kept, np.arange(16.0)[:, None] * np.ones(4))
 
 
+@pytest.mark.deep
 def test_a_rule_takes_memory_too():
     aggregator = fedagg.combining(fedagg.median())
 

@@ -163,6 +163,7 @@ def test_a_client_that_returns_something_else_is_told(client, message):
         aggregator.next(aggregator.init(jnp.zeros(2)), jnp.zeros((3, 2)))
 
 
+@pytest.mark.deep
 def test_a_server_that_returns_something_else_is_told():
     def broken(*arguments: Any) -> Any:
         return jnp.zeros(2)

@@ -53,6 +53,7 @@ def test_a_median_by_hand(entries, expected):
     np.testing.assert_allclose(output.value, np.float32(expected), rtol=1e-6)
 
 
+@pytest.mark.deep
 def test_each_coordinate_counts_its_own_entries():
     value = jnp.asarray([[1.0, math.nan], [2.0, 5.0], [9.0, 7.0]])
 
@@ -61,6 +62,7 @@ def test_each_coordinate_counts_its_own_entries():
     assert_close(output.value, np.asarray([2.0, 6.0]))
 
 
+@pytest.mark.deep
 def test_every_present_client_counts_the_same():
     value = jnp.asarray([1.0, 2.0, 3.0, 100.0])
     weights = jnp.asarray([1.0, 1.0, 50.0, 0.0])

@@ -104,6 +104,7 @@ def test_a_liar_of_no_number_is_one_of_those_left_out(name):
 
 
 @pytest.mark.parametrize("name", OF_VECTORS)
+@pytest.mark.deep
 def test_distances_do_not_suffer_from_a_large_common_offset(name):
     make, expected = RULES[name]
     offset = 1000.0 * np.random.default_rng(5).normal(size=40)
@@ -287,6 +288,7 @@ def test_entries_as_far_from_the_median_count_for_a_part_each():
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 9, 20])
+@pytest.mark.deep
 def test_buckets_are_means_of_all_present_clients_once(size):
     x = clients(9, seed=14)
     weights = np.array([1, 1, 0, 1, 1, 1, 1, 0, 1.0])

@@ -7,6 +7,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.flatten_util import ravel_pytree
 
 import fedagg
@@ -42,6 +43,7 @@ def rounds(draw):
 
 @hypothesis.settings(max_examples=25, deadline=None)
 @hypothesis.given(rounds())
+@pytest.mark.deep
 def test_the_simulated_protocol_gives_the_round_in_jit(drawn):
     degree, plan, drop, seed = drawn
     updates = make_updates(CLIENTS, seed)

@@ -130,6 +130,7 @@ def test_a_list_longer_than_the_cohort_is_refused_before_it_is_read(count):
 @hypothesis.given(
     st.sampled_from(["complete", "signed"]), st.sampled_from(STEPS), st.data()
 )
+@pytest.mark.deep
 def test_a_client_that_sends_mutated_messages_never_makes_a_wrong_sum(name, step, draw):
     plan = PLANS[name]
     if step == "signatures" and not plan.signed:
@@ -162,6 +163,7 @@ def test_a_client_that_sends_mutated_messages_never_makes_a_wrong_sum(name, step
 @hypothesis.given(
     st.sampled_from(["complete", "signed"]), st.sampled_from(STEPS[1:]), st.data()
 )
+@pytest.mark.deep
 def test_a_client_refuses_mutated_messages_or_takes_a_step(name, step, draw):
     plan = PLANS[name]
     if step == "signatures" and not plan.signed:

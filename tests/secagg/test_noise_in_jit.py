@@ -22,6 +22,7 @@ MECHANISMS = {
 
 @pytest.mark.parametrize("name", MECHANISMS)
 @pytest.mark.parametrize("drop", [{}, {2: "vectors", 5: "shares"}])
+@pytest.mark.deep
 def test_the_protocol_gives_the_round_in_jit_to_the_bit(name, drop):
     clip = fedagg.quantile_bound(1.0, 0.5, 0.2)
     noise = MECHANISMS[name](0.2, clip, CLIENTS, bits=BITS, smallest_cohort=5)

@@ -292,6 +292,7 @@ def test_the_server_holds_one_sum_and_no_vectors():
     assert peak < 4 * size  # one message, taken apart
 
 
+@pytest.mark.deep
 def test_closing_a_signed_step_builds_no_messages():
     plan = secagg.Plan.complete(40, 1, 32, CONTEXT, threshold=21, signed=True)
     round = Round(plan).run_until("signatures")

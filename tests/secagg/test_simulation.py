@@ -43,6 +43,7 @@ def rounds(draw):
 
 @hypothesis.settings(max_examples=150)
 @hypothesis.given(rounds())
+@pytest.mark.deep
 def test_a_round_equals_numpy_or_too_few_are_left(drawn):
     plan, drop, seed = drawn
     random = np.random.default_rng(seed)

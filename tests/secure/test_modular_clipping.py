@@ -36,6 +36,7 @@ def test_what_is_within_stays():
 
 
 @pytest.mark.parametrize("stddev", [3.0, 20.0])
+@pytest.mark.deep
 def test_the_estimated_deviation_is_that_before_wrapping(stddev):
     x = np.rint(
         np.random.default_rng(2).normal(scale=stddev, size=(1, 100_000))

@@ -43,6 +43,7 @@ def leaves_of(*trees):
     return zip(*map(jax.tree.leaves, trees), strict=True)
 
 
+@pytest.mark.deep
 def test_a_mean_is_the_mean_to_the_step():
     updates = make_updates()
 
@@ -133,6 +134,7 @@ def test_integers_are_summed_as_they_are():
     assert output.metrics["secure_sum/lower_clipped_count"] == 1
 
 
+@pytest.mark.deep
 def test_half_precision_comes_back_in_its_dtype():
     updates = jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_updates().value)
 
@@ -163,6 +165,7 @@ def test_a_client_that_is_not_finite_is_left_out_and_counted(bad):
     assert without.metrics["secure_sum/left_out_count"] == 0
 
 
+@pytest.mark.deep
 def test_a_client_of_a_larger_weight_than_declared_is_left_out_and_counted():
     updates = make_updates()
     heavy = with_rows(updates.weight, 3, 20.5)
@@ -206,6 +209,7 @@ def test_the_largest_sums_that_are_declared_do_not_wrap():
 
 @pytest.mark.parametrize("largest", [1.0, 20.0, 2.0**20 - 1])
 @pytest.mark.parametrize("bits, cohort", [(32, 1), (32, 1000), (32, 65536), (24, 100)])
+@pytest.mark.deep
 def test_notes_are_exact_multiples_of_their_unit(bits, cohort, largest):
     fixed_point = FixedPoint.of(bits, cohort, largest)
     draw = np.random.default_rng(1)
@@ -232,6 +236,7 @@ def test_notes_are_exact_multiples_of_their_unit(bits, cohort, largest):
     st.sampled_from([jnp.int32, jnp.uint32]),
 )
 @hypothesis.settings(deadline=None, max_examples=50)
+@pytest.mark.deep
 def test_integer_notes_sum_as_integers_do(numbers, dtype):
     fixed_point = FixedPoint.of(32, 9, 1.0)
     notes = np.asarray(numbers, np.int64).astype(dtype)
@@ -244,6 +249,7 @@ def test_integer_notes_sum_as_integers_do(numbers, dtype):
     assert got == notes.sum(dtype=dtype)
 
 
+@pytest.mark.deep
 def test_a_stage_that_rotates_or_rounds_or_picks_commutes_with_the_sum():
     updates = make_updates()
     for inner, bound in (

@@ -71,6 +71,7 @@ def counted(steps):
 
 
 @every_way
+@pytest.mark.deep
 def test_a_round_on_a_table_is_that_on_padded_clients(way):
     padded, weights = fedagg.pad_clients(make_datasets())
     table = fedagg.ClientTable.of(make_datasets())
@@ -98,6 +99,7 @@ def test_what_clients_keep_comes_back_in_their_order(way):
     np.testing.assert_array_equal(kept, np.arange(len(SIZES)) + sizes)
 
 
+@pytest.mark.deep
 def test_a_cohort_is_a_few_integers():
     table = fedagg.ClientTable.of(make_datasets())
     cohort = table[COHORT]
@@ -140,6 +142,7 @@ def test_a_cohort_trains_without_a_copy_and_without_compiling_anew():
 
 
 @pytest.mark.parametrize("on_host", [False, True])
+@pytest.mark.deep
 def test_a_cohort_is_gathered_from_the_host(on_host):
     table = fedagg.ClientTable.of(make_datasets(), on_host=on_host)
     cohort = table.gathered(COHORT)
@@ -200,6 +203,7 @@ def test_devices_have_about_as_many_examples_each(devices):
         assert loads.max() < 0.7 * np.sort(sizes).reshape(devices, -1).sum(axis=1).max()
 
 
+@pytest.mark.deep
 def test_a_table_goes_beside_other_data():
     def work(row, key):
         del key
@@ -216,6 +220,7 @@ def test_a_table_goes_beside_other_data():
     assert float(output.value) == 2.0 + 1500.0
 
 
+@pytest.mark.deep
 def test_error_feedback_takes_a_table():
     def work(row, key):
         del key
@@ -229,6 +234,7 @@ def test_error_feedback_takes_a_table():
     assert float(output.value) == pytest.approx((8.0 + 4.0) / 4)
 
 
+@pytest.mark.deep
 def test_one_client_takes_its_row():
     training, state = make_training()
     table = fedagg.ClientTable.of(make_datasets())

@@ -112,6 +112,7 @@ def test_it_equals_a_plain_loop_over_clients_and_batches(batch_size, mu):
         )
 
 
+@pytest.mark.deep
 def test_fedsgd_is_gradient_descent_on_all_examples_together():
     datasets = make_datasets()
     work = fedagg.local_training(squared_error, optax.sgd(1.0))
@@ -130,6 +131,7 @@ def test_fedsgd_is_gradient_descent_on_all_examples_together():
         np.testing.assert_allclose(variables["params"][k], params[k], rtol=1e-5)
 
 
+@pytest.mark.deep
 def test_the_loss_reported_is_the_mean_over_all_examples():
     datasets = make_datasets()
     work = fedagg.local_training(squared_error, optax.sgd(0.0), batch_size=2, epochs=2)
@@ -141,6 +143,7 @@ def test_the_loss_reported_is_the_mean_over_all_examples():
     np.testing.assert_allclose(metrics["training/loss"], expected, rtol=1e-5)
 
 
+@pytest.mark.deep
 def test_an_epoch_meets_each_example_once_in_an_order_of_its_own():
     def product(variables, examples, key):
         # The step -x * w multiplies w by 1 - x, so w ends as a product over examples
@@ -176,6 +179,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+@pytest.mark.deep
 def test_every_way_to_sum_trains_the_same_model_over_rounds(way):
     datasets = make_datasets()
     work = fedagg.local_training(squared_error, optax.sgd(0.03), batch_size=2)
@@ -192,6 +196,7 @@ def test_every_way_to_sum_trains_the_same_model_over_rounds(way):
     )
 
 
+@pytest.mark.deep
 def test_a_round_without_anybody_changes_nothing_in_spite_of_momentum():
     data, sizes = fedagg.pad_clients(make_datasets())
     work = fedagg.local_training(squared_error, optax.sgd(0.03))
@@ -206,6 +211,7 @@ def test_a_round_without_anybody_changes_nothing_in_spite_of_momentum():
     assert np.isnan(metrics["training/loss"])  # which nobody said
 
 
+@pytest.mark.deep
 def test_a_client_with_nan_data_does_not_reach_a_robust_model():
     datasets = make_datasets((4, 5, 6))
     broken = [(datasets[0][0] * np.float32("nan"), datasets[0][1]), *datasets[1:]]

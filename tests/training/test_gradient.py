@@ -264,6 +264,7 @@ def test_a_round_on_a_mesh_may_close_over_arrays_and_holds_kernels_all_the_same(
 
 
 @pytest.mark.parametrize("way", ["default", "chunks_with_a_rest", "chunks_across"])
+@pytest.mark.deep
 def test_a_round_is_that_of_plain_gradients_in_every_way_to_sum(way, monkeypatch):
     training, arguments = make_round(WAYS[way]())
     ours = jax.jit(training.next)(*arguments).value

@@ -66,6 +66,7 @@ def nnx_training(rate=0.0, sum_over=None, **options):
     return training, variables, model
 
 
+@pytest.mark.deep
 def test_batch_statistics_move_to_the_mean_over_clients():
     (examples, mask), sizes = make_clients()
     training, variables = linen_training()
@@ -80,6 +81,7 @@ def test_batch_statistics_move_to_the_mean_over_clients():
     )
 
 
+@pytest.mark.deep
 def test_what_fills_up_a_short_batch_never_comes_from_another_client_or_padding():
     (examples, mask), sizes = make_clients((5, 2))
     poison = np.where(mask[..., None], examples[0], 1e6).astype(np.float32)
@@ -117,6 +119,7 @@ def test_the_server_optimizer_steps_parameters_only():
     assert not any(jax.tree.leaves(moved))
 
 
+@pytest.mark.deep
 def test_linen_and_nnx_train_the_same_model():
     data, sizes = make_clients()
     options = {"batch_size": 2, "epochs": 2}
@@ -251,6 +254,7 @@ def test_a_round_has_a_derivative_with_respect_to_the_model():
     np.testing.assert_allclose(gradient, np.full(4, expected), rtol=1e-5)
 
 
+@pytest.mark.deep
 def test_by_default_clients_that_convolve_train_one_at_a_time():
     class Small(nn.Module):
         @nn.compact
@@ -329,6 +333,7 @@ def test_client_data_without_a_mask_are_refused(data):
         a_round_with(squares, data)
 
 
+@pytest.mark.deep
 def test_work_runs_by_hand_on_numpy_arrays():
     (examples, mask), _ = make_clients()
     work = fedagg.local_training(squares, optax.sgd(0.1), batch_size=2, shuffle=False)
@@ -342,6 +347,7 @@ def test_work_runs_by_hand_on_numpy_arrays():
 
 
 @pytest.mark.parametrize("kind", [FrozenDict, collections.OrderedDict])
+@pytest.mark.deep
 def test_a_model_may_be_of_other_dicts(kind):
     training, variables = linen_training(batch_size=2)
     data, weights = make_clients()
@@ -403,6 +409,7 @@ def test_padding_keeps_the_values_of_every_client():
     np.testing.assert_array_equal(examples, [[1.0, 2.0, 0.0], [0.5, 1.5, 2.5]])
 
 
+@pytest.mark.deep
 def test_an_optimizer_that_draws_does_so_for_each_client_and_round_apart():
     noise = optax.chain(optax.scale(0.0), optax.add_noise(1.0, 0.5, key=0))
     work = fedagg.local_training(squares, noise, batch_size=2, shuffle=False)

@@ -43,6 +43,7 @@ PRIVATE = {
 
 @pytest.mark.parametrize("name", PRIVATE)
 @pytest.mark.parametrize("in_steps", [False, True])
+@pytest.mark.deep
 def test_a_private_training_steps_whether_anybody_is_there_or_not(name, in_steps):
     made = training(*PRIVATE[name]())
     empty = np.zeros(3, np.float32)
@@ -60,6 +61,7 @@ def test_a_private_training_steps_whether_anybody_is_there_or_not(name, in_steps
 
 
 @pytest.mark.parametrize("in_steps", [False, True])
+@pytest.mark.deep
 def test_a_training_without_noise_stays_where_nobody_is(in_steps):
     made = training(fedagg.mean(), momentum=0.9)
     state = made.init(MODEL)._replace(variables={"w": jnp.ones(4)})

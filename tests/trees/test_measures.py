@@ -91,6 +91,7 @@ def test_entries_that_are_equal_share_the_derivative():
     np.testing.assert_array_equal(gradient, [0.0, 0.5, 0.5])
 
 
+@pytest.mark.deep
 def test_derivatives_under_vmap_and_of_second_order():
     stacked, weights = arrays(3), jnp.array([1.0, 1.0, 0.5])
 
@@ -115,6 +116,7 @@ def test_what_is_not_used_has_no_derivative_whatever_it_holds(held):
 
 
 @pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.deep
 def test_measures_in_shard_map(checked):
     mesh = mesh_of(2)
     x = jnp.arange(8.0).reshape(4, 2)
@@ -150,6 +152,7 @@ def test_measures_lower_for_accelerators():
     assert "callback" not in text
 
 
+@pytest.mark.deep
 def test_measures_of_64_bits_are_taken_in_32():
     with jax.enable_x64(True):
         x = [jnp.asarray(np.asarray(x), jnp.float64) for x in arrays()]

@@ -134,6 +134,7 @@ def test_a_template_goes_through_jit_scan_vmap_and_donation():
     )
 
 
+@pytest.mark.deep
 def test_ravel_and_unravel_are_linear_for_grad_and_vmap():
     template = Template.of(TREE)
     weights = jnp.arange(8.0)

@@ -98,6 +98,7 @@ def test_a_mean_is_right_over_the_whole_range_of_weights(way):
             np.testing.assert_allclose(output.metrics["mean/weight"], total, rtol=1e-5)
 
 
+@pytest.mark.deep
 def test_a_largest_weight_is_not_in_other_units():
     # Of weights as large as these a mean works with shares, and noise must not.
     stage = fedagg.gaussian_noise(0.0, 1.0, 1.0, largest_weight=2e30)

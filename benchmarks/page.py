@@ -1,0 +1,4 @@
+"""x."""
+import pathlib
+def tables(folder: pathlib.Path) -> dict[str, str]:
+    return {}

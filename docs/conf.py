@@ -39,7 +39,7 @@ python_maximum_signature_line_length = 80
 # Code in backquotes, types of other packages, and types that have no public name.
 nitpick_ignore_regex = [
     ("py:obj", ".*"),
-    ("py:(class|data|exc)", r"fedagg\..*_.*|(?!fedagg).*"),
+    ("py:(class|data|exc)", r"fedagg\..*\b_.*|(?!fedagg).*"),
 ]
 
 html_theme = "sphinx_book_theme"

@@ -54,7 +54,7 @@ def shortened(signature: str | None) -> str | None:
     def public(found: re.Match[str]) -> str:
         return _PUBLIC.get(found[1], found[0])
 
-    return re.sub(r"fedagg\.(?:secagg\.)?(?:_\w+\.)+(\w+)", public, signature)
+    return re.sub(r"fedagg\.(?:secagg\.)?_\w+(?:\.\w+)*\.(\w+)", public, signature)
 
 
 def with_a_section_of_references(lines: list[str]) -> list[str]:

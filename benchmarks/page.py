@@ -63,7 +63,12 @@ def _training(folder: Path) -> str:
     records = read(folder / "training-cpu.jsonl")
     timed = [x for x in records.rows if "seconds" in x]
     peers = [x for x in TRAINERS if any(row["who"] == x for row in timed)]
-    header = ["workload", "fedagg", "a core a client", *(TRAINERS[x].name for x in peers)]
+    header = [
+        "workload",
+        "fedagg",
+        "a core a client",
+        *(TRAINERS[x].name for x in peers),
+    ]
     lines = [header]
     for title, rows in _grouped(records.rows, "title").items():
         ours = {
@@ -145,7 +150,9 @@ def _bits(rows: list[Row]) -> str:
     lines = []
     for name, row in normal.items():
         code, sent, *errors, published = bits.cells(row)
-        lines.append([code, sent, *errors, *bits.cells(lognormal[name])[2:4], published])
+        lines.append(
+            [code, sent, *errors, *bits.cells(lognormal[name])[2:4], published]
+        )
     return markdown([[*header, "published"], *lines])
 
 

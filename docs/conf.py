@@ -2,14 +2,13 @@
 
 import pathlib
 import shutil
-import sys
+
+# Sphinx runs in the folder above, of which these are packages.
+from benchmarks.page import tables
+from docs.site import docstrings, folders, records
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.page import tables
-from docs.site import docstrings, folders, records
 
 project = "fedagg"
 copyright = "the fedagg authors"

@@ -41,7 +41,7 @@ def documented() -> dict[str, str]:
     """Per name that a page of `docs/api` has, what the page adds to its docstring."""
     found: dict[str, str] = {}
     for page in sorted((DOCS / "api").glob("*.md")):
-        module = ""
+        module = name = ""
         for line in page.read_text().splitlines():
             if here := re.match(r"\.\. currentmodule:: ([\w.]+)$", line):
                 module = here[1]
@@ -49,7 +49,7 @@ def documented() -> dict[str, str]:
                 name = f"{module}.{entry[1]}"
                 assert name not in found, f"{name} is documented twice"
                 found[name] = ""
-            elif line.startswith("   ") and found:
+            elif line.startswith("   ") and name:
                 found[name] += line
     return found
 
@@ -90,7 +90,7 @@ def test_the_readme_is_a_screen_and_a_half_with_an_example_of_twelve_lines():
     [(example, _)] = snippets_of("README.md")
 
     assert len(text_of("README.md").splitlines()) <= 90
-    assert len(example.strip().splitlines()) <= 12
+    assert len([line for line in example.splitlines() if line]) <= 12
 
 
 def test_every_public_name_is_documented_once():

@@ -1,7 +1,7 @@
 """The picture on the front page: `python -m docs.site.picture` draws it anew.
 
-Left, twenty clients of whom four lie: a mean, and rules. Right, what compressors lose for
-their bits, of `benchmarks/results/bits.jsonl`.
+Left, twenty clients of whom four lie: a mean, and rules. Right, what compressors lose
+for their bits, of `benchmarks/results/bits.jsonl`.
 """
 
 import pathlib

@@ -20,9 +20,9 @@ EDEN = {1: math.pi / 2 - 1, 2: 0.133121, 3: 0.035784, 4: 0.009592}
 _LEGEND = f"""
 Vectors of {ENTRIES:,} entries, {TRIALS} draws. *Bits* are those of a whole message over
 the entries. *Error* is the squared error of what one client sent over the square of its
-vector, *of a mean* that of the mean of {CLIENTS} clients, times as many: for an unbiased
-compressor both are the same. *Published* is what its paper proves or reports of one
-client, for a normal vector or any.
+vector, *of a mean* that of the mean of {CLIENTS} clients, times as many: both are the
+same where there is no bias, and clients draw apart. *Published* is what its paper
+proves or reports of one client, for a normal vector or any.
 """
 
 

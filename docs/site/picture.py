@@ -95,6 +95,7 @@ def _draw_bits(axes) -> None:
         title="Few large entries, one client", xlabel="bits an entry", ylabel="error"
     )
     axes.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+    axes.set_xticks([], minor=True)
     axes.legend(frameon=False, fontsize=7, loc="lower left")
 
 

@@ -57,7 +57,11 @@ class Report:
         """Prints the rows of a benchmark over those of an earlier run, if given."""
         if earlier is not None:
             kind = records.KINDS[name]
-            print("\n" + records.compare(kind, earlier.rows, self.rows), flush=True)
+            try:
+                text = records.compare(kind, earlier.rows, self.rows)
+            except ValueError as reason:
+                text = f"nothing to compare: {reason}"
+            print(f"\n{text}", flush=True)
 
     def say(self, text: str) -> None:
         print(text, flush=True)

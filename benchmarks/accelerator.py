@@ -35,6 +35,13 @@ Two reads of the updates at the copy's speed make 0.5.
 """
 _HEADER = ["clients x parameters", "dtype", "leaves", "ms", "GB/s", "of a copy"]
 _HEADER += ["compile s", "temporary MB"]
+_FORMS = {
+    "milliseconds": "{:.3f}",
+    "gigabytes_a_second": "{:,.1f}",
+    "of_a_copy": "{:.2f}",
+    "compile_seconds": "{:.2f}",
+    "temporary_megabytes": "{:,.2f}",
+}
 
 
 def main() -> None:
@@ -52,14 +59,19 @@ def main() -> None:
         for size, dtype, leaves in itertools.product(
             chosen.sizes, TOLERANCES, chosen.leaves
         ):
+            what = {**size._asdict(), "dtype": dtype, "leaves": leaves}
             try:
-                columns = _measure(size, dtype, leaves, copying)
+                row = _measure(size, dtype, leaves, copying)
+                columns = [form.format(row[name]) for name, form in _FORMS.items()]
             except jax.errors.JaxRuntimeError as error:  # out of memory, most likely
-                columns = [f"failed: {str(error).splitlines()[0]}", *4 * [""]]
+                row = {"skipped": f"failed: {str(error).splitlines()[0]}"}
+                columns = [row["skipped"], *4 * [""]]
             report.say(markdown_row([str(size), dtype, str(leaves), *columns]))
+            report.keep(**what, **row)
+        report.compare("accelerator", chosen.compare)
 
 
-def _measure(size: Size, dtype: str, leaves: int, copying: float) -> list[str]:
+def _measure(size: Size, dtype: str, leaves: int, copying: float) -> dict[str, Any]:
     tree, weights = make_tree(size, leaves, dtype), make_weights(size)
     run, compile_seconds, temporary = compile_round(
         default_row("robust"), tree, weights
@@ -67,13 +79,13 @@ def _measure(size: Size, dtype: str, leaves: int, copying: float) -> list[str]:
     _check(f"{size}, {dtype}, {leaves} leaves", run().value, tree, weights)
     spent = _median_seconds(run)
     speed = sum(x.nbytes for x in jax.tree.leaves(tree)) / spent
-    return [
-        f"{1e3 * spent:.3f}",
-        f"{speed / 1e9:,.1f}",
-        f"{speed / copying:.2f}",
-        f"{compile_seconds:.2f}",
-        f"{temporary / 1e6:,.2f}",
-    ]
+    return {
+        "milliseconds": 1e3 * spent,
+        "gigabytes_a_second": speed / 1e9,
+        "of_a_copy": speed / copying,
+        "compile_seconds": compile_seconds,
+        "temporary_megabytes": temporary / 1e6,
+    }
 
 
 def _check(what: str, value: PyTree, tree: PyTree, weights: jax.Array) -> None:

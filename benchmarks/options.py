@@ -3,17 +3,29 @@
 import argparse
 from pathlib import Path
 
+from benchmarks import records
 from benchmarks.inputs import TREES, Size
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def parser(command: str) -> argparse.ArgumentParser:
-    """A parser with `--leaves` and `--out`, each None if it is not given."""
+    """A parser with `--leaves`, `--out` and `--compare`, None if it is not given."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{command}")
     parser.add_argument("--leaves", nargs="+", type=int, choices=list(TREES))
     parser.add_argument("--out", type=Path, help="a folder for what is written")
+    add_compare(parser)
     return parser
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    """`--compare`, whose file is read before a run may write it anew."""
+    parser.add_argument(
+        "--compare",
+        type=records.read,
+        metavar="EARLIER.jsonl",
+        help="print the ratios to an earlier run's rows",
+    )
 
 
 def add_sizes(parser: argparse.ArgumentParser) -> None:

@@ -81,6 +81,14 @@ def main() -> None:
             counts = f"{rounds:,}", f"{cohort:,}"
             speed = f"{cohort / middle:,.0f}"
             report.say(markdown_row([*counts, f"{middle:.3g}", speed, held]))
+            report.keep(
+                rounds=rounds,
+                clients=cohort,
+                seconds=middle,
+                clients_a_second=cohort / middle,
+                peak_megabytes=_peak() - before,
+            )
+        report.compare("population", chosen.compare)
 
 
 def _check() -> None:

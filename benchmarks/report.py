@@ -1,26 +1,35 @@
 """What a benchmark has to say, printed and kept as it grows."""
 
 import datetime
+import json
 import os
 import platform
 import re
 from importlib import metadata
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
+
+from benchmarks import records
 
 _PACKAGES = ("fedagg", "jax", "jaxlib", "numpy", "optax", "drjax", "jax-privacy")
 
 
 class Report:
-    """Prints, and writes the same to a file, if there is one."""
+    """Prints, and writes the same to a file, if there is one, and rows beside it.
+
+    Rows are lines of JSON, after one with the machine and the versions, in a file of
+    the same name that ends in `.jsonl`.
+    """
 
     def __init__(self, title: str, path: Path | str | None):
         self._title = title
         self._path = None if path is None else Path(path)
         self._file: TextIO | None = None
+        self._kept: TextIO | None = None
         self.told: list[str] = []
+        self.rows: list[records.Row] = []
 
     def __enter__(self) -> "Report":
         if self._path is not None:
@@ -30,8 +39,29 @@ class Report:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        for file in (self._file, self._kept):
+            if file is not None:
+                file.close()
+
+    def keep(self, **row: Any) -> None:
+        """Keeps a row as a line of JSON, after what was said of the run before."""
+        self.rows.append(records.without_nan(row))
+        if self._path is None:
+            return
+        if self._kept is None:
+            self._kept = self._path.with_suffix(".jsonl").open("w")
+            print(json.dumps(records.run_of(self.told)), file=self._kept)
+        print(json.dumps(self.rows[-1]), file=self._kept, flush=True)
+
+    def compare(self, name: str, earlier: records.Records | None) -> None:
+        """Prints the rows of a benchmark over those of an earlier run, if given."""
+        if earlier is not None:
+            kind = records.KINDS[name]
+            try:
+                text = records.compare(kind, earlier.rows, self.rows)
+            except ValueError as reason:
+                text = f"nothing to compare: {reason}"
+            print(f"\n{text}", flush=True)
 
     def say(self, text: str) -> None:
         print(text, flush=True)

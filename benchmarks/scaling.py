@@ -54,12 +54,18 @@ def main() -> None:
         for sweep in _sweeps(chosen):
             curves = _measure(sweep.sizes, chosen.leaves)
             report.say(_table(sweep, curves))
+            for name, curve in curves.items():
+                for size, point in zip(sweep.sizes, curve, strict=True):
+                    where = {"grows": sweep.grows, **size._asdict(), "curve": name}
+                    ms, ratio = point
+                    report.keep(**where, milliseconds=ms, x_read=ratio)
             milliseconds = {
                 name: [point.milliseconds for point in curve]
                 for name, curve in curves.items()
             }
             panels.append((sweep.grows, sweep.fixed, sweep.steps, milliseconds))
         report.say(f"\nThis took {time.perf_counter() - start:.0f} seconds.")
+        report.compare("scaling", chosen.compare)
     try:
         draw_curves(panels, f"fedagg on {describe_device()}", f"{stem}.png")
     except ImportError:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.options import RESULTS
+from benchmarks.options import RESULTS, add_compare
 from benchmarks.report import Report, markdown
 from fedagg import secagg
 from fedagg.secagg import _messages as messages
@@ -52,14 +52,57 @@ def main() -> None:
     start = time.perf_counter()
     with Report("Secure aggregation", chosen.out / "secagg-cpu.md") as report:
         report.say(_LEGEND.format(version=metadata.version("cryptography")))
-        report.say(f"\n## Masks\n\n{_masking_table()}")
         cases = _cases()[: 3 if chosen.quick else None]
-        report.say("\n## Rounds\n")
-        rows = [["mode", "clients", "entries x bits", "degree", "threshold", "dropped"]]
-        rows[0] += ["client ms", "server ms", "close ms", "sent", "and received"]
-        report.say(markdown(rows + [_row(case) for case in cases]))
-        report.say(f"\n## Bytes beside Bonawitz et al. 2017\n\n{_bytes_table()}")
+        rounds = [_round(case) for case in cases]
+        parts = {"masks": _masking(), "rounds": rounds, "bytes": _bytes()}
+        for heading, (name, rows) in zip(_HEADINGS, parts.items(), strict=True):
+            report.say(f"\n## {heading}\n\n{table(name, rows)}")
+            for row in rows:
+                report.keep(table=name, **row)
         report.say(f"\nThis took {time.perf_counter() - start:.0f} seconds.")
+        report.compare("secagg", chosen.compare)
+
+
+def table(name: str, rows: list[dict]) -> str:
+    """One of the tables, of rows as they are kept."""
+    columns = _COLUMNS[name]
+    cells = [[form(row) for form in columns.values()] for row in rows]
+    return markdown([[*columns], *cells])
+
+
+def _number(name: str, form: str) -> Callable[[dict], str]:
+    """A cell, `-` where nothing was measured."""
+    return lambda row: "-" if row.get(name) is None else f"{row[name]:{form}}"
+
+
+_HEADINGS = ["Masks", "Rounds", "Bytes beside Bonawitz et al. 2017"]
+_COLUMNS: dict[str, dict[str, Callable[[dict], str]]] = {
+    "masks": {
+        "23 masks of 1,000,000 uint32": _number("what", ""),
+        "ms": _number("milliseconds", ".1f"),
+        "GB/s": _number("gigabytes_a_second", ".1f"),
+        "ratio": _number("ratio", ".2f"),
+    },
+    "rounds": {
+        "mode": _number("mode", ""),
+        "clients": _number("clients", ","),
+        "entries x bits": lambda row: f"{row['entries']:,} x {row['bits']}",
+        "degree": _number("degree", ""),
+        "threshold": _number("threshold", ""),
+        "dropped": _number("dropped", ""),
+        "client ms": _number("client_milliseconds", ",.1f"),
+        "server ms": _number("server_milliseconds", ",.1f"),
+        "close ms": _number("close_milliseconds", ",.1f"),
+        "sent": _number("sent", ".3f"),
+        "and received": _number("sent_and_received", ".3f"),
+    },
+    "bytes": {
+        "2^10 clients, 2^20 entries of 16 bits, sent as 26": _number("who", ""),
+        "degree": _number("degree", ""),
+        "sent": _number("sent", ".3f"),
+        "and received": _number("sent_and_received", ".3f"),
+    },
+}
 
 
 def _cases() -> list[Case]:
@@ -83,20 +126,23 @@ def _cases() -> list[Case]:
     return [*cases, *(Case("complete graph", complete, x) for x in (0, 10))]
 
 
-def _row(case: Case) -> list[str]:
+def _round(case: Case) -> dict:
     plan, cost = case.plan, _measure(case)
     plain = plan.length * plan.bits / 8
-    return [
-        case.name,
-        f"{plan.clients:,}",
-        f"{plan.length:,} x {plan.bits}",
-        f"{plan.degree}",
-        f"{plan.threshold}",
-        f"{case.dropped}",
-        *(f"{1e3 * x:,.1f}" for x in (cost.client, cost.server, cost.close)),
-        f"{cost.sent / plain:.3f}",
-        f"{(cost.sent + cost.received) / plain:.3f}",
-    ]
+    return {
+        "mode": case.name,
+        "clients": plan.clients,
+        "entries": plan.length,
+        "bits": plan.bits,
+        "degree": plan.degree,
+        "threshold": plan.threshold,
+        "dropped": case.dropped,
+        "client_milliseconds": 1e3 * cost.client,
+        "server_milliseconds": 1e3 * cost.server,
+        "close_milliseconds": 1e3 * cost.close,
+        "sent": cost.sent / plain,
+        "sent_and_received": (cost.sent + cost.received) / plain,
+    }
 
 
 def _measure(case: Case) -> Cost:
@@ -150,7 +196,7 @@ def _timed(run: Callable):
     return result, time.perf_counter() - start
 
 
-def _masking_table() -> str:
+def _masking() -> list[dict]:
     """Masks of 22 neighbours and one's own, beside as much of the raw keystream."""
     total = np.zeros(1_000_000, np.uint32)
     masks = [Mask(bytes([i]) * 32, 1 if i % 2 else -1) for i in range(23)]
@@ -167,37 +213,41 @@ def _masking_table() -> str:
     for _ in range(30):
         turns.append((_timed(raw)[1], _timed(lambda: add_masks(total, masks))[1]))
     floor, ours = (statistics.median(x) for x in zip(*turns, strict=True))
-    ratio = statistics.median(b / a for a, b in turns)
     gigabytes = 1e-9 * 23 * total.nbytes
-    rows = [
-        ["23 masks of 1,000,000 uint32", "ms", "GB/s", "ratio"],
-        [
-            "AES-256-CTR in 1 MiB pieces",
-            f"{1e3 * floor:.1f}",
-            f"{gigabytes / floor:.1f}",
-        ],
-        ["masks added to a vector", f"{1e3 * ours:.1f}", f"{gigabytes / ours:.1f}"],
+    return [
+        {
+            "what": what,
+            "milliseconds": 1e3 * spent,
+            "gigabytes_a_second": gigabytes / spent,
+            "ratio": ratio,
+        }
+        for what, spent, ratio in (
+            ("AES-256-CTR in 1 MiB pieces", floor, 1.0),
+            (
+                "masks added to a vector",
+                ours,
+                statistics.median(b / a for a, b in turns),
+            ),
+        )
     ]
-    return markdown([rows[0], [*rows[1], "1.00"], [*rows[2], f"{ratio:.2f}"]])
 
 
-def _bytes_table() -> str:
+def _bytes() -> list[dict]:
     """The setting of their 1.73: 2**10 users and 2**20 entries of 16 bits.
 
     The sum needs ceil(log2(2**10 * (2**16 - 1) + 1)) = 26 bits an entry.
     """
     clients, length, plain = 2**10, 2**20, 2**20 * 16 / 8
-    rows = [["2^10 clients, 2^20 entries of 16 bits, sent as 26", "degree", "sent"]]
-    rows[0] += ["and received"]
-    rows.append(["Bonawitz et al. 2017, as they report", "1023", "1.73", "-"])
+    rows: list[dict] = [{"who": "Bonawitz et al. 2017, as they report", "degree": 1023}]
+    rows[0] |= {"sent": 1.73, "sent_and_received": None}
     for name, plan in (
         ("complete graph", secagg.Plan.complete(clients, length, 26, _CONTEXT)),
         ("for_cohort()", secagg.Plan.for_cohort(clients, length, 26, _CONTEXT)),
     ):
         sent, received = _sizes(plan)
-        ratios = (f"{x / plain:.3f}" for x in (sent, sent + received))
-        rows.append([f"fedagg, {name}", f"{plan.degree}", *ratios])
-    return markdown(rows)
+        row = {"who": f"fedagg, {name}", "degree": plan.degree, "sent": sent / plain}
+        rows.append(row | {"sent_and_received": (sent + received) / plain})
+    return rows
 
 
 def _sizes(plan: secagg.Plan) -> tuple[int, int]:
@@ -228,6 +278,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.secagg")
     parser.add_argument("--quick", action="store_true", help="three rounds only")
     parser.add_argument("--out", type=Path, default=RESULTS, help="a folder")
+    add_compare(parser)
     return parser.parse_args()
 
 

@@ -54,6 +54,26 @@ def row(line: Line) -> str:
     )
 
 
+def record(cell: Cell, line: Line) -> dict[str, object]:
+    """The line as it is kept."""
+    kept: dict[str, object] = {
+        **cell.size._asdict(),
+        "leaves": cell.leaves,
+        "read_milliseconds": cell.read_milliseconds,
+        "aggregator": line.aggregator,
+        "way": line.way,
+    }
+    if isinstance(line.measured, str):
+        return kept | {"skipped": line.measured}
+    ratio, milliseconds, compiling, temporary = line.measured
+    return kept | {
+        "x_read": ratio,
+        "milliseconds": milliseconds,
+        "compile_seconds": compiling,
+        "temporary_megabytes": temporary / 1e6,
+    }
+
+
 def defaults(cells: list[tuple[Cell, list[Line]]]) -> str:
     """A table of how the default compares with the best way picked by hand."""
     compared = {str(cell): _compare(lines) for cell, lines in cells}

@@ -35,10 +35,12 @@ def main() -> None:
             lines = []
             for line in _lines(workload, size, leaves, chosen.aggregators, end):
                 report.say(table.row(line))
+                report.keep(**table.record(cell, line))
                 lines.append(line)
             cells.append((cell, lines))
         report.say(table.defaults(cells))
         report.say(f"\nThis took {time.perf_counter() - start:.0f} seconds.")
+        report.compare("throughput", chosen.compare)
     try:
         draw(cells, f"fedagg on {describe_device()}", stem.with_suffix(".png"))
     except ImportError:

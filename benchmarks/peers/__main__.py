@@ -32,7 +32,10 @@ def main() -> None:
             part = [line for line in lines if line[:2] == (size, leaves)]
             if part:
                 report.say(f"\n## {_cell(size, leaves)}\n\n{_table(part)}")
+                for line in part:
+                    report.keep(**_record(line))
         report.say(f"\nThis took {time.perf_counter() - start:.0f} seconds.")
+        report.compare("peers", chosen.compare)
 
 
 def _measure(
@@ -74,6 +77,22 @@ def _row(line: Line) -> str:
         return f"{start} skipped: {line.measured} | | |"
     ratio, ms, read = line.measured
     return f"{start} {ratio:7.1f} | {ms:8.1f} | {read:7.2f} |"
+
+
+def _record(line: Line) -> dict[str, object]:
+    """The line as it is kept."""
+    kept: dict[str, object] = {
+        **line.size._asdict(),
+        "leaves": line.leaves,
+        "aggregator": line.aggregator,
+        "peer": line.peer,
+        "calls": line.calls,
+    }
+    if isinstance(line.measured, str):
+        return kept | {"skipped": line.measured}
+    ratio, milliseconds, read = line.measured
+    numbers = {"x_read": ratio, "milliseconds": milliseconds}
+    return kept | numbers | {"read_milliseconds": read}
 
 
 def _options() -> argparse.Namespace:

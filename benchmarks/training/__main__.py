@@ -51,16 +51,18 @@ def main() -> None:
         _keep({"machine_and_versions": report.told}, kept)
         report.say(_LEGEND)
         for name in chosen.workloads:
-            rows = []
+            rows: list[dict] = []
             with tempfile.TemporaryDirectory() as folder:
                 for row in measure(name, Path(folder), ready, chosen):
                     rows.append(row)
+                    report.rows.append(row)
                     print(_progress(row), flush=True)
                     _keep(row, kept)
             report.say(f"\n## {rows[0]['title']}\n\n{table(rows, list(ready))}")
         if kept:
             kept.close()
         report.say(f"\nThis took {time.perf_counter() - start:.0f} seconds.")
+        report.compare("training", chosen.compare)
 
 
 def measure(

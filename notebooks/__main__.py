@@ -1,6 +1,6 @@
 """Runs a notebook as a program, and keeps its last picture.
 
-    python -m notebooks first_lesson
+python -m notebooks first_lesson
 """
 
 import argparse

@@ -192,6 +192,6 @@ plt.show()
 #   and that of `zeroing`, twice and one more than what is usual, has room to spare.
 # - linen or nnx makes no difference but of the first draw: 0.966.
 #
-# From here: [how many bits](how_many_bits.ipynb) clients need to send,
-# [what privacy costs](private_training.ipynb), [parts of your own](write_your_own.ipynb),
-# and [from one program to many machines](simulation_to_machines.ipynb).
+# From here: [how many bits](how_many_bits.ipynb) clients need to send, [what privacy
+# costs](private_training.ipynb), [parts of your own](write_your_own.ipynb), and [from
+# one program to many machines](simulation_to_machines.ipynb).

@@ -7,10 +7,10 @@
 #
 # - *equal steps*: the range of a tensor in steps, rounded at random to one of the two
 #   that are nearest, `quantization(bits)`;
-# - *rotation, equal steps*: after a random rotation that all clients share, which spreads
-#   large entries over all;
-# - *EDEN*: rotated likewise, in steps that suit a normal distribution, and scaled so that
-#   the mean over draws is right, `eden(bits)`;
+# - *rotation, equal steps*: after a random rotation that all clients share, which
+#   spreads large entries over all;
+# - *EDEN*: rotated likewise, in steps that suit a normal distribution, and scaled so
+#   that the mean over draws is right, `eden(bits)`;
 # - *largest 2 %*: entries and where they stand, with error feedback, which adds to the
 #   next message what this one left out.
 
@@ -71,7 +71,8 @@ def accuracy_of(variables):
 # ## Ways to send a change
 #
 # Each is a chain of stages. The mean comes first, since it multiplies weights in before
-# anything is rounded. `message_bits` counts a whole message, headers and filling up too.
+# anything is rounded. `message_bits` counts a whole message, headers and filling up
+# too.
 
 # %%
 mean, turned = fedagg.mean(), fedagg.rotation("hadamard")
@@ -140,3 +141,18 @@ axes[0].set_title("mean of the last ten rounds")
 axes[0].legend(loc="lower right")
 axes[1].set(xlabel="round", title="at the fewest bits")
 plt.show()
+
+# %% [markdown]
+# ## What was learnt
+#
+# - One bit a parameter is enough where vectors are rotated first: 0.894 with EDEN and
+#   0.900 with equal steps, where float32 comes to 0.903 with thirty times the bits. Of
+#   1,000 digits, a difference of 0.01 is within chance.
+# - Without a rotation few large entries set the range, and one bit of equal steps
+#   diverges, to 0.087. A second bit mends it: 0.896. Beyond two bits nothing is gained
+#   by any.
+# - The largest 2 % with feedback take as many bits, 0.96, and reach 0.859: each client
+#   is there in one round of ten, so that what its memory sends is old.
+#
+# A message costs more than its codes, so that `message_bits` counts 1.05 for one bit of
+# EDEN: a rotation fills a vector up to a power of two.

@@ -1,12 +1,12 @@
 # %% [markdown]
 # # What does privacy cost?
 #
-# Each speaking role of Shakespeare's plays is a client, and a small Flax model learns to
-# foresee the next character from the six before. Who sees the model, or anything that
-# the server releases on the way, must not be able to tell whether a role took part.
-# An `epsilon` says how well that is kept: but for a chance of 1e-4, `delta`, what is seen
-# is at most `exp(epsilon)` times as likely with a role as without it. Noise pays. How
-# much accuracy is gone at an epsilon of 10, of 3, of 1?
+# Each speaking role of Shakespeare's plays is a client, and a small Flax model learns
+# to foresee the next character from the six before. Who sees the model, or anything
+# that the server releases on the way, must not be able to tell whether a role took
+# part. An `epsilon` says how well that is kept: but for a chance of 1e-4, `delta`, what
+# is seen is at most `exp(epsilon)` times as likely with a role as without it. Noise
+# pays. How much accuracy is gone at an epsilon of 10, of 3, of 1?
 
 # %%
 import jax
@@ -34,6 +34,7 @@ print(f"{clients} roles train, {held_out.sum()} are held out")
 
 # %% [markdown]
 # ## The model and the work of a client
+
 
 # %%
 class NextCharacter(nnx.Module):
@@ -64,11 +65,12 @@ def accuracy_of(variables):
 # ## How much noise
 #
 # An eighth of the roles are in each round, drawn anew and in secret: `poisson(1 / 8)`.
-# `dp_aggregator` clips each role's change, adds noise to the sum, and divides by a number
-# that is known beforehand. It learns the clip as well, the median of the norms, from a
-# noised count. `guarantee` reads off the aggregator itself what that is worth; the other
-# way round, `noise_multiplier_for` finds the noise for an epsilon. What a learnt clip is
-# worth we see by two that are fixed, with the same noise and so the same epsilon.
+# `dp_aggregator` clips each role's change, adds noise to the sum, and divides by a
+# number that is known beforehand. It learns the clip as well, the median of the norms,
+# from a noised count. `guarantee` reads off the aggregator itself what that is worth;
+# the other way round, `noise_multiplier_for` finds the noise for an epsilon. What a
+# learnt clip is worth we see by two that are fixed, with the same noise and so the same
+# epsilon.
 
 # %%
 sampler, cohort = fedagg.poisson(1 / 8), clients / 8
@@ -87,8 +89,8 @@ for clip in (0.1, 10.0):
 # ## The rounds
 #
 # Who can guess the key of the noise can subtract it, and who is drawn must be a secret
-# too: `secret_key` takes keys from the operating system, so that they differ from run to
-# run. Every core trains clients, by `cpu_mesh` above.
+# too: `secret_key` takes keys from the operating system, so that they differ from run
+# to run. Every core trains clients, by `cpu_mesh` above.
 
 
 # %%
@@ -150,7 +152,9 @@ spent = budget.init()
 while budget.allows(spent):
     spent = budget.next(spent)  # and then the round
 then = np.mean(results["noise 2"][0][spent.rounds - 8 : spent.rounds])
-print(f"{spent.rounds} rounds, epsilon {budget.epsilon(spent):.2f}, accuracy {then:.3f}")
+print(
+    f"{spent.rounds} rounds, epsilon {budget.epsilon(spent):.2f}, accuracy {then:.3f}"
+)
 
 # %% [markdown]
 # ## What was learnt

@@ -4,8 +4,8 @@
 # In a simulation all clients are rows of one program. On machines of their own they get
 # bytes and send bytes, some are never heard of again, and the server may not be allowed
 # to see what one of them sends. The functions stay the same: a round has `steps`, and
-# `next` is one way to drive them. We drive them by hand, message by message, first in the
-# clear and then under secure aggregation.
+# `next` is one way to drive them. We drive them by hand, message by message, first in
+# the clear and then under secure aggregation.
 
 # %%
 import jax
@@ -59,9 +59,9 @@ simulated = jax.jit(training.next)(
 # | `server(state, total)` | server | the next state and model, metrics |
 #
 # Both sides know the form of what is sent, `message(template)`, so that bytes are those
-# of the arrays and nothing else. The server holds one running total, whatever the number
-# of clients. In a deployment each client has a key that nobody else knows; to compare, we
-# give those of the simulation.
+# of the arrays and nothing else. The server holds one running total, whatever the
+# number of clients. In a deployment each client has a key that nobody else knows; to
+# compare, we give those of the simulation.
 
 
 # %%
@@ -102,8 +102,8 @@ print(f"the models differ by at most {apart(simulated.value, deployed.value):.0e
 # ## The same round, with messages that the server cannot read
 #
 # `secure_sum` around the stages makes what they send integers that wrap around when
-# added. What the work of a client reports, its loss, is beside them and in the clear, as
-# `server_view` would list, so that this work reports nothing.
+# added. What the work of a client reports, its loss, is beside them and in the clear,
+# as `server_view` would list, so that this work reports nothing.
 
 
 # %%
@@ -129,11 +129,14 @@ length, undo = len(vectors[0]), ravel_pytree(messages[0])[1]
 # %% [markdown]
 # A client and a server of the protocol are state machines, bytes in and bytes out. They
 # agree on keys, share what could unmask a client who drops out, and send vectors under
-# masks that cancel in the sum. Client 3 drops out before its vector, client 7 before its
-# shares. Each client demands what it knows itself: what it was told, the bits, cohorts.
+# masks that cancel in the sum. Client 3 drops out before its vector, client 7 before
+# its shares. Each client demands what it knows itself: what it was told, the bits,
+# cohorts.
 
 # %%
-cohort = [b"client %d" % i for i in range(CLIENTS)]  # public keys, where they are signed
+cohort = [
+    b"client %d" % i for i in range(CLIENTS)
+]  # public keys, where they are signed
 context = secagg.context_of(cohort, to_bytes(shared))
 plan = secagg.Plan.complete(CLIENTS, length, 32, context, smallest_cohort=8)
 demands = secagg.Demands(context, 32, smallest_cohort=8, largest_cohort=CLIENTS)
@@ -152,7 +155,9 @@ while server.step != "nothing":
     inbox = server.close()
     print(f"{step:<10}  {len(sizes):2} clients, {max(sizes):,} bytes each")
 
-alone = sum(vectors[i] for i in server.survivors)  # modulo 2**32, as uint32 wraps around
+alone = sum(
+    vectors[i] for i in server.survivors
+)  # modulo 2**32, as uint32 wraps around
 deployed = steps.server(state, undo(jnp.asarray(server.total)))
 print("in the sum:", *server.survivors)
 print("the sum of the survivors to the bit:", np.array_equal(server.total, alone))
@@ -162,8 +167,8 @@ print(f"the models differ by at most {apart(simulated.value, deployed.value):.0e
 # ## What the server sees
 #
 # The model is a linear one, so that a change of it has a picture for each digit. Below
-# are those of zero to four, the highest byte of each entry: of a client's vector, of what
-# the server got from this client, and of the sum.
+# are those of zero to four, the highest byte of each entry: of a client's vector, of
+# what the server got from this client, and of the sum.
 
 
 # %%
@@ -185,3 +190,19 @@ for line, (title, octets) in zip(axes, rows.items(), strict=True):
         axis.set(xticks=[], yticks=[])
         axis.imshow(picture, cmap="RdBu", vmin=-abs(shown).max(), vmax=abs(shown).max())
 plt.show()
+
+# %% [markdown]
+# ## What was learnt
+#
+# - A round is four functions, `broadcast`, `client`, `add` and `server`. `next` drives
+#   them for all clients in one program, a deployment one message at a time, and both
+#   come to one model, to rounding.
+# - Under secure aggregation a message is one vector of integers, of which the server
+#   gets noise, and the sum of those who were left, to the bit. `server_view` lists all
+#   that it sees, before anything is deployed.
+# - What a client reports of its work is in the clear unless it goes through the sum.
+#
+# What is missing here is a network, clients that crash in the middle of a message, and
+# signatures: `make secagg-demo` trains with all of these, each client a process of its
+# own. Where machines are not to be kept in the dark, one program can run on all of
+# them: `notebooks/many_hosts.py`.

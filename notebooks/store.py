@@ -36,8 +36,8 @@ def run(name: str) -> nbformat.NotebookNode:
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
     where = {"metadata": {"path": str(FOLDER)}}
-    # The kernel says more of the language than two machines agree on.
     ran = NotebookClient(notebook, resources=where, record_timing=False).execute()
+    # The kernel tells more of the language than two machines agree on.
     ran.metadata["language_info"] = {"name": "python"}
     for cell in ran.cells:
         for output in cell.get("outputs", []):

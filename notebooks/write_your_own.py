@@ -25,8 +25,8 @@ import fedagg
 #
 # A mean is weighted by how many examples a client says it has, and nobody checks. This
 # stage caps weights at a multiple of what the mean weight was in the round before. A
-# stage is what each client computes, a *note* that is summed beside the values, and what
-# the server makes of the sum; its `state` is all that the next round needs, and
+# stage is what each client computes, a *note* that is summed beside the values, and
+# what the server makes of the sum; its `state` is all that the next round needs, and
 # `broadcast` all that clients learn of it.
 
 
@@ -76,10 +76,10 @@ for number in (1, 2):
 # ## A compressor: powers of two
 #
 # Each entry is rounded at random to one of the two powers of two around it, so that the
-# mean over draws is right, and travels as one byte for sign and exponent (Horváth et al.,
-# "Natural Compression for Distributed Deep Learning", 2022). A compressor is a stage that
-# makes a `Payload` of each array: its arrays are what is sent, and `decode` is what the
-# server does before it adds.
+# mean over draws is right, and travels as one byte for sign and exponent (Horváth et
+# al., "Natural Compression for Distributed Deep Learning", 2022). A compressor is a
+# stage that makes a `Payload` of each array: its arrays are what is sent, and `decode`
+# is what the server does before it adds.
 
 
 # %%
@@ -147,7 +147,9 @@ def majority(step: float) -> fedagg.Rule:
             return (step * jnp.sign(votes)).astype(x.dtype)
 
         count = jnp.sum(present.astype(jnp.float32))
-        return fedagg.Output(state, jax.tree.map(vote, updates.value), {"voters": count})
+        return fedagg.Output(
+            state, jax.tree.map(vote, updates.value), {"voters": count}
+        )
 
     return fedagg.Rule(lambda template: (), combine)
 
@@ -182,9 +184,10 @@ def scaled(variables, row, key):
     return jax.tree.map(lambda x: factor * x, change), metrics
 
 
-def train(aggregator, table=table, weights=table.sizes, factors=np.ones(20)):
+def train(aggregator, table=table, weights=table.sizes, factors=None):
     training = fedagg.federated_averaging(scaled, optax.sgd(1.0), aggregator)
     state, next_round, accuracy = training.init(start), jax.jit(training.next), []
+    factors = np.ones(20) if factors is None else factors
     rows = table[np.arange(20)], factors.astype(np.float32)
     for key in jax.random.split(jax.random.key(1), 30):
         state, variables, _ = next_round(state, rows, weights, key)
@@ -219,3 +222,16 @@ for axis, (case, ways) in zip(axes, tqdm(cases.items(), unit="case"), strict=Tru
     axis.legend(loc="lower right")
 axes[0].set_ylabel("accuracy on held-out digits")
 plt.show()
+
+# %% [markdown]
+# ## What was learnt
+#
+# - A stage is `client`, `server`, and what goes between them. Weights are claims: one
+#   client that says a million brings a mean to 0.02, and 0.85 are right with a cap that
+#   the clients themselves set.
+# - A compressor is a `Payload` and a stage that makes it. A byte an entry, without
+#   bias, costs nothing here: 0.86 with and without.
+# - A rule sees everybody at once. A vote bears eight of twenty who send the reverse,
+#   0.86; their mean stands at 0.10.
+# - What every part owes, with absent clients, NaN, dtypes and keys, is a table in
+#   `docs/design.md`, and `tests/test_laws.py` tries it on every part.

@@ -1,4 +1,4 @@
-"""Notebooks: a script and a notebook are one pair, and what is stored is what is said."""
+"""A script and a notebook are one pair, and the notebook says what its run showed."""
 
 import base64
 import json

@@ -147,7 +147,7 @@ plt.show()
 #
 # - One bit a parameter is enough where vectors are rotated first: 0.894 with EDEN and
 #   0.900 with equal steps, where float32 comes to 0.903 with thirty times the bits. Of
-#   1,000 digits, a difference of 0.01 is within chance.
+#   1,000 digits, a difference of a hundredth is within chance.
 # - Without a rotation few large entries set the range, and one bit of equal steps
 #   diverges, to 0.087. A second bit mends it: 0.896. Beyond two bits nothing is gained
 #   by any.

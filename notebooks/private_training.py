@@ -4,9 +4,10 @@
 # Each speaking role of Shakespeare's plays is a client, and a small Flax model learns
 # to foresee the next character from the six before. Who sees the model, or anything
 # that the server releases on the way, must not be able to tell whether a role took
-# part. An `epsilon` says how well that is kept: but for a chance of 1e-4, `delta`, what
-# is seen is at most `exp(epsilon)` times as likely with a role as without it. Noise
-# pays. How much accuracy is gone at an epsilon of 10, of 3, of 1?
+# part. An `epsilon` says how well that is kept: but for a chance of `delta`, 1e-4, what
+# is seen is at most `exp(epsilon)` times as likely with a role as without it, or the
+# other way round. Noise pays for it. How much accuracy is gone while epsilon falls from
+# seven to one?
 
 # %%
 import jax
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 import fedagg
 
-ROUNDS, DELTA, CONTEXT = 100, 1e-4, 6
+ROUNDS, DELTA, CONTEXT = 90, 1e-4, 6
 
 mesh = fedagg.cpu_mesh()  # first of all: JAX counts its devices once
 on_cores, everywhere = fedagg.across(mesh), jax.NamedSharding(mesh, jax.P())
@@ -147,7 +148,7 @@ plt.show()
 # the state, that allows another round or does not. With noise 2 and an epsilon of 2:
 
 # %%
-budget = fedagg.budget(runs["noise 2"], start, 2.0, DELTA, **plan)
+budget = fedagg.budget(runs["noise 2"], start, 2.0, DELTA, **plan, most_rounds=ROUNDS)
 spent = budget.init()
 while budget.allows(spent):
     spent = budget.next(spent)  # and then the round
@@ -158,3 +159,16 @@ print(
 
 # %% [markdown]
 # ## What was learnt
+#
+# - An epsilon of 7.17 costs little: 0.328 of characters are foreseen, 0.347 without
+#   noise. One of 2.39 leaves 0.289, and at 0.99 nothing is learnt but to name the
+#   blank.
+# - That is what 761 clients pay. Noise is divided by the cohort: ten times the clients
+#   would have a tenth of it, at the same epsilon.
+# - Noise is the multiplier times the clip. One that is too low cuts off what roles have
+#   to say, and leaves 0.248; one that is too high drowns it, and leaves 0.162. A learnt
+#   one starts as low, finds its place within some rounds, and takes no run to choose.
+# - Rounds are paid for, too. An epsilon of 2 is spent after 64 of them, where 0.278
+#   were foreseen.
+#
+# Keys are secret, so that another run differs, by a hundredth or so.

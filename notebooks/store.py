@@ -36,7 +36,9 @@ def run(name: str) -> nbformat.NotebookNode:
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
     where = {"metadata": {"path": str(FOLDER)}}
-    ran = NotebookClient(notebook, resources=where, record_timing=False).execute()
+    ran = NotebookClient(
+        notebook, resources=where, record_timing=False, coalesce_streams=True
+    ).execute()
     # The kernel tells more of the language than two machines agree on.
     ran.metadata["language_info"] = {"name": "python"}
     for cell in ran.cells:

@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 .PHONY: demo secagg-demo private-training notebooks test check bench clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m notebooks first_lesson
+	$(BIN)/python -m notebooks first_lesson --out build/demo.png
 
 secagg-demo: $(VENV)/.secagg-demo
 	$(BIN)/python -m notebooks.secagg_demo

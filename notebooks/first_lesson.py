@@ -31,7 +31,7 @@ cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 # all clients one after the other; a cohort of it is a few integers.
 
 # %%
-pixels, labels = load_digits(return_X_y=True)
+pixels, labels = (np.asarray(x) for x in load_digits(return_X_y=True))
 images = (pixels / 16).astype(np.float32).reshape(-1, 8, 8, 1)
 order = rng.permutation(len(labels))
 test, rest = order[:297], order[297:]

@@ -21,7 +21,7 @@ import fedagg
 from fedagg import secagg
 
 CLIENTS = 10
-pixels, labels = load_digits(return_X_y=True)
+pixels, labels = (np.asarray(x) for x in load_digits(return_X_y=True))
 images = (pixels / 16).astype(np.float32)
 data, _ = fedagg.pad_clients([(images[i::10], labels[i::10]) for i in range(CLIENTS)])
 model = nnx.Linear(64, 10, rngs=nnx.Rngs(0))  # small enough to look at
@@ -81,7 +81,7 @@ def from_bytes(data, form):
 
 
 steps, state, total = training.steps, training.init(start), None
-told = to_bytes(steps.broadcast(state))
+told, sent = to_bytes(steps.broadcast(state)), b""
 train_at_home = jax.jit(steps.client)
 for client in np.flatnonzero(present):
     shared = from_bytes(told, steps.broadcast(state))

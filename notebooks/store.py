@@ -24,6 +24,12 @@ def names() -> list[str]:
     return [x.stem for x in scripts if x.read_text().startswith("# %% [markdown]")]
 
 
+def read(name: str) -> nbformat.NotebookNode:
+    """The notebook of a script, before it is run."""
+    script = jupytext.read(FOLDER / f"{name}.py")
+    return nbformat.reads(jupytext.writes(script, "ipynb"), as_version=4)
+
+
 def run(name: str) -> nbformat.NotebookNode:
     """The notebook of a script, with what it shows.
 
@@ -31,7 +37,7 @@ def run(name: str) -> nbformat.NotebookNode:
         CellExecutionError: if a cell does.
         RuntimeError: if a cell warns.
     """
-    notebook = jupytext.read(FOLDER / f"{name}.py")
+    notebook = read(name)
     notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"

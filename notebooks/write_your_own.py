@@ -166,12 +166,12 @@ print(output.value, "of", output.metrics["voters"], "voters")
 # that it has a million examples; or eight send their change reversed and tenfold.
 
 # %%
-pixels, labels = load_digits(return_X_y=True)
+pixels, labels = (np.asarray(x) for x in load_digits(return_X_y=True))
 images = (pixels / 16).astype(np.float32)
 test = slice(1500, None)
 clients = [(images[i:1500:20], labels[i:1500:20]) for i in range(20)]
 table = fedagg.ClientTable.of(clients)
-wrong = (clients[0][0], (clients[0][1] + 1) % 10)
+wrong = (images[:1500:20], (labels[:1500:20] + 1) % 10)
 mislabelled = fedagg.ClientTable.of([wrong, *clients[1:]])
 model = nnx.Linear(64, 10, rngs=nnx.Rngs(0))
 start, loss = fedagg.nnx_loss(model, optax.softmax_cross_entropy_with_integer_labels)
@@ -192,7 +192,7 @@ def train(aggregator, table=table, weights=table.sizes, factors=None):
     for key in jax.random.split(jax.random.key(1), 30):
         state, variables, _ = next_round(state, rows, weights, key)
         nnx.update(model, variables["params"], variables["state"])
-        guesses = model(images[test]).argmax(axis=-1)
+        guesses = model(jnp.asarray(images[test])).argmax(axis=-1)
         accuracy.append(float(np.mean(guesses == labels[test])))
     return accuracy
 

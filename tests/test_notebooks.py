@@ -5,10 +5,9 @@ import json
 import pathlib
 import re
 
-import jupytext
 import pytest
 
-from notebooks.store import names
+from notebooks.store import names, read
 
 FOLDER = pathlib.Path(__file__).parents[1] / "notebooks"
 LARGEST = 300_000  # bytes
@@ -36,7 +35,7 @@ def test_every_notebook_has_a_script():
 
 @pairs
 def test_a_script_and_its_notebook_have_the_same_cells(name):
-    script = jupytext.read(FOLDER / f"{name}.py").cells
+    script = read(name).cells
 
     cells = [(x["cell_type"], "".join(x["source"])) for x in stored(name)["cells"]]
 

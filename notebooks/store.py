@@ -9,10 +9,12 @@ from run to run without a reason: progress bars, times, random identifiers.
 import os
 import pathlib
 import sys
+from typing import Any
 
 import jupytext
 import nbformat
 from nbclient import NotebookClient
+from nbformat.v4 import new_notebook
 
 FOLDER = pathlib.Path(__file__).parent
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -26,8 +28,8 @@ def names() -> list[str]:
 
 def read(name: str) -> nbformat.NotebookNode:
     """The notebook of a script, before it is run."""
-    script = jupytext.read(FOLDER / f"{name}.py")
-    return nbformat.reads(jupytext.writes(script, "ipynb"), as_version=4)
+    script: Any = jupytext.read(FOLDER / f"{name}.py")
+    return new_notebook(cells=script.cells)
 
 
 def run(name: str) -> nbformat.NotebookNode:

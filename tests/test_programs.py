@@ -41,7 +41,7 @@ def test_the_demo_learns_with_robust_aggregation_and_not_without(tmp_path):
 def test_one_bit_a_parameter_is_enough_with_a_rotation_and_not_without(tmp_path):
     shown = lesson("how_many_bits", tmp_path)
 
-    rows = re.findall(r"^(\D+?) +(\d*) +([\d.]+) +([\d.]+)$", shown, re.M)
+    rows = re.findall(r"^(\w.*?)  +(\d*) +([\d.]+) +([\d.]+)$", shown, re.M)
     sent = {(title, bits): float(x) for title, bits, x, _ in rows}
     accuracy = {(title, bits): float(x) for title, bits, _, x in rows}
     assert sent["EDEN", "1"] < 1.1 and sent["float32", ""] == 32.0

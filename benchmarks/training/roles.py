@@ -15,7 +15,7 @@ def read_roles(number: int, tokens: int, seed: int) -> list[Examples]:
     Raises:
         ImportError: if a package that reads the plays is missing.
     """
-    notebook = importlib.import_module("notebooks.private_training")
+    notebook = importlib.import_module("notebooks.plays")
     try:
         texts = notebook.coded_roles()
     except SystemExit as missing:

@@ -16,7 +16,7 @@ Examples = tuple[np.ndarray, np.ndarray]  # inputs [m, ...] and targets [m, ...]
 Parameters = dict[str, np.ndarray]
 
 TOKENS = 80  # of an example, in characters
-SYMBOLS = 67  # of the plays, as notebooks.private_training counts them
+SYMBOLS = 67  # of the plays, as notebooks.plays counts them
 RANK = 4  # of LoRA
 CLIENTS = 50  # of the first row; others keep their number in proportion to it
 

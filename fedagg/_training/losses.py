@@ -94,4 +94,5 @@ def nnx_loss(
             )
         return loss(outputs, targets), {"state": changed}
 
-    return {"params": parameters, "state": state}, batch_loss
+    # Copies: nnx.split gives the module's own variables, which change when it does.
+    return pytree.copy({"params": parameters, "state": state}), batch_loss

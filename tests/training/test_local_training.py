@@ -375,6 +375,17 @@ def test_an_nnx_model_that_draws_needs_a_key():
     a_round_with(loss, variables=variables, key=jax.random.key(0))
 
 
+def test_nnx_variables_stay_when_the_model_is_given_others():
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    variables, _ = fedagg.nnx_loss(model, LOSS)
+    before = jax.tree.map(np.array, variables)
+
+    trained = jax.tree.map(jnp.zeros_like, variables)
+    nnx.update(model, trained["params"], trained["state"])
+
+    jax.tree.map(np.testing.assert_array_equal, variables, before)
+
+
 def test_an_nnx_state_alone_is_no_model():
     model = NNXModel(0.0, nnx.Rngs(0))
     _, loss = fedagg.nnx_loss(model, LOSS)

@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 from fedagg._aggregator import Aggregator, Steps
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
+from fedagg._trees.kinds import array_leaves, check_function, check_kind
 from fedagg._trees.weights import as_weights
 from fedagg._types import Output, PyTree
 
@@ -84,19 +85,24 @@ def federated_averaging(
         aggregator: any. A pair made by hand counts as not private.
 
     Raises:
-        TypeError: in `next`, as `aggregator` does.
-        ValueError: in `next`, as `aggregator` does.
+        TypeError: if an argument is of another type; in `next`, as `aggregator` does.
+        ValueError: in `init`, for a model without parameters; in `next`, as
+            `aggregator` does.
 
     Reference: McMahan et al., "Communication-Efficient Learning of Deep Networks from
         Decentralized Data", 2017, algorithm 1; Reddi et al., "Adaptive Federated
         Optimization", 2021, algorithm 1.
     """
-
+    check_function("(variables, row, key, ...)", client_work=client_work)
+    check_kind(optax.GradientTransformation, server_optimizer=server_optimizer)
+    check_kind(Aggregator, aggregator=aggregator)
     stage = aggregator.stage
     is_private = stage is not None and stage.traits.is_private
 
     def init(variables: PyTree) -> TrainingState:
-        variables = jax.tree.map(jnp.asarray, plain_model(variables))
+        variables = array_leaves(plain_model(variables), "variables")
+        _check_has_parameters(variables)
+        variables = jax.tree.map(jnp.asarray, variables)
         return TrainingState(
             variables,
             server_optimizer.init(split_model(variables)[0]),
@@ -133,7 +139,10 @@ def federated_averaging(
         memory: PyTree = None,
     ) -> Any:
         _check_state(state)
-        present = as_weights(weights, checks.count_clients(client_data)) > 0.0
+        takes = "(variables, row, key" + (")" if memory is None else ", memory)")
+        check_function(takes, client_work=client_work)
+        n = _count_clients(client_data)
+        present = as_weights(weights, n) > 0.0
         work = Partial(client_work, state.variables)
         given = {} if memory is None else {"memory": memory}
         change = aggregator.next(
@@ -186,8 +195,29 @@ def _check_state(state: Any) -> None:
     if not isinstance(state, TrainingState):
         raise TypeError(
             "state: expected the state that init or the last round returned, got a "
-            f"{type(state).__name__}. The model is state.variables."
+            f"{type(state).__name__}. next takes (state, client_data, weights, key), "
+            "and the model is state.variables."
         )
+
+
+def _check_has_parameters(variables: PyTree) -> None:
+    if not pytree.flatten(split_model(variables)[0])[0]:
+        raise ValueError(
+            "variables: expected a model with parameters, as model.init(key, inputs) "
+            f"returns it, got {variables!r}."
+        )
+
+
+def _count_clients(client_data: PyTree) -> int:
+    """How many there are, or an error that says how their data are stacked."""
+    try:
+        return checks.count_clients(client_data, "client_data")
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Of a list of data sets: client_data, weights = "
+            "pad_clients(datasets), or ClientTable.of(datasets), of which a cohort is "
+            "table[[3, 1, 4]]."
+        ) from None
 
 
 def plain_model(variables: PyTree) -> PyTree:

@@ -1,9 +1,49 @@
 """Keys: split, taken out of a state, which no checkpoint holds, and put back."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from fedagg._trees import pytree
+from fedagg._trees.kinds import described
 from fedagg._types import PyTree
+
+
+def as_key(key: Any, argument: str = "key") -> jax.Array | None:
+    """The key, typed; an old one, of `jax.random.PRNGKey`, draws as before.
+
+    Raises:
+        TypeError: for what is no key, a seed for one.
+        ValueError: for several keys.
+    """
+    if key is None:
+        return None
+    expected = f"{argument}: expected one key, as jax.random.key(0) makes it"
+    if not isinstance(key, (jax.Array, np.ndarray)):
+        raise TypeError(f"{expected}, got {described(key)}.{_of_seed(key)}")
+    if pytree.is_key(key):
+        if key.shape:
+            raise ValueError(
+                f"{expected}, got {list(key.shape)} of them. Clients' keys are made "
+                "from the one."
+            )
+        return key
+    if key.dtype != jnp.uint32 or key.shape != _shape_of_old():
+        got = described(key) if key.shape else f"{key.dtype}[]"
+        raise TypeError(f"{expected}, got {got}.{_of_seed(key)}")
+    return jax.random.wrap_key_data(jnp.asarray(key))
+
+
+def _shape_of_old() -> tuple[int, ...]:
+    return jax.eval_shape(jax.random.PRNGKey, 0).shape
+
+
+def _of_seed(key: Any) -> str:
+    is_array = isinstance(key, (jax.Array, np.ndarray))
+    is_seed = key.ndim == 0 if is_array else isinstance(key, (int, np.integer))
+    return " Of a seed: jax.random.key(seed)." if is_seed else ""
 
 
 def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:

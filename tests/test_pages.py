@@ -12,7 +12,7 @@ from tests.test_api import MODULES, imports_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/guarantees.md"]
-PAGES += ["docs/style.md"]
+PAGES += ["docs/style.md", "docs/tff_tutorial.md"]
 
 every_page = pytest.mark.parametrize("page", PAGES)
 

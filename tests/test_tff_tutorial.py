@@ -1,7 +1,7 @@
 """TFF's tutorial on recommended aggregators: ours beside the rounds that TFF computed.
 
-The aggregators are those of `docs/tff_tutorial.md`, which runs here; `tests/data` has the
-rounds, recorded from TFF's own.
+The aggregators are those of `docs/tff_tutorial.md`, which runs here. The rounds are in
+`tests/data`, recorded from TFF's own.
 """
 
 from collections.abc import Iterator

@@ -75,7 +75,7 @@ def guarantee(
     | --- | --- |
     | protected | a client, with all of its value in all rounds |
     | against | who sees values, metrics and what clients are told, in every round |
-    | not against | the server itself, unless clients noise and a secure sum hides them |
+    | not against | the server itself, unless clients noise, under a secure sum |
     | outside | keys that are known; a client twice in a cohort; noise in float32 of |
     | | trees, bands and privatizers |
 

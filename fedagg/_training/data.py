@@ -22,7 +22,7 @@ def pad_clients(datasets: Iterable[PyTree]) -> tuple[tuple[PyTree, Any], Any]:
 
     Who is in a round is drawn by a sampler, `poisson(rate)` or `fixed_size(size, n)`;
     of its cohort, `jax.tree.map(lambda x: x[cohort.rows], client_data)` are the rows,
-    and `cohort.weights * sizes[cohort.rows]` the weights:
+    and `cohort.weights * sizes[cohort.rows]` the weights::
 
         (data, mask), sizes = pad_clients(datasets)
         sampler = fixed_size(10, len(datasets))

@@ -29,6 +29,7 @@ def prints_as_its_call(factory: Callable[P, R]) -> Callable[P, R]:
     annotation asks for one.
     """
     signature = inspect.signature(factory)
+    free: Callable[..., R] = factory  # of what it is given, once that is plain
     positional = [x.name for x in signature.parameters.values() if x.kind in _OF_ONE]
 
     @functools.wraps(factory)
@@ -39,7 +40,7 @@ def prints_as_its_call(factory: Callable[P, R]) -> Callable[P, R]:
         for name, x in named.items():
             if name in signature.parameters:
                 _check(name, x, signature.parameters[name].annotation)
-        made = factory(*given_in_order, **given_by_name)
+        made = free(*given_in_order, **given_by_name)
         given = [*map(as_written, given_in_order)]
         for name, x in given_by_name.items():
             parameter = signature.parameters.get(name)

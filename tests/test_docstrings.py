@@ -26,7 +26,7 @@ SIGNATURES = {
 NOISED = fedagg.quantile_bound(
     1.0, 0.5, 0.2, below_estimate_stddev=5.0, expected_num_clients=100
 )
-PRIVATE = {
+PRIVATE: dict[str, Any] = {
     "adaptive_gaussian_noise": lambda: fedagg.adaptive_gaussian_noise(1.0, 100),
     "adaptive_tree_noise": lambda: fedagg.adaptive_tree_noise(1.0, 100),
     "banded_noise": lambda: fedagg.banded_noise(1.0, 1.0, 10, bands=2, rounds=4),
@@ -164,7 +164,7 @@ def test_names_of_the_table_declare_mechanisms(name):
     if isinstance(made, fedagg.Bound):
         assert made.mechanism is not None
     else:
-        stage = made.stage if isinstance(made, fedagg.Aggregator) else made
+        stage: Any = made.stage if isinstance(made, fedagg.Aggregator) else made
         assert stage.traits.mechanisms
 
 

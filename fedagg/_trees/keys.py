@@ -23,17 +23,18 @@ def as_key(key: Any, argument: str = "key") -> jax.Array | None:
     expected = f"{argument}: expected one key, as jax.random.key(0) makes it"
     if not isinstance(key, (jax.Array, np.ndarray)):
         raise TypeError(f"{expected}, got {described(key)}.{_of_seed(key)}")
-    if pytree.is_key(key):
-        if key.shape:
+    found = jnp.asarray(key)
+    if pytree.is_key(found):
+        if found.shape:
             raise ValueError(
-                f"{expected}, got {list(key.shape)} of them. Clients' keys are made "
+                f"{expected}, got {list(found.shape)} of them. Clients' keys are made "
                 "from the one."
             )
-        return key
-    if key.dtype != jnp.uint32 or key.shape != _shape_of_old():
-        got = described(key) if key.shape else f"{key.dtype}[]"
-        raise TypeError(f"{expected}, got {got}.{_of_seed(key)}")
-    return jax.random.wrap_key_data(jnp.asarray(key))
+        return found
+    if found.dtype != jnp.uint32 or found.shape != _shape_of_old():
+        got = described(found) if found.shape else f"{found.dtype}[]"
+        raise TypeError(f"{expected}, got {got}.{_of_seed(found)}")
+    return jax.random.wrap_key_data(found)
 
 
 def _shape_of_old() -> tuple[int, ...]:

@@ -153,7 +153,9 @@ def test_an_aggregator_of_the_page_is_its_recipe_to_the_bit(tutorial, name):
         for i in range(2):
             values, weights = make_updates(4, seed=i, template=layer)
             output = jax.jit(aggregator.next)(state, values, weights, jax.random.key(i))
-            outputs.append(output)
+            # A chain of one stage has its state in a tuple more.
+            learnt = jax.tree.leaves(output.state)
+            outputs.append((learnt, output.value, output.metrics))
             state = output.state
         return outputs
 

@@ -609,9 +609,7 @@ TRAINING_MISTAKES = {
         lambda: api.linen_loss(nn.Dense(1), None), T, "loss", "(outputs, targets)"
     ),
     "examples without targets": mistake(
-        lambda: api.linen_loss(nn.Dense(1), optax.l2_loss)(
-            {}, jnp.ones((2, 3)), None
-        ),
+        lambda: api.linen_loss(nn.Dense(1), optax.l2_loss)({}, jnp.ones((2, 3)), None),
         *(T, "examples", "(inputs, targets)", "write the loss yourself"),
     ),
     "a number of cohorts": mistake(

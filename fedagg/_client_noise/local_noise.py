@@ -40,9 +40,8 @@ def local_gaussian_noise(
     under a secure sum, or of `gaussian_noise`, at the server.
 
     A value with a NaN or an infinite norm counts as zero, and is noised. In a mean of
-    `n` clients the noise
-    of an entry has a deviation of `clip * noise_multiplier / sqrt(n)`, which is
-    `sqrt(n)` times that of `gaussian_noise` with the same multiplier.
+    `n` clients the noise of an entry has a deviation of
+    `clip * noise_multiplier / sqrt(n)`, which is `sqrt(n)` times that of `gaussian_noise` with the same multiplier.
 
     Reports `{name}/stddev` `[]`, the noise's in an entry of a client's value.
 

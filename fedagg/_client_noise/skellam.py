@@ -34,8 +34,8 @@ def skellam(
     """A mean in which the clients' own noise hides what any one of them holds.
 
     For a sum that the server cannot look into: `aggregator(noise.secure_sum())` is such
-    a round, and `guarantee` has the epsilon of it. All that the server
-    learns has the noise in it, and no party is trusted to add it.
+    a round, and `guarantee` has the epsilon of it. All that the server learns has the
+    noise in it, and no party is trusted to add it.
 
     A client's value is taken as one vector, rotated, scaled down to an L2 norm of at
     most `clip`, and rounded randomly to integers on a grid, anew while that makes it
@@ -70,9 +70,8 @@ def skellam(
     client makes a key of its own, `secret_key()`, where `aggregator` makes all from
     one; each round draws from another key, made with the number of rounds that the
     server tells, and a client that does not trust it takes a new key each time. Stages
-    before this that make a client absent by what it holds, as
-    `zeroing(..., keep_weight=False)` does, or report or learn something without noise,
-    are refused.
+    before this are refused if they make a client absent by what it holds, as
+    `zeroing(..., keep_weight=False)` does, or report or learn something without noise.
 
     With a `quantile_bound` for a clip, each client sends whether it was below, with
     noise of its own as well, so that nothing is learnt without. `noise_multiplier` is

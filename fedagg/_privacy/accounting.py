@@ -1,4 +1,4 @@
-"""What noise is worth: from mechanisms and rounds to epsilon, and back.
+"""From mechanisms and rounds to epsilon, and back.
 
 `epsilon(1.0, 500, 1e-6, neighbors="add_or_remove")` is that of 500 rounds of
 `gaussian_noise(1.0, ...)`; `noise_multiplier_for` is its inverse.

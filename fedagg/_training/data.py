@@ -13,12 +13,12 @@ from fedagg._types import PyTree
 def pad_clients(datasets: Iterable[PyTree]) -> tuple[tuple[PyTree, Any], Any]:
     """Stacks clients' data sets of unequal sizes for `federated_averaging`.
 
-    A round is compiled for the shapes it is given, so that each new largest `m` and
-    each new number of clients costs a compilation, seconds of a model and minutes of a
-    large one. Pad all clients once and take rows of the result, `m` of the whole
-    population; or pad a cohort to one of a few sizes, a ladder such as powers of two,
-    by an absent client with that many examples of zeros. A `ClientTable` pads nothing,
-    and compiles once for cohorts of one size.
+    A round is compiled for the shapes that it is given: each new largest `m`, and each
+    new number of clients, costs a compilation, which takes longer than most rounds. So
+    keep to a fixed size, by padding all clients once and taking rows of the result; or
+    to a ladder of sizes, such as powers of two, by padding a cohort together with one
+    more client of weight zero, whose data set is zeros of that size. A `ClientTable`
+    pads nothing, and compiles once for cohorts of one number of clients.
 
     Who is in a round is drawn by a sampler, `poisson(rate)` or `fixed_size(size, n)`;
     of its cohort, `jax.tree.map(lambda x: x[cohort.rows], client_data)` are the rows,

@@ -279,13 +279,6 @@ WORK = {
     "a function of the row": mistake(
         works(lambda row: (row, {})), T, "work", "(row, key)", "which takes (row)"
     ),
-    "no value": mistake(
-        works(lambda row, key: (None, {})), V, "work", "['b']", "got no further leaf"
-    ),
-    "another value": mistake(
-        works(lambda row, key: ({"w": row["w"][None], "b": row["b"]}, {})),
-        *(V, "work", "['w'] of shape [3]", "got ['w'] of shape [1, 3]"),
-    ),
     "a word for a value": mistake(
         works(lambda row, key: ({"w": "x", "b": 1.0}, {})), T, "work", "['w'] is 'x'"
     ),
@@ -524,6 +517,12 @@ TRAINING_MISTAKES = {
             TRAINED, (EXAMPLES, MASK)
         ),
         *(T, "client_work", "(variables, row, key)", "which takes (m, row)"),
+    ),
+    "a change of another shape": mistake(
+        lambda: api.federated_averaging(
+            lambda model, row, key: (jnp.zeros(4), {}), SGD, PLAIN
+        ).next(TRAINED, (EXAMPLES, MASK)),
+        *(V, "client_work", "[(3,)]", "got [(4,)]", "local_training(loss, optimizer)"),
     ),
     "a model without parameters": mistake(
         lambda: TRAINING.init({"params": {}}), V, "variables", "model.init(key, inputs)"

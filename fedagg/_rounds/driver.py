@@ -67,7 +67,8 @@ def driven(stage: Stage, server: Server, sum_over: SumOver) -> Next:
         values = []  # a client's value, as shapes and dtypes
 
         def look(value: PyTree) -> None:
-            check_value(state, value, "updates" if work is None else "work")
+            if work is None:
+                check_value(state, value, "updates")
             values.append(value)
 
         def contribution(

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedagg._trees import checks, pytree
 from fedagg._trees.kinds import array_leaves, types_of
 from fedagg._trees.table import ClientTable
-from fedagg._types import PyTree
+from fedagg._types import PyTree, Update
 
 
 def checked_row(row: Any) -> tuple[PyTree, jax.Array | int, jax.Array]:
@@ -66,3 +67,28 @@ def checked_losses(made: Any, shape: tuple[int, ...]) -> tuple[jax.Array, PyTree
             "losses.mean(axis=1)."
         )
     return losses, made[1]
+
+
+def check_change(made: Any, variables: PyTree) -> None:
+    """Raises a ValueError for a change that is not like the model."""
+    if isinstance(made, tuple) and made and not isinstance(made, Update):
+        change = made[0].value if isinstance(made[0], Update) else made[0]
+        expected, got = pytree.shapes(variables), pytree.shapes(change)
+        if got != expected:
+            raise ValueError(
+                "client_work: expected a change with the shapes of the model, "
+                f"{expected}; got {got}. A loss is no work: local_training(loss, "
+                "optimizer) makes work of it."
+            )
+
+
+def count_clients_of(client_data: PyTree) -> int:
+    """How many there are, or an error that says how their data are stacked."""
+    try:
+        return checks.count_clients(client_data, "client_data")
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Of a list of data sets: client_data, weights = "
+            "pad_clients(datasets), or ClientTable.of(datasets), of which a cohort is "
+            "table[[3, 1, 4]]."
+        ) from None

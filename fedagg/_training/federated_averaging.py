@@ -11,7 +11,8 @@ from jax.tree_util import Partial
 
 from fedagg._aggregator import Aggregator, Steps
 from fedagg._sentence import prints_as_its_call
-from fedagg._trees import checks, pytree
+from fedagg._training.checked import check_change, count_clients_of
+from fedagg._trees import pytree
 from fedagg._trees.kinds import array_leaves, check_function, check_kind
 from fedagg._trees.weights import as_weights
 from fedagg._types import Output, PyTree
@@ -99,6 +100,11 @@ def federated_averaging(
     stage = aggregator.stage
     is_private = stage is not None and stage.traits.is_private
 
+    def changing(variables: PyTree, *row_and_more: Any) -> Any:
+        made = client_work(variables, *row_and_more)
+        check_change(made, variables)
+        return made
+
     def init(variables: PyTree) -> TrainingState:
         variables = array_leaves(plain_model(variables), "variables")
         _check_has_parameters(variables)
@@ -141,9 +147,9 @@ def federated_averaging(
         _check_state(state)
         takes = "(variables, row, key" + (")" if memory is None else ", memory)")
         check_function(takes, client_work=client_work)
-        n = _count_clients(client_data)
+        n = count_clients_of(client_data)
         present = as_weights(weights, n) > 0.0
-        work = Partial(client_work, state.variables)
+        work = Partial(changing, state.variables)
         given = {} if memory is None else {"memory": memory}
         change = aggregator.next(
             state.aggregator, client_data, weights, key, work=work, **given
@@ -153,7 +159,7 @@ def federated_averaging(
         change, kept = change
         return stepped(state, change, jnp.any(present)), kept
 
-    steps = _steps(client_work, aggregator.steps, stepped)
+    steps = _steps(changing, aggregator.steps, stepped)
     return Aggregator(init, next, steps, aggregator.message, aggregator.stage)
 
 
@@ -206,18 +212,6 @@ def _check_has_parameters(variables: PyTree) -> None:
             "variables: expected a model with parameters, as model.init(key, inputs) "
             f"returns it, got {variables!r}."
         )
-
-
-def _count_clients(client_data: PyTree) -> int:
-    """How many there are, or an error that says how their data are stacked."""
-    try:
-        return checks.count_clients(client_data, "client_data")
-    except ValueError as error:
-        raise ValueError(
-            f"{error} Of a list of data sets: client_data, weights = "
-            "pad_clients(datasets), or ClientTable.of(datasets), of which a cohort is "
-            "table[[3, 1, 4]]."
-        ) from None
 
 
 def plain_model(variables: PyTree) -> PyTree:

@@ -122,13 +122,13 @@ UPDATES_OF_NEXT = {
     ),
     "lists of numbers": mistake(
         next_with({"w": [[1.0, 2.0, 3.0]], "b": [1.0]}),
-        *(T, "updates", "['b'][0] is 1.0", "jnp.asarray"),
+        *(T, "updates", "['b'][0] is a float", "jnp.asarray"),
     ),
     "words": mistake(
         next_with({"w": np.ones((4, 3), object), "b": jnp.ones(4)}),
         *(T, "updates", "['w']", "object", "jnp.asarray"),
     ),
-    "nothing": mistake(next_with(None), V, "updates", "got no arrays", "[n, ...]"),
+    "nothing": mistake(next_with(None), V, "updates", "no arrays", "[n, ...]"),
     "integers": mistake(
         next_with({"w": jnp.ones((4, 3), jnp.int32), "b": jnp.ones(4)}),
         *(T, "clipping", "['w'] has dtype int32", "Cast it"),

@@ -165,16 +165,17 @@ def count_clients(stacked: PyTree, name: str = "updates") -> int:
     leaves = pytree.leaves_with_names(table.apart(stacked)[0])
     if not leaves:
         raise ValueError(
-            f"{name}: expected arrays with a leading axis of clients, [n, ...]; got "
-            "no arrays."
+            f"{name} holds no arrays: expected leaves of shape [n, ...], a row for each "
+            "client."
         )
     first, n = leaves[0][0], None
     for path, x in leaves:
         is_text = isinstance(x, np.ndarray) and x.dtype.kind in "OSU"
         if is_text or not isinstance(x, _ARRAYS):
             raise TypeError(
-                f"{name}: expected arrays of shape [n, ...] as leaves; {path} is "
-                f"{described(x)}, no array of numbers: make it one with jnp.asarray."
+                f"{name}: expected arrays of shape [n, ...] as leaves; {path} is a "
+                f"{type(x).__name__}{_dtype_of(x)}. Make an array of numbers of it: "
+                "jnp.asarray."
             )
         if len(x.shape) == 0:
             raise ValueError(
@@ -195,6 +196,10 @@ def count_clients(stacked: PyTree, name: str = "updates") -> int:
             "round without clients give rows of weight zero."
         )
     return n
+
+
+def _dtype_of(x: Any) -> str:
+    return f" of dtype {x.dtype}" if isinstance(x, np.ndarray) else ""
 
 
 def check_key(key: jax.Array | None, name: str, draws: str) -> jax.Array:

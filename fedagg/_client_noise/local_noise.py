@@ -41,7 +41,8 @@ def local_gaussian_noise(
 
     A value with a NaN or an infinite norm counts as zero, and is noised. In a mean of
     `n` clients the noise of an entry has a deviation of
-    `clip * noise_multiplier / sqrt(n)`, which is `sqrt(n)` times that of `gaussian_noise` with the same multiplier.
+    `clip * noise_multiplier / sqrt(n)`, which is `sqrt(n)` times that
+    of `gaussian_noise` with the same multiplier.
 
     Reports `{name}/stddev` `[]`, the noise's in an entry of a client's value.
 

@@ -165,8 +165,8 @@ def count_clients(stacked: PyTree, name: str = "updates") -> int:
     leaves = pytree.leaves_with_names(table.apart(stacked)[0])
     if not leaves:
         raise ValueError(
-            f"{name} holds no arrays: expected leaves of shape [n, ...], a row for each "
-            "client."
+            f"{name} holds no arrays: expected leaves of shape [n, ...], a row for "
+            "each client."
         )
     first, n = leaves[0][0], None
     for path, x in leaves:

@@ -1,7 +1,34 @@
 """Federated aggregation in JAX: many clients' updates into one.
 
 An aggregator is a pair of pure functions, `init` and `next`, made of stages: what each
-client computes, a sum over clients, and what the server makes of the sum.
+client computes, a sum over clients, and what the server makes of the sum. There are
+
+- rounds: `aggregator`, `combining`, `chain`, `with_error_feedback`
+- recipes: `robust_aggregator`, `compression_aggregator`, `secure_aggregator`,
+  `dp_aggregator`, `distributed_dp_aggregator`
+- bounds: `mean`, `zeroing`, `clipping`, `quantile_bound`
+- rules where clients lie: `median`, `trimmed_mean`, `mean_around_median`, `krum`,
+  `multi_krum`, `bulyan`, `minimum_diameter`, `smea`, `caf`, `geometric_median`,
+  `centered_clipping`; before them `nearest_neighbor_mixing`, `bucketing`,
+  `adaptive_robust_clipping`; `fedagg.attacks` has what liars send
+- fewer bits: `quantization`, `qsgd`, `terngrad`, `sign`, `top_k`, `random_k`, `eden`,
+  `drive`, `rotation`, `discretization`, `elias_gamma`, `with_distortion`,
+  `message_bits`
+- privacy: `gaussian_noise`, `tree_noise`, `banded_noise`, `matrix_factorization_noise`,
+  the two that learn a clip, `adaptive_gaussian_noise`, `adaptive_tree_noise`; by
+  clients `skellam`, `discrete_gaussian`, `local_gaussian_noise`; `noised_metrics`,
+  `secret_key`, `without_guarantee`; and its price, `guarantee`, `epsilon`, `budget`,
+  `noise_multiplier_for`, `audit`
+- who is in a round: `poisson`, `fixed_size`, `cyclic`, `separated`
+- secure sums: `secure_sum`, `secure_modular_sum`, `modular_clipping`, `server_view`;
+  `fedagg.secagg` is the protocol
+- training: `federated_averaging`, `local_training`, `linen_loss`, `nnx_loss`,
+  `pad_clients`, `ClientTable`, `prefetch`
+- ways to sum: `at_once`, `in_chunks`, `across`, `cpu_mesh`
+- types, for parts of your own: `Stage`, `Update`, `Output`, `Traits`, `Bound`, `Rule`,
+  `Payload`, `Mechanism`, `Sampler`, `Aggregator`, `Steps`
+
+`help(fedagg.aggregator)` has how to write a round, and each function its own.
 """
 
 from fedagg._aggregator import Aggregator, Steps
@@ -44,13 +71,9 @@ from fedagg._privacy.noised_metrics import noised_metrics
 from fedagg._privacy.samplers import Sampler, cyclic, fixed_size, poisson, separated
 from fedagg._privacy.secret import secret_key
 from fedagg._privacy.tree_noise import adaptive_tree_noise, tree_noise
-from fedagg._recipes import (
-    compression_aggregator,
-    distributed_dp_aggregator,
-    dp_aggregator,
-    robust_aggregator,
-    secure_aggregator,
-)
+from fedagg._recipes.private import distributed_dp_aggregator, dp_aggregator
+from fedagg._recipes.robust import compression_aggregator, robust_aggregator
+from fedagg._recipes.secure import secure_aggregator
 from fedagg._rounds.aggregator import aggregator
 from fedagg._rounds.chain import chain
 from fedagg._rounds.combining import combining

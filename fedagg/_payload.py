@@ -8,13 +8,33 @@ from fedagg._types import PyTree
 
 
 class Payload:
-    """Something that travels in place of an array, or of a tree of arrays.
+    """A coded message: what travels in place of an array, or of a tree of arrays.
 
     A client's value is a tree of arrays and of payloads. A compressor of your own makes
     a payload of each array: a frozen dataclass derived from this one and registered
     with JAX as a pytree, both of which `flax.struct.dataclass` does, with a `decode`.
     Its arrays are what goes on the wire. The stage that makes payloads declares
-    `codes` in its `Traits`.
+    `codes` in its `Traits`. This one sends signs, and the mean size of an entry::
+
+        @flax.struct.dataclass
+        class Signs(Payload):
+            signs: jax.Array  # int8
+            size: jax.Array  # []
+
+            def decode(self) -> jax.Array:
+                return self.size * self.signs.astype(jnp.float32)
+
+        def signs() -> Stage:
+            def coded(x):
+                x = x.astype(jnp.float32)
+                return Signs(jnp.sign(x).astype(jnp.int8), jnp.mean(jnp.abs(x)))
+
+            def client(update, key):
+                return update._replace(value=jax.tree.map(coded, update.value)), ()
+
+            return Stage.stateless(client, traits=Traits("signs", codes=True))
+
+        aggregator(mean(), signs())
 
     Attributes:
         is_added: whether the server adds it leaf by leaf as it is, without decoding;
@@ -37,7 +57,7 @@ class Payload:
         return self
 
     def bits(self) -> int:
-        """Its size on the wire, by default that of its arrays as they are."""
+        """Its size on the wire: by default, the sum of the sizes of its arrays."""
 
         def add(bits: int, x: jax.Array) -> int:
             return bits + 8 * x.size * x.dtype.itemsize

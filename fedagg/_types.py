@@ -139,6 +139,30 @@ def _update_noised_is_missing(state: PyTree, note: PyTree) -> PyTree:
 class Bound(NamedTuple):
     """A bound on a statistic of a client, fixed or learnt from the clients.
 
+    Stages ask it for its value and tell it each client's statistic, a norm, say. To
+    write one, return it from a function of its options. This one follows twice the mean
+    of the clients' statistics, of which NaN is taken for the bound::
+
+        def twice_the_mean(first: float) -> Bound:
+            def note(shared, x):  # at a client
+                told = jnp.where(x <= shared, x, shared)
+                return told, jnp.float32(1.0)
+
+            def update(state, note, key):  # at the server, from the sum of the notes
+                told, count = note
+                mean = told / jnp.where(count > 0.0, count, 1.0)
+                return jnp.where(count > 0.0, 2.0 * mean, state)
+
+            return Bound(
+                init=lambda: jnp.float32(first),
+                broadcast=lambda state: state,
+                value=lambda shared: shared,
+                note=note,
+                update=update,
+            )
+
+        aggregator(clipping(twice_the_mean(1.0)), mean())
+
     Attributes:
         init: `() -> state`.
         broadcast: `(state) -> shared`, all that clients learn of the state.
@@ -184,6 +208,24 @@ class Bound(NamedTuple):
 
 class Rule(NamedTuple):
     """Combines clients other than by a sum.
+
+    To write one, return it from a function of its options. Values are stacked,
+    `[n, ...]`, and a client of weight zero is absent: it must change nothing, whatever
+    it holds. This one takes the value of the client with the most weight::
+
+        def heaviest() -> Rule:
+            def combine(state, updates, key):
+                at = jnp.argmax(updates.weight)
+                is_anyone = updates.weight[at] > 0.0
+                value = jax.tree.map(
+                    lambda x: jnp.where(is_anyone, x[at], jnp.zeros_like(x[at])),
+                    updates.value,
+                )
+                return Output(state, value, {"heaviest/weight": updates.weight[at]})
+
+            return Rule(init=lambda template: (), combine=combine)
+
+        combining(heaviest(), clipping(1.0))
 
     Attributes:
         init: `(template) -> state`.

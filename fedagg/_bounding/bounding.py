@@ -15,6 +15,7 @@ from fedagg._bounding.bounds import as_bound
 from fedagg._messages.marks import Noised
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
+from fedagg._trees.kinds import described
 from fedagg._types import Bound, Output, PyTree, Stage, Traits, Update
 
 
@@ -50,7 +51,15 @@ def zeroing(
 
     No noise hides that number, or what a bound learns without noise. Before a private
     stage, `gaussian_noise` say, give `counted=False`, and a bound that is a number or
-    learns with noise, which `guarantee` then composes.
+    learns with noise, which `guarantee` then composes:
+
+    | guarantee | of a noised bound and `counted=False` |
+    | --- | --- |
+    | protected | a client, with the bit that the bound learns of it in each round |
+    | relation | that of the private stage after it |
+    | against | all who see what comes out; not the server, which sees sums |
+    | sampling | that of the private stage after it |
+    | outside | the value itself, which the private stage noises; a key that is known |
 
     Args:
         bound: the largest norm to keep, over all leaves of a value together. Positive.
@@ -67,8 +76,12 @@ def zeroing(
     Reference: TensorFlow Federated, `tff.aggregators.zeroing_factory`.
     """
     bound = as_bound(bound)
-    if norm_order not in (1.0, 2.0, math.inf):
-        raise ValueError(f"norm_order must be 1, 2 or infinity, got {norm_order=}.")
+    is_number = isinstance(norm_order, (int, float))
+    if not is_number or norm_order not in (1.0, 2.0, math.inf):
+        raise ValueError(
+            "norm_order must be 1, 2 or math.inf, got "
+            f"norm_order={described(norm_order)}."
+        )
 
     def client(shared: PyTree, update: Update, key: jax.Array | None):
         del key
@@ -98,7 +111,16 @@ def clipping(
     | whose norm overflows, 1.8e19 in float32 | is scaled to zero |
 
     Reports `{name}/bound` `[]`, this round's bound, and `{name}/count` `[]`, the number
-    of clients scaled down. As in `zeroing`, no noise hides what clients report.
+    of clients scaled down. As in `zeroing`, no noise hides what clients report; before
+    a private stage:
+
+    | guarantee | of a noised bound and `counted=False` |
+    | --- | --- |
+    | protected | a client, with the bit that the bound learns of it in each round |
+    | relation | that of the private stage after it |
+    | against | all who see what comes out; not the server, which sees sums |
+    | sampling | that of the private stage after it |
+    | outside | the value itself, which the private stage noises; a key that is known |
 
     Args:
         bound: the largest norm, over all leaves of a value together. Positive.

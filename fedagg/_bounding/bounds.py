@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
 from fedagg._trees.keys import key_of_round
+from fedagg._trees.kinds import described
 from fedagg._types import Bound, PyTree
 
 # A geometric estimate stays in this range, from where it can always come back: neither
@@ -47,7 +48,8 @@ def as_bound(bound: Bound | float) -> Bound:
         checks.check_above_zero(bound=bound)
     except TypeError:
         raise TypeError(
-            f"bound must be a positive number or a Bound, got {bound=}."
+            "bound must be a positive number or a Bound, as quantile_bound(...) returns"
+            f" it, got bound={described(bound)}."
         ) from None
     limit = float(bound)
     return Bound(
@@ -95,6 +97,14 @@ def quantile_bound(
     draws the noise on the count itself; and for a `zeroing` before that, which costs
     what its `mechanism` says: each round one `gaussian(2 * below_estimate_stddev)`. The
     key is to be secret, as in `gaussian_noise`; each round draws from one of its own.
+
+    | guarantee | with `below_estimate_stddev` and `expected_num_clients` |
+    | --- | --- |
+    | protected | a client, with the bit that it reports in each round |
+    | relation | that of the private stage that it is in, or before |
+    | against | all who see what comes out; not the server, which sees sums |
+    | sampling | that of the private stage that it is in, or before |
+    | outside | the value itself, which the private stage noises; a key that is known |
 
     Args:
         initial_estimate: the first `C`. Positive.

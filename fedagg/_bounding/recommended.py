@@ -5,6 +5,7 @@ import math
 from fedagg._bounding.bounding import clipping as clipping_stage
 from fedagg._bounding.bounding import zeroing as zeroing_stage
 from fedagg._bounding.bounds import quantile_bound
+from fedagg._trees.kinds import described
 from fedagg._types import Bound, Stage
 
 # Whether to bound, by the default bound; or the bound.
@@ -29,5 +30,6 @@ def _chosen(argument: str, choice: Choice, default: Bound) -> Bound | float | No
     if isinstance(choice, (int, float, Bound)):
         return choice
     raise TypeError(
-        f"{argument}: expected True, False, a number or a Bound, got {choice!r}."
+        f"{argument}: expected True, False, a number or a Bound, as quantile_bound(...)"
+        f" returns it, got {described(choice)}. Without it: {argument}=False."
     )

@@ -27,8 +27,16 @@ def discrete_gaussian(
     Each client adds an integer `i` to an entry with a chance in proportion to
     `exp(-i**2 / (2 s**2))`. A sum of such draws is not of the same law. It is all the
     nearer to it, the larger the noise: the curve accounts for the difference, which is
-    nothing to speak of where a client's noise is of three steps or more. All else is as
-    in `skellam`.
+    negligible where a client's noise is of three steps or more. All else is as in
+    `skellam`.
+
+    | guarantee | |
+    | --- | --- |
+    | protected | a client, with all that it holds, over all rounds together |
+    | relation | "zero_out", "replace_one": that it takes part is known |
+    | against | all, the server too, to whom a secure sum shows the sum alone |
+    | sampling | none, `cyclic` of a rate of one, `separated` |
+    | outside | clients who add no noise, beyond those `smallest_cohort` leaves out |
 
     Args:
         noise_multiplier: as in `skellam`.
@@ -61,6 +69,14 @@ def discrete_gaussian_noise(
     **settings: Unpack[Settings],
 ) -> Stage:
     """The stage of `discrete_gaussian`, as `skellam_noise` is that of `skellam`.
+
+    | guarantee | |
+    | --- | --- |
+    | protected | a client, with all that it holds, over all rounds together |
+    | relation | "zero_out", "replace_one": that it takes part is known |
+    | against | all, the server too, in a secure sum; without one not the server |
+    | sampling | none, `cyclic` of a rate of one, `separated` |
+    | outside | clients who add no noise, beyond those `smallest_cohort` leaves out |
 
     Args:
         noise_multiplier: as in `skellam_noise`, and so are all that follow.

@@ -24,6 +24,14 @@ def local_gaussian_noise(
     itself is private, whoever sees it. What comes after is post-processing, `mean` and
     compressors included.
 
+    | guarantee | |
+    | --- | --- |
+    | protected | a client's value in a round; `epsilon` composes rounds |
+    | relation | "replace_one", by `epsilon`: `guarantee` knows nothing of it |
+    | against | all, the server too, whoever sees the client's message |
+    | sampling | none |
+    | outside | weights, who takes part, metrics of the work, low bits of floats |
+
     The exact norm is at most `clip`: what the norm in float32 may be wrong by is taken
     off. The key is the client's own, secret and fresh, `secret_key()`: of it, each
     round draws from another. Noise is in float32, on a grid and up to 5.4 deviations,
@@ -31,11 +39,10 @@ def local_gaussian_noise(
     tell of the value (Mironov 2012). Integers have no such bits: those of `skellam`,
     under a secure sum, or of `gaussian_noise`, at the server.
 
-    Protected is a client's value in a round, from everybody. Not noised are the
-    client's weight, that it took part, and metrics of its work. A value with a NaN or
-    an infinite norm counts as zero, and is noised. In a mean of `n` clients the noise
-    of an entry has a deviation of `clip * noise_multiplier / sqrt(n)`, which is
-    `sqrt(n)` times that of `gaussian_noise` with the same multiplier.
+    A value with a NaN or an infinite norm counts as zero, and is noised. In a mean of
+    `n` clients the noise of an entry has a deviation of
+    `clip * noise_multiplier / sqrt(n)`, which is `sqrt(n)` times that
+    of `gaussian_noise` with the same multiplier.
 
     Reports `{name}/stddev` `[]`, the noise's in an entry of a client's value.
 

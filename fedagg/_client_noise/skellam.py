@@ -7,7 +7,7 @@ from fedagg._bounding.bounds import as_bound
 from fedagg._client_noise.distributed_noise import report_of
 from fedagg._client_noise.grid import calibrate
 from fedagg._client_noise.mechanism import ClientNoise, Law, Settings, clip_of
-from fedagg._compression.rotation import rotated_length
+from fedagg._compression.rotation import check_rotation
 from fedagg._mechanism import RenyiCurve
 from fedagg._privacy import integer_laws
 from fedagg._privacy.private import check_positive
@@ -34,8 +34,8 @@ def skellam(
     """A mean in which the clients' own noise hides what any one of them holds.
 
     For a sum that the server cannot look into: `aggregator(noise.secure_sum())` is such
-    a round, of which `guarantee` says what it is worth. All that the server
-    learns has the noise in it, and no party is trusted to add it.
+    a round, and `guarantee` has the epsilon of it. All that the server learns has the
+    noise in it, and no party is trusted to add it.
 
     A client's value is taken as one vector, rotated, scaled down to an L2 norm of at
     most `clip`, and rounded randomly to integers on a grid, anew while that makes it
@@ -43,6 +43,14 @@ def skellam(
     variables, and sends all modulo `2**bits`. The server rotates the sum back, and
     divides it by `clients_per_round`, which is public and does not follow the clients
     present.
+
+    | guarantee | |
+    | --- | --- |
+    | protected | a client, with all that it holds, over all rounds together |
+    | relation | "zero_out", "replace_one": that it takes part is known |
+    | against | all, the server too, to whom a secure sum shows the sum alone |
+    | sampling | none, `cyclic` of a rate of one, `separated` |
+    | outside | clients who add no noise, beyond those `smallest_cohort` leaves out |
 
     Noise is calibrated to `smallest_cohort`: that many clients together add a deviation
     of `noise_multiplier` clips to each entry of the sum, those that are more add to it.
@@ -58,16 +66,12 @@ def skellam(
     | others know a client's key | one fewer in `smallest_cohort` |
     | an entry of the sum wraps around | less accuracy, and no less privacy |
 
-    The guarantee is of who holds what, not of who takes part, which the server of a
-    secure sum knows, and protects a client from all who see sums, the server too. One
-    in two rows of a cohort moves the sum by two clips. `guarantee` takes
-    `neighbors="zero_out"` or `"replace_one"`. In a deployment each client makes a key
-    of its own, `secret_key()`, where `aggregator`
-    makes all from one; each round draws from another key, made with the number of
-    rounds that the server tells, and a client that does not trust it takes a new key
-    each time. Stages before this that make a client absent by what it holds, as
-    `zeroing(..., keep_weight=False)` does, or report or learn something without noise,
-    are refused.
+    A client in two rows of a cohort moves the sum by two clips. In a deployment each
+    client makes a key of its own, `secret_key()`, where `aggregator` makes all from
+    one; each round draws from another key, made with the number of rounds that the
+    server tells, and a client that does not trust it takes a new key each time. Stages
+    before this are refused if they make a client absent by what it holds, as
+    `zeroing(..., keep_weight=False)` does, or report or learn something without noise.
 
     With a `quantile_bound` for a clip, each client sends whether it was below, with
     noise of its own as well, so that nothing is learnt without. `noise_multiplier` is
@@ -130,7 +134,7 @@ def skellam(
         learns=report_of(bound) is not None,
         count_stddev=count_stddev,
     )
-    rotated_length(rotation, 1)  # for its error, of an unknown rotation
+    check_rotation(rotation=rotation)
     return ClientNoise(
         _LAW, bound, clients_per_round, calibration, rotation, seed, name
     )
@@ -151,6 +155,14 @@ def skellam_noise(
 
     Short for `skellam(...).stage()`. With a `target_quantile` the clip is
     `quantile_bound(clip, target_quantile, learning_rate)`, and begins at `clip`.
+
+    | guarantee | |
+    | --- | --- |
+    | protected | a client, with all that it holds, over all rounds together |
+    | relation | "zero_out", "replace_one": that it takes part is known |
+    | against | all, the server too, in a secure sum; without one not the server |
+    | sampling | none, `cyclic` of a rate of one, `separated` |
+    | outside | clients who add no noise, beyond those `smallest_cohort` leaves out |
 
     Args:
         noise_multiplier: as in `skellam`.

@@ -83,6 +83,11 @@ def rotation(kind: str, *, seed: int = 0, name: str = "rotation") -> Stage:
     return Stage(init, broadcast, client, server, Traits(name))
 
 
+def check_rotation(**arguments: str) -> None:
+    """Raises a ValueError for what is no kind of rotation."""
+    checks.check_choice(tuple(_KINDS), **arguments)
+
+
 def rotated_length(kind: str, size: int) -> int:
     """The length of the vector that so many entries are rotated in.
 
@@ -93,7 +98,7 @@ def rotated_length(kind: str, size: int) -> int:
 
 
 def _family(kind: str) -> _Kind:
-    checks.check_choice(tuple(_KINDS), kind=kind)
+    check_rotation(kind=kind)
     return _KINDS[kind]
 
 

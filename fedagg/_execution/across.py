@@ -8,6 +8,7 @@ from fedagg._execution.program import Kept, Program
 from fedagg._execution.ways import SumOver, by_size, of_programs
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree, rowwise
+from fedagg._trees.kinds import check_kind
 from fedagg._trees.table import examples_of_each
 from fedagg._types import PyTree
 
@@ -35,12 +36,15 @@ def across(
         inner: how a device sums its own clients. None chooses from the sizes.
 
     Raises:
+        TypeError: if `mesh` is no mesh.
         ValueError: if the mesh has no such axis; in a round, if a leaf is spread over
             another axis that is explicit.
     """
+    check_kind(jax.sharding.Mesh, mesh=mesh)
     if axis not in mesh.axis_names:
         raise ValueError(
-            f"axis: expected one of the mesh's axes {mesh.axis_names}, got {axis!r}."
+            f"axis: expected one of the mesh's axes {mesh.axis_names}, got {axis!r}. "
+            f"Give its name, across(mesh, {mesh.axis_names[0]!r})."
         )
     inner = by_size if inner is None else inner
     size = mesh.shape[axis]

@@ -1,1 +1,1 @@
-"""Differential privacy by noise at the server, and what it is worth."""
+"""Differential privacy by noise at the server, and the epsilon of it."""

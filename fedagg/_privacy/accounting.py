@@ -1,4 +1,4 @@
-"""What noise is worth: from mechanisms and rounds to epsilon, and back.
+"""From mechanisms and rounds to epsilon, and back.
 
 `epsilon(1.0, 500, 1e-6, neighbors="add_or_remove")` is that of 500 rounds of
 `gaussian_noise(1.0, ...)`; `noise_multiplier_for` is its inverse.
@@ -7,6 +7,7 @@
 import math
 from collections.abc import Callable
 
+from fedagg._aggregator import Aggregator
 from fedagg._mechanism import Mechanism, RenyiCurve
 from fedagg._privacy.composition import (
     ACCOUNTANTS,
@@ -18,6 +19,8 @@ from fedagg._privacy.composition import (
 )
 from fedagg._privacy.samplers import Sampler
 from fedagg._trees import checks
+from fedagg._trees.kinds import check_function, described
+from fedagg._types import Stage
 
 
 def epsilon(
@@ -102,7 +105,14 @@ def epsilon(
         return spent(
             Run((mechanism,), (), int(rounds), neighbors, sampler), delta, accountant
         )
+    if isinstance(mechanism, Stage | Aggregator):
+        raise TypeError(
+            "mechanism: expected a noise multiplier, a Mechanism or a Rényi curve, got "
+            f"{described(mechanism)}. Of an aggregator or a stage: guarantee("
+            "aggregator, template, rounds, delta, ...)."
+        )
     if callable(mechanism):
+        check_function("(order, distance)", mechanism=mechanism)
         return spent(
             Run((), (mechanism,), int(rounds), neighbors, sampler), delta, accountant
         )

@@ -48,6 +48,14 @@ def banded_noise(
     rounds have less noise. With a `cyclic` sampler of a period of at least `bands` the
     draw amplifies that; for `separated` clients it holds without.
 
+    | guarantee | |
+    | --- | --- |
+    | protected | a client, with all that it holds, over all rounds together |
+    | relation | "zero_out", "replace_one"; "add_or_remove" but for a fixed size |
+    | against | all who see what comes out; not the server, with its sums and state |
+    | sampling | none, `cyclic` of a period of `bands` or more, `separated` |
+    | outside | a key that is known; a client in two rows, or behind two clients |
+
     Sums are integers, as in `gaussian_noise`, and noise, drawn in float32, is rounded
     to whole steps, as in `tree_noise`.
 

@@ -8,6 +8,7 @@ import numpy as np
 from fedagg._mechanism import Mechanism, RenyiCurve
 from fedagg._privacy.samplers import Sampler, poisson
 from fedagg._trees import checks
+from fedagg._trees.kinds import described
 
 # How far, in clips, one client can move a sum.
 _DISTANCES = {"add_or_remove": 1.0, "zero_out": 1.0, "replace_one": 2.0}
@@ -29,7 +30,13 @@ def sampler_of(participation: float | Sampler) -> Sampler:
     """A chance as a sampler; a sampler as it is."""
     if isinstance(participation, Sampler):
         return participation
-    checks.check_within("(0, 1]", participation=participation)
+    try:
+        checks.check_within("(0, 1]", participation=participation)
+    except TypeError:
+        raise TypeError(
+            "participation: expected a chance in (0, 1], or a sampler as poisson(0.01) "
+            f"returns it, got {described(participation)}."
+        ) from None
     sampler = poisson(participation)
     return sampler if participation < 1.0 else sampler._replace(sentence="all clients")
 

@@ -26,18 +26,24 @@ def gaussian_noise(
     releases `(sum + N(0, (clip * noise_multiplier) ** 2)) / clients_per_round`, entry
     by entry. Sum and noise are integers on a grid, of which a clip has a power of two
     of steps, and the noise is the discrete Gaussian. `guarantee` of the aggregator, or
-    `epsilon` of the noise multiplier, says what that is worth:
+    `epsilon` of the noise multiplier, has the epsilon of it:
+
+    | guarantee | |
+    | --- | --- |
+    | protected | a client, with all that it holds, over all rounds together |
+    | relation | "zero_out", "replace_one"; "add_or_remove" but for a fixed size |
+    | against | all who see what comes out; not the server, which sees sums |
+    | sampling | none, `poisson`, `fixed_size`, `cyclic`, `separated` |
+    | outside | a key that is known; a client in two rows, or behind two clients |
 
     | | |
     | --- | --- |
     | a client comes or goes | moves the sum by `clip` at most, exactly |
     | another stands in for it | moves the sum by twice that |
     | the denominator is public | the number of clients present stays hidden |
-    | a client in two rows of a cohort | moves the sum by two clips |
     | stages before this | refused if they report or learn anything without noise |
     | stages after this | refused if they change values, as a `mean` or a rule |
     | what clients' `work` reports, their loss | does not come out: `noised_metrics` |
-    | against | all but the server, which sees the sum before its noise |
     | low bits of the value | there are none: all is a multiple of a step |
     | the discrete Gaussian | is a rounding of Gaussian noise of 4 steps**2 less |
     | draws | of their law to 2**-50 an entry and round, in total variation |
@@ -56,8 +62,7 @@ def gaussian_noise(
     is not in epsilon. It adds up over entries and rounds, to 1e-7 beside a delta for a
     million entries in a hundred rounds.
 
-    `server_view` lists what clients send. What is protected is a client, with all its
-    value. Of clients:
+    `server_view` lists what clients send. Of clients:
 
     | a client | counts |
     | --- | --- |
@@ -130,7 +135,22 @@ def adaptive_gaussian_noise(
     `noise_multiplier` is that of both together. Of it the count takes a deviation of
     `count_stddev`, with a sensitivity of one half, and values get what is left, a
     multiplier of `(noise_multiplier ** -2 - (2 * count_stddev) ** -2) ** -0.5`. The
-    guarantee is that of one `gaussian_noise(noise_multiplier, ...)`.
+    guarantee is that of one `gaussian_noise(noise_multiplier, ...)`:
+
+    | guarantee | |
+    | --- | --- |
+    | protected | a client, with all that it holds, over all rounds together |
+    | relation | "zero_out", "replace_one"; "add_or_remove" but for a fixed size |
+    | against | all who see what comes out; not the server, which sees sums |
+    | sampling | none, `poisson`, `fixed_size`, `cyclic`, `separated` |
+    | outside | a key that is known; a client in two rows, or behind two clients |
+
+    With `noise_multiplier=1.0` and `clients_per_round=100`, equivalent to::
+
+        clip = quantile_bound(
+            0.1, 0.5, 0.2, below_estimate_stddev=5.0, expected_num_clients=100
+        )
+        gaussian_noise(1.0, clip, 100)
 
     Nothing here is learnt or reported without noise. The clip in use is 1e-10 or more.
     The count is on a grid of its own. Values, weights, absent clients

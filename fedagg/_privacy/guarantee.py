@@ -15,6 +15,7 @@ from fedagg._privacy.composition import (
 )
 from fedagg._privacy.samplers import Sampler
 from fedagg._trees import checks
+from fedagg._trees.kinds import described, instead
 from fedagg._types import PyTree, Stage
 
 
@@ -74,7 +75,7 @@ def guarantee(
     | --- | --- |
     | protected | a client, with all of its value in all rounds |
     | against | who sees values, metrics and what clients are told, in every round |
-    | not against | the server itself, but for noise of clients under a secure sum |
+    | not against | the server itself, unless clients noise, under a secure sum |
     | outside | keys that are known; a client twice in a cohort; noise in float32 of |
     | | trees, bands and privatizers |
 
@@ -124,7 +125,7 @@ def run_of(
     if not isinstance(stage, Stage):
         raise TypeError(
             "aggregator: expected a Stage, or an Aggregator of stages that are summed, "
-            f"got {aggregator!r}."
+            f"got {described(aggregator)}.{instead(Aggregator, aggregator)}"
         )
     mechanisms = stage.traits.mechanisms
     if stage.traits.without_guarantee:

@@ -46,10 +46,18 @@ def matrix_factorization_noise(
     of `clip`, in float32, to which one client adds a norm of at most one in a round.
     The server releases the noised sum times `clip / clients_per_round`.
 
-    What its noise is worth follows from the matrix and from who takes part when, and a
+    The epsilon of its noise follows from the matrix and from who takes part when. A
     privatizer does not say what it was made with: `guarantee` takes it from
     `mechanism`, `Mechanism.matrix(stddev, strategy)`. `banded_noise` has both from the
     same numbers.
+
+    | guarantee | |
+    | --- | --- |
+    | protected | a client, with all that it holds, over all rounds together |
+    | relation | "zero_out", "replace_one"; "add_or_remove" but for a fixed size |
+    | against | all who see what comes out; not the server, with its sums and state |
+    | sampling | none, `cyclic`, `separated`, as the bands of `mechanism` allow |
+    | outside | whether the privatizer draws as `mechanism` says; a key that is known |
 
     Where the privatizer's state has typed keys, they are made anew from each round's
     key, and not kept: it must draw fresh noise from them, and remember old noise as

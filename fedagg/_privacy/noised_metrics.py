@@ -13,6 +13,7 @@ from fedagg._privacy.private import check_multiplier, check_positive
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
 from fedagg._trees.keys import key_of_round
+from fedagg._trees.kinds import described
 from fedagg._types import Output, PyTree, Stage, Traits, Update
 
 
@@ -32,9 +33,16 @@ def noised_metrics(
     at most `sqrt(k)`, and each gets noise of `noise_multiplier * sqrt(k)` clips: in all
     one Gaussian mechanism, which `guarantee` composes with the other stages'.
 
+    | guarantee | |
+    | --- | --- |
+    | protected | a client, with all that its work reports in these metrics |
+    | relation | that of the private stage beside it |
+    | against | all who see what comes out; not the server, which sees sums |
+    | sampling | that of the private stage beside it |
+    | outside | other metrics, which do not come out; a key that is known |
+
     | | |
     | --- | --- |
-    | protected | a client, with all that its work reports |
     | a metric that is NaN or infinite, an absent client | counts as zero |
     | weights | leave metrics as they are: every present client counts once |
     | `next` without work | reports noise |
@@ -62,6 +70,11 @@ def noised_metrics(
     """
     check_multiplier(noise_multiplier)
     check_positive(clients_per_round=clients_per_round)
+    if not isinstance(clips, Mapping):
+        raise TypeError(
+            "clips: expected a dict with the largest size of each metric, as "
+            f"{{'training/loss': 5.0}}, got {described(clips)}."
+        )
     check_positive(**{f"clips[{metric!r}]": x for metric, x in clips.items()})
     if not clips:
         raise ValueError("clips: expected a clip for each metric, got none.")

@@ -145,14 +145,21 @@ def split_noise(
         ValueError: if the count's noise alone is below the total.
     """
     check_multiplier(noise_multiplier)
+    is_given = count_stddev is not None
     if count_stddev is None:
         count_stddev = 0.05 * clients_per_round if noise_multiplier > 0.0 else 0.0
     left = _left(noise_multiplier, count_stddev, 0.5)
-    if left is None:
+    if left is None and is_given:
         raise ValueError(
             "count_stddev must be more than half of noise_multiplier, got "
-            f"{count_stddev=} and {noise_multiplier=}; it is a twentieth of "
-            "clients_per_round where not given."
+            f"{count_stddev=} and {noise_multiplier=}."
+        )
+    if left is None:
+        raise ValueError(
+            "noise_multiplier must be less than a tenth of clients_per_round, got "
+            f"{noise_multiplier=} and {clients_per_round=}: the clip is learnt from a "
+            "count with noise of a twentieth of clients_per_round. Take more clients, "
+            "or a fixed clip, with gaussian_noise."
         )
     return left, count_stddev
 

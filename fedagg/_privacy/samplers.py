@@ -7,14 +7,14 @@ rest between rounds.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
-from fedagg._trees.keys import key_of_round
+from fedagg._trees.keys import as_key, key_of_round
 from fedagg._types import PyTree
 
 # More clients than a cohort has room for come with a chance of this, at most.
@@ -116,14 +116,16 @@ def cyclic(period: int, rate: float = 1.0, *, room: int | None = None) -> Sample
 
     def init(clients: int, key: jax.Array) -> SamplerState:
         checks.check_whole(1, clients=clients)
-        turns = jax.random.randint(key, (clients,), 0, period).astype(jnp.uint32)
+        turns = jax.random.randint(_checked(key), (clients,), 0, period).astype(
+            jnp.uint32
+        )
         return SamplerState(jnp.uint32(0), turns)
 
     def next(state: SamplerState, key: jax.Array) -> tuple[SamplerState, Cohort]:
         clients = state.turns.size
         comes = state.turns == state.rounds % period
         if rate < 1.0:
-            own = key_of_round(key, state.rounds)
+            own = key_of_round(_checked(key), state.rounds)
             comes &= jax.random.bits(own, (clients,), jnp.uint32) < threshold
         size = room_for(clients, rate / period) if room is None else room
         (rows,) = jnp.nonzero(comes, size=size, fill_value=0)
@@ -197,7 +199,7 @@ def separated(separation: int, *, size: int, times: int | None = None) -> Sample
         may = rested <= state.rounds
         if times is not None:
             may &= seen < times
-        own = key_of_round(key, state.rounds)
+        own = key_of_round(_checked(key), state.rounds)
         order = jax.random.permutation(own, may.size)
         # Those who may come first, in the order drawn.
         rows = order[jnp.argsort(~may[order], stable=True)][:size]
@@ -213,6 +215,10 @@ def separated(separation: int, *, size: int, times: int | None = None) -> Sample
         return state, Cohort(rows.astype(jnp.int32), here.astype(jnp.float32))
 
     return Sampler(init, next, 1.0, int(separation), times, int(size), by_client=False)
+
+
+def _checked(key: Any) -> jax.Array:
+    return checks.check_key(as_key(key), "a sampler", "cohorts")
 
 
 def room_for(clients: int, rate: float) -> int:

@@ -35,8 +35,15 @@ def tree_noise(
 
     After `restart_every` rounds the tree is full and another begins. A client who is in
     one round of a tree is in at most `restart_every.bit_length()` of its nodes; which
-    `Mechanism.tree` accounts for, with the rounds in which clients may be. Nothing is
-    proven for clients who are sampled.
+    `Mechanism.tree` accounts for, with the rounds in which clients may be.
+
+    | guarantee | |
+    | --- | --- |
+    | protected | a client, with all that it holds, over all rounds together |
+    | relation | "zero_out", "replace_one"; "add_or_remove" but for a fixed size |
+    | against | all who see what comes out; not the server, with its sums and state |
+    | sampling | none, `cyclic` of a rate of one, `separated`; no other is proven |
+    | outside | a key that is known; a client in two rows, or behind two clients |
 
     Sums are integers, as in `gaussian_noise`, and a round's noise, drawn in float32, is
     rounded to whole steps: what is released is the noised sum, rounded, without low
@@ -106,6 +113,14 @@ def adaptive_tree_noise(
     `noise_multiplier` is that of values and count together, split as in
     `adaptive_gaussian_noise`, so that a tree costs what one of `tree_noise` does with
     `restart_every` rounds. Nothing is learnt or reported without noise.
+
+    | guarantee | |
+    | --- | --- |
+    | protected | a client, with all that it holds, over all rounds together |
+    | relation | "zero_out", "replace_one"; "add_or_remove" but for a fixed size |
+    | against | all who see what comes out; not the server, with its sums and state |
+    | sampling | none, `cyclic` of a rate of one, `separated`; no other is proven |
+    | outside | a key that is known; a client in two rows, or behind two clients |
 
     Args:
         noise_multiplier: total noise of a node of both trees, in units of sensitivity.

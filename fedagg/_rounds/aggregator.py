@@ -11,6 +11,7 @@ from fedagg._rounds.driver import Server, driven
 from fedagg._rounds.order import refusal
 from fedagg._rounds.steps import message_of, server_step, steps_of
 from fedagg._sentence import prints_as_its_call
+from fedagg._trees.kinds import array_leaves, check_function, described
 from fedagg._trees.remembered import Remembered
 from fedagg._types import Output, PyTree, Stage
 
@@ -27,9 +28,10 @@ def aggregator(*stages: Stage, sum_over: SumOver | None = None) -> Aggregator:
 
     - `updates` has a leading axis of clients `[n, ...]` on every leaf; `weights` `[n]`
       are 1 where not given. A client whose weight is zero, negative, infinite or NaN is
-      absent: it changes nothing, whatever its value holds. Without `mean` among the
-      stages the result is a sum, unweighted.
-    - With nobody present, the value is zero and the state stays, but for noise.
+      absent: it changes nothing, whatever its value holds. Bools say who is present,
+      as one and zero. Without `mean` among the stages the result is a sum, unweighted.
+    - With nobody present the value is zero and the state stays as it was. Stages with
+      noise add it all the same, and count the round.
     - `key` is needed by stages that draw. Client `i` has the key
       `jax.random.fold_in(key, i)`, so that every way to sum draws the same.
     - With `work`, a row of `updates` is whatever a client has (its data, indices into a
@@ -69,6 +71,7 @@ def aggregator(*stages: Stage, sum_over: SumOver | None = None) -> Aggregator:
     sum_over = checked_way(sum_over)
 
     def init(template: PyTree) -> PyTree:
+        template = array_leaves(template, "template")
         _check_guarantee(whole, template)
         return Remembered.of(template, whole.init(template))
 
@@ -103,9 +106,11 @@ def checked_way(sum_over: Any) -> SumOver:
     """
     if sum_over is None:
         return by_size
-    if not callable(sum_over):
+    try:
+        check_function("(fn, clients)", sum_over=sum_over)
+    except TypeError:
         raise TypeError(
             "sum_over: expected a way to sum, as at_once(), in_chunks(size) or "
-            f"across(mesh) return it, got {sum_over!r}."
-        )
+            f"across(mesh) return it, got {described(sum_over)}."
+        ) from None
     return sum_over

@@ -14,6 +14,7 @@ from fedagg._rounds.order import check_order, traits_of_chain
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import pytree
 from fedagg._trees.keys import split_key
+from fedagg._trees.kinds import described
 from fedagg._trees.weights import is_present
 from fedagg._types import Output, PyTree, Stage, Update
 
@@ -153,8 +154,8 @@ def merge_metrics(
     """
     if shared := sorted(first.keys() & second.keys()):
         raise ValueError(
-            f"the metric {shared[0]!r} is reported twice; give one of the stages that "
-            "report it another name."
+            f"the metric {shared[0]!r} is reported twice, by two stages, or by one and "
+            "the work: give one of them another name."
         )
     return first | second
 
@@ -162,7 +163,10 @@ def merge_metrics(
 def check_length(state: PyTree, count: int) -> None:
     """Raises a ValueError for a state that is not a tuple of so many."""
     if not isinstance(state, (tuple, list)) or len(state) != count:
-        found = len(state) if isinstance(state, (tuple, list)) else type(state).__name__
+        is_tuple = isinstance(state, (tuple, list))
+        found = f"a tuple of {len(state)}" if is_tuple else described(state)
         raise ValueError(
-            f"state: expected what init returned, a tuple of {count}; got {found}."
+            f"state: expected what init returned, a tuple of {count}; got {found}. "
+            "Give the state of this round's init, or of its last output: "
+            "next(state, updates)."
         )

@@ -10,10 +10,17 @@ from fedagg._messages.marks import Single
 from fedagg._messages.message import Message, added
 from fedagg._rounds.chain import chain, check_length, merge_metrics
 from fedagg._rounds.driver import Server, driven
-from fedagg._rounds.steps import message_of, message_of_nobody, server_step, steps_of
+from fedagg._rounds.steps import (
+    check_message,
+    message_of,
+    message_of_nobody,
+    server_step,
+    steps_of,
+)
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import pytree, rowwise
-from fedagg._trees.keys import split_key
+from fedagg._trees.keys import as_key, split_key
+from fedagg._trees.kinds import array_leaves, check_kind
 from fedagg._trees.remembered import Remembered
 from fedagg._types import Output, PyTree, Rule, Stage, Update
 
@@ -37,13 +44,13 @@ def combining(rule: Rule, *stages: Stage) -> Aggregator:
             made for a sum: a secure one, noise for privacy, `mean`, whose place the
             rule takes; in `next`, as `aggregator` does.
     """
-    if not isinstance(rule, Rule):
-        raise TypeError(f"rule: expected a Rule, got {rule!r}.")
+    check_kind(Rule, rule=rule)
     whole = chain(*stages)
     for stage in stages:
         _check_stage(stage)
 
     def init(template: PyTree) -> PyTree:
+        template = array_leaves(template, "template")
         return Remembered.of(template, (whole.init(template), rule.init(template)))
 
     def broadcast(state: PyTree) -> PyTree:
@@ -61,9 +68,11 @@ def combining(rule: Rule, *stages: Stage) -> Aggregator:
         return summed, Update(message.value.decode(), weight)
 
     def add(total: Message | None, message: Message) -> Message:
+        check_message("message", message)
         summed, update = receive(message)
         value = jax.tree.map(lambda x: x[None], update)
         if total is not None:
+            check_message("total", total)
             value = rowwise.append_rows(total.value, value)
             summed = pytree.add(total._replace(value=()), summed)
         return summed._replace(value=value)
@@ -86,9 +95,11 @@ def combining(rule: Rule, *stages: Stage) -> Aggregator:
     def server(
         state: PyTree, total: Message | None, key: jax.Array | None = None
     ) -> Output:
+        key = as_key(key)
         if total is None:  # as of one who is absent
             message = message_of_nobody(shown, state)
             total = pytree.zeros(jax.eval_shape(lambda x: add(None, x), message))
+        check_message("total", total)
         return finish(state, total, total.value, key)
 
     shown = Stage(whole.init, whole.broadcast, client, whole.server, whole.traits)
@@ -112,5 +123,6 @@ def _check_stage(stage: Stage) -> None:
         )
     if traits.divides:
         raise ValueError(
-            f"{traits.name}() does not go with a rule, which takes its place."
+            f"{traits.name}() does not go with a rule, which takes its place. Leave "
+            f"{traits.name}() out."
         )

@@ -10,6 +10,7 @@ from fedagg._rounds.chain import merge_metrics
 from fedagg._rounds.steps import alone
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import pytree
+from fedagg._trees.kinds import check_kind
 from fedagg._types import PyTree, Stage, Update
 
 
@@ -44,7 +45,7 @@ def with_distortion(stage: Stage, *, name: str = "distortion") -> Stage:
     Reference: Vargaftik et al., "DRIVE: One-bit Distributed Mean Estimation", 2021,
         section 2.
     """
-
+    check_kind(Stage, stage=stage)
     traits = stage.traits._replace(tells=True, has_sizes=True)
     if traits.refused is not None:
         refused = traits.refused

@@ -14,8 +14,9 @@ from fedagg._messages.marks import in_units
 from fedagg._messages.message import Message
 from fedagg._rounds.steps import Work, client_step
 from fedagg._trees import checks, pytree, rowwise, table
-from fedagg._trees.keys import fold_key
-from fedagg._trees.remembered import check_stacked
+from fedagg._trees.keys import as_key, fold_key
+from fedagg._trees.kinds import check_function
+from fedagg._trees.remembered import check_stacked, check_value
 from fedagg._trees.weights import as_weights, is_present, unit_of
 from fedagg._types import Output, PyTree, Stage, Traits
 
@@ -53,11 +54,22 @@ def driven(stage: Stage, server: Server, sum_over: SumOver) -> Next:
         work: Work | None = None,
         memory: PyTree = None,
     ) -> Any:
+        key = as_key(key)
+        if work is None:
+            check_stacked(state, updates)
+        else:
+            takes = "(row, key)" if memory is None else "(row, key, memory)"
+            check_function(takes, work=work)
         clients, examples = _clients(updates, weights, work, memory, stage.traits)
         is_in_proportion = _is_in_proportion(stage.traits)
         unit = unit_of(clients.weight) if is_in_proportion else jnp.float32(1.0)
         clients = clients._replace(weight=clients.weight / unit)
         values = []  # a client's value, as shapes and dtypes
+
+        def look(value: PyTree) -> None:
+            if work is None:
+                check_value(state, value, "updates")
+            values.append(value)
 
         def contribution(
             work: Any, shared: PyTree, key: Any, examples: list, client: Clients
@@ -65,9 +77,7 @@ def driven(stage: Stage, server: Server, sum_over: SumOver) -> Next:
             row, weight, index, memory = client
             row = table.together(row, examples)
             key = fold_key(key, index)
-            made = client_step(
-                stage, shared, row, weight, key, memory, work, look=values.append
-            )
+            made = client_step(stage, shared, row, weight, key, memory, work, look=look)
             message, kept = (made, None) if memory is None else made
             summed, stacked = server.receive(message)
             return summed, Kept((stacked, kept))
@@ -85,8 +95,6 @@ def driven(stage: Stage, server: Server, sum_over: SumOver) -> Next:
         output = server.finish(state, total, stacked, fold_key(key, _SERVER), values[0])
         if memory is not None:
             _check_kept(kept, clients.memory)
-        if work is None:  # after the stages, whose errors say more
-            check_stacked(state, updates)
         return output if memory is None else (output, kept)
 
     return next
@@ -111,11 +119,12 @@ def _clients(
 ) -> tuple[Clients, list[PyTree]]:
     """The clients of a round, from the arguments of `next`, and examples in tables."""
     n = checks.count_clients(updates)
-    if work is not None and not callable(work):
-        raise TypeError(f"work: expected a function of a row and a key, got {work!r}.")
     if memory is not None:
         if work is None:
-            raise ValueError("memory goes with work, which returns what clients keep.")
+            raise ValueError(
+                "memory: expected work beside it, which returns what clients keep, got "
+                "work=None. Give next(..., work=work, memory=memory)."
+            )
         found = checks.count_clients(memory, "memory")
         if found != n:
             raise ValueError(

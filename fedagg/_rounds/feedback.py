@@ -16,6 +16,8 @@ from fedagg._rounds.chain import merge_metrics
 from fedagg._rounds.steps import Work, alone, message_of, steps_of
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree, rowwise
+from fedagg._trees.keys import as_key
+from fedagg._trees.kinds import array_leaves, check_kind
 from fedagg._trees.weights import as_weights, is_present
 from fedagg._types import Output, PyTree, Stage
 
@@ -82,6 +84,7 @@ def with_error_feedback(
         Practically Faster Error Feedback", 2021, algorithm 2; with some of the clients
         in a round, Fatkhullin et al., "EF21 with Bells & Whistles", 2021, "EF21-PP".
     """
+    check_kind(Stage, stage=stage)
     checks.check_whole(1, clients=clients)
     if stage.traits.is_private:
         raise ValueError(
@@ -92,6 +95,7 @@ def with_error_feedback(
     steps = steps_of(stage)
 
     def init(template: PyTree) -> FeedbackState:
+        template = array_leaves(template, "template")
         mean = pytree.widen(pytree.zeros(template))
         memory = rowwise.repeat(mean, clients)
         return FeedbackState(memory, mean, stage.init(template))
@@ -105,6 +109,7 @@ def with_error_feedback(
         work: Work | None = None,
     ) -> Output:
         rows, indices = _parted(updates)
+        key = as_key(key)
         _check_memory(state.memory, clients)
         n = checks.count_clients(updates)
         weights = as_weights(weights, n)

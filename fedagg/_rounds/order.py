@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedagg._sentence import prints_as_its_call
+from fedagg._trees.kinds import check_kind
 from fedagg._types import Stage, Traits
 
 
@@ -28,8 +29,7 @@ def without_guarantee(stage: Stage) -> Stage:
     Reference: Dwork and Roth, "The Algorithmic Foundations of Differential Privacy",
         2014, section 2.3.
     """
-    if not isinstance(stage, Stage):
-        raise TypeError(f"stage: expected a Stage, got {stage!r}.")
+    check_kind(Stage, stage=stage)
     return stage._replace(traits=stage.traits._replace(without_guarantee=True))
 
 
@@ -41,10 +41,7 @@ def check_order(stages: Sequence[Any]) -> None:
         ValueError: if one comes where it would give a wrong number, or no guarantee.
     """
     for position, stage in enumerate(stages):
-        if not isinstance(stage, Stage):
-            raise TypeError(
-                f"stages: expected a Stage at position {position}, got {stage!r}."
-            )
+        check_kind(Stage, **{f"stages[{position}]": stage})
     named = [x.traits.name or f"stages[{i}]" for i, x in enumerate(stages)]
     for i, stage in enumerate(stages):
         for j, before in enumerate(stages[:i]):

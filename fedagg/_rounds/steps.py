@@ -9,12 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedagg._aggregator import Steps
 from fedagg._messages.message import Message, added, sent
 from fedagg._rounds.chain import merge_metrics
 from fedagg._trees import checks, pytree
-from fedagg._trees.keys import fold_key
+from fedagg._trees.keys import as_key, fold_key
+from fedagg._trees.kinds import array_leaves, check_function, described, types_of
 from fedagg._trees.remembered import Remembered
 from fedagg._trees.weights import as_weight, is_present
 from fedagg._types import Output, PyTree, Stage, Update
@@ -23,6 +25,8 @@ Work = Callable[..., Any]
 
 # Stream of a client's key beside that of its work, which draws from the key itself.
 _STAGES = 2**32 - 2
+
+_NUMBERS = (bool, int, float, complex, np.ndarray, np.generic, jax.Array)
 
 
 def steps_of(stage: Stage) -> Steps:
@@ -42,9 +46,11 @@ def steps_of(stage: Stage) -> Steps:
     def server(
         state: PyTree, total: Message | None, key: jax.Array | None = None
     ) -> Output:
+        key = as_key(key)
         if total is None:
             nothing = jax.eval_shape(added, message_of_nobody(stage, state))
             total = pytree.zeros(nothing)
+        check_message("total", total)
         return server_step(stage, state, total, key)
 
     return Steps(stage.broadcast, client, add_step, server)
@@ -87,7 +93,7 @@ def client_step(
 
     `look` is shown the client's value, as shapes and dtypes.
     """
-    weight = as_weight(weight)
+    weight, key = as_weight(weight), as_key(key)
     key_of_stages = fold_key(key, _STAGES)  # before the work uses the key up
     update, metrics, kept = made_of(row, weight, key, memory, work)
     checks.check_numeric(update.value, "updates" if work is None else "work")
@@ -126,8 +132,28 @@ def alone(stage: Stage, state: PyTree, message: Message) -> tuple[Message, PyTre
 
 def add_step(total: Message | None, message: Message) -> Message:
     """Adds a message to the total of those before; None is the total of nobody."""
+    check_message("message", message)
     part = added(message)
-    return part if total is None else pytree.add(total, part)
+    if total is None:
+        return part
+    check_message("total", total)
+    expected, got = pytree.shapes(total), pytree.shapes(part)
+    if not pytree.is_alike(part, total) or got != expected:
+        raise ValueError(
+            f"message: expected arrays of shapes {expected}, as in those added before; "
+            f"got {got}. Clients' values are all to be like the template."
+        )
+    return pytree.add(total, part)
+
+
+def check_message(argument: str, got: Any) -> None:
+    """Raises a TypeError for what no client sends."""
+    if not isinstance(got, Message):
+        raise TypeError(
+            f"{argument}: expected what `client` of these steps returned, or `add` made"
+            f" of it, got {described(got)}. add(total, message) has the total first, "
+            "None for that of nobody."
+        )
 
 
 def server_step(
@@ -156,29 +182,49 @@ def made_of(
 ) -> tuple[Update, dict[str, jax.Array], PyTree]:
     """A client's update, the metrics of its work, and what it keeps."""
     if work is None:
-        return Update(row, weight), {}, memory
+        return Update(array_leaves(row, "updates"), weight), {}, memory
+    takes = "(row, key)" if memory is None else "(row, key, memory)"
+    check_function(takes, work=work)
     made = work(row, key) if memory is None else work(row, key, memory)
     expected = 2 if memory is None else 3
     is_right = isinstance(made, tuple) and len(made) == expected
     if not (is_right and not isinstance(made, Update) and isinstance(made[1], dict)):
         wanted = "(value, metrics)" if memory is None else "(value, metrics, memory)"
         raise TypeError(
-            f"work: expected {wanted} with metrics a dict of scalars, got {made!r}."
+            f"work: expected {wanted} with metrics a dict of scalars, got "
+            f"{types_of(made)}. Without metrics: {wanted.replace('metrics', '{}')}."
         )
     value, metrics = made[:2]
     _check_metrics(metrics)
     if isinstance(value, Update):  # the client says its weight
         weight = jnp.where(is_present(weight), as_weight(value.weight), 0.0)
         value = value.value
+    value = array_leaves(value, "work")
     kept = memory if memory is None else pytree.like(made[2], memory, "work: memory")
     return Update(value, weight), metrics, kept
 
 
 def _check_metrics(metrics: dict[str, Any]) -> None:
     for name, x in metrics.items():
+        if not isinstance(name, str):
+            raise TypeError(
+                f"work: expected strings as names of metrics, got {name!r}."
+            )
+        if not isinstance(x, _NUMBERS):
+            raise TypeError(
+                f"work: expected scalars as metrics; {name!r} is {described(x)}. Leave "
+                "out what has no value, and name each part of what is nested: "
+                f"{{'{name}/part': x}}."
+            )
         if jnp.shape(x):
             raise ValueError(
                 f"work: expected scalars as metrics; {name!r} has shape {jnp.shape(x)}."
+                " Take its mean, or name each entry."
+            )
+        if not jnp.isrealobj(x):
+            raise TypeError(
+                f"work: expected real numbers as metrics; {name!r} is complex. Name "
+                "its real and its imaginary part."
             )
 
 

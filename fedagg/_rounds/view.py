@@ -10,6 +10,7 @@ from fedagg._messages.message import Message, count_bits
 from fedagg._messages.payload import inside, is_payload, parts_of
 from fedagg._messages.reveals import acted_on
 from fedagg._rounds.steps import message_of
+from fedagg._trees.kinds import array_leaves, described, instead
 from fedagg._types import PyTree, Stage
 
 
@@ -117,11 +118,11 @@ def _sent_of(aggregator: Any, template: PyTree, row: PyTree) -> Message:
 def message_bits(stage: Aggregator | Stage, template: PyTree) -> int:
     """Bits of the message that a client sends, its value and its notes together.
 
-    The message is what the client side makes of an update like the template, and its
-    size that of its arrays as they are: a value of 4-bit codes takes half a byte an
-    entry, an integer under a secure sum the bits of the modulus. It is known without
-    running anything; sizes that depend on the data, which `elias_gamma` counts, are not
-    in it.
+    The message is what the client side makes of an update like the template. Its size
+    is the sum of the sizes of its arrays: a value of 4-bit codes takes half a byte an
+    entry, an integer under a secure sum the bits of the modulus. Nothing is run to find
+    it, so that sizes which depend on the data, as `elias_gamma` counts them, are not in
+    it.
 
     Args:
         stage: what `aggregator`, `combining`, `federated_averaging` or a recipe made;
@@ -139,13 +140,13 @@ def message_bits(stage: Aggregator | Stage, template: PyTree) -> int:
 
 def _message_of(x: Aggregator | Stage, template: PyTree, argument: str) -> Message:
     if isinstance(x, Stage):
-        return message_of(x, template)
+        return message_of(x, array_leaves(template, "template"))
     if not isinstance(x, Aggregator):
         raise TypeError(
             f"{argument}: expected a Stage, or an Aggregator that `aggregator` or a "
-            f"recipe made, got {x!r}."
+            f"recipe made, got {described(x)}.{instead(Aggregator, x)}"
         )
-    return x.message(template)
+    return x.message(array_leaves(template, "template"))
 
 
 def _seen(path: str, x: PyTree, how: str, is_noised: bool) -> list[Seen]:

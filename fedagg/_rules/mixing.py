@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from fedagg._rules.geometry import Cohort, check_cohort, closest, count, geometry
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, matrix
+from fedagg._trees.kinds import check_kind
 from fedagg._trees.matrix import Layout
 from fedagg._trees.weights import is_present
 from fedagg._types import Output, PyTree, Rule, Update
@@ -35,7 +36,7 @@ def nearest_neighbor_mixing(f: int, rule: Rule) -> Rule:
         under Heterogeneity", 2023, algorithm 2.
     """
     checks.check_whole(0, f=f)
-    _check_rule(rule)
+    check_kind(Rule, rule=rule)
 
     def combine(state: PyTree, updates: Update, key: jax.Array | None) -> Output:
         check_cohort(len(updates.weight), f, "nearest_neighbor_mixing")
@@ -72,7 +73,7 @@ def bucketing(size: int, rule: Rule) -> Rule:
         via Bucketing", 2022, algorithm 1.
     """
     checks.check_whole(1, size=size)
-    _check_rule(rule)
+    check_kind(Rule, rule=rule)
 
     def combine(state: PyTree, updates: Update, key: jax.Array | None) -> Output:
         checks.check_floating(updates.value, "bucketing")
@@ -124,7 +125,7 @@ def adaptive_robust_clipping(f: int, rule: Rule) -> Rule:
         Learning", 2025, algorithm 2.
     """
     checks.check_whole(0, f=f)
-    _check_rule(rule)
+    check_kind(Rule, rule=rule)
 
     def combine(state: PyTree, updates: Update, key: jax.Array | None) -> Output:
         check_cohort(len(updates.weight), f, "adaptive_robust_clipping")
@@ -146,11 +147,6 @@ def adaptive_robust_clipping(f: int, rule: Rule) -> Rule:
         )
 
     return Rule(rule.init, combine)
-
-
-def _check_rule(rule: Rule) -> None:
-    if not isinstance(rule, Rule):
-        raise TypeError(f"rule: expected a Rule, got {rule!r}.")
 
 
 def _dealt(key: jax.Array, present: jax.Array) -> jax.Array:

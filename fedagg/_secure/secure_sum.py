@@ -17,6 +17,7 @@ from fedagg._secure.values import Ends, Values, within, wrapping
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import pytree
 from fedagg._trees.keys import split_key
+from fedagg._trees.kinds import check_kind
 from fedagg._trees.weights import is_present
 from fedagg._types import Output, PyTree, Stage, Update
 
@@ -83,7 +84,8 @@ def secure_sum(
         ValueError: if an argument is out of range, or not given and needed; for a stage
             that codes, or is under a secure sum already; if a sum could wrap around,
             with the numbers; in `init` and `client`, for messages that must be decoded.
-        TypeError: in `init` and `client`, for integers with a learnt bound.
+        TypeError: if the stage or the bound is of another type; in `init` and `client`,
+            for integers with a learnt bound.
 
     Reference: Bonawitz et al., "Federated Learning with Autotuned Communication-
         Efficient Secure Aggregation", 2019, section 3; TensorFlow Federated,
@@ -228,7 +230,8 @@ def _check_addable(value: PyTree, name: str) -> None:
 
 
 def _check_stage(stage: Stage, name: str) -> None:
-    """Raises a ValueError for a stage whose messages cannot be made secret."""
+    """Raises an error for what is no stage, or one that cannot be made secret."""
+    check_kind(Stage, stage=stage)
     named = stage.traits.name or str(stage)
     if stage.traits.codes:
         raise ValueError(

@@ -10,7 +10,9 @@ from jax.tree_util import Partial
 
 from fedagg._aggregator import Aggregator, Steps
 from fedagg._sentence import prints_as_its_call
-from fedagg._trees import checks, pytree
+from fedagg._training.checked import check_change, count_clients_of
+from fedagg._trees import pytree
+from fedagg._trees.kinds import array_leaves, check_function, check_kind
 from fedagg._trees.weights import as_weights
 from fedagg._types import Output, PyTree
 
@@ -83,19 +85,29 @@ def federated_averaging(
         aggregator: any. A pair made by hand counts as not private.
 
     Raises:
-        TypeError: in `next`, as `aggregator` does.
-        ValueError: in `next`, as `aggregator` does.
+        TypeError: if an argument is of another type; in `next`, as `aggregator` does.
+        ValueError: in `init`, for a model without parameters; in `next`, as
+            `aggregator` does.
 
     Reference: McMahan et al., "Communication-Efficient Learning of Deep Networks from
         Decentralized Data", 2017, algorithm 1; Reddi et al., "Adaptive Federated
         Optimization", 2021, algorithm 1.
     """
-
+    check_function("(variables, row, key, ...)", client_work=client_work)
+    check_kind(optax.GradientTransformation, server_optimizer=server_optimizer)
+    check_kind(Aggregator, aggregator=aggregator)
     stage = aggregator.stage
     is_private = stage is not None and stage.traits.is_private
 
+    def changing(variables: PyTree, *row_and_more: Any) -> Any:
+        made = client_work(variables, *row_and_more)
+        check_change(made, variables)
+        return made
+
     def init(variables: PyTree) -> TrainingState:
-        variables = jax.tree.map(jnp.asarray, plain_model(variables))
+        variables = array_leaves(plain_model(variables), "variables")
+        _check_has_parameters(variables)
+        variables = jax.tree.map(jnp.asarray, variables)
         return TrainingState(
             variables,
             server_optimizer.init(split_model(variables)[0]),
@@ -132,8 +144,11 @@ def federated_averaging(
         memory: PyTree = None,
     ) -> Any:
         _check_state(state)
-        present = as_weights(weights, checks.count_clients(client_data)) > 0.0
-        work = Partial(client_work, state.variables)
+        takes = "(variables, row, key" + (")" if memory is None else ", memory)")
+        check_function(takes, client_work=client_work)
+        n = count_clients_of(client_data)
+        present = as_weights(weights, n) > 0.0
+        work = Partial(changing, state.variables)
         given = {} if memory is None else {"memory": memory}
         change = aggregator.next(
             state.aggregator, client_data, weights, key, work=work, **given
@@ -143,7 +158,7 @@ def federated_averaging(
         change, kept = change
         return stepped(state, change, jnp.any(present)), kept
 
-    steps = _steps(client_work, aggregator.steps, stepped)
+    steps = _steps(changing, aggregator.steps, stepped)
     return Aggregator(init, next, steps, aggregator.message, aggregator.stage)
 
 
@@ -185,7 +200,16 @@ def _check_state(state: Any) -> None:
     if not isinstance(state, TrainingState):
         raise TypeError(
             "state: expected the state that init or the last round returned, got a "
-            f"{type(state).__name__}. The model is state.variables."
+            f"{type(state).__name__}. next takes (state, client_data, weights, key), "
+            "and the model is state.variables."
+        )
+
+
+def _check_has_parameters(variables: PyTree) -> None:
+    if not pytree.flatten(split_model(variables)[0])[0]:
+        raise ValueError(
+            "variables: expected a model with parameters, as model.init(key, inputs) "
+            f"returns it, got {variables!r}."
         )
 
 

@@ -5,10 +5,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from fedagg._sentence import prints_as_its_call
+from fedagg._training.checked import (
+    check_collections,
+    checked_losses,
+    checked_row,
+)
 from fedagg._training.federated_averaging import (
     ClientWork,
     join_model,
@@ -17,8 +21,8 @@ from fedagg._training.federated_averaging import (
 )
 from fedagg._training.gradient import value_and_grad
 from fedagg._trees import checks, pytree, rowwise
-from fedagg._trees.keys import fold_key, split_key
-from fedagg._trees.table import ClientTable
+from fedagg._trees.keys import as_key, fold_key, split_key
+from fedagg._trees.kinds import check_function, check_kind
 from fedagg._types import PyTree
 
 # Stream of the client optimizer's key, beside those that the client's is split into.
@@ -69,16 +73,19 @@ def local_training(
         shuffle: whether each epoch draws a new order, where there is a `batch_size`.
 
     Raises:
+        TypeError: if the loss is no function of that, or the optimizer none of Optax;
+            in the work, for client data without a mask, or a loss that returns
+            something else than a pair.
         ValueError: if a number is out of range; in the work, if an order is to be drawn
             and there is no key, likewise if the optimizer draws, or losses are of
-            another shape than `[b]`.
-        TypeError: in the work, for client data without a mask, or a loss that returns
-            something else than a pair.
+            another shape than `[b]`, or collections are others than the model has.
 
     Reference: McMahan et al., "Communication-Efficient Learning of Deep Networks from
         Decentralized Data", 2017, algorithm 1; Li et al., "Federated Optimization in
         Heterogeneous Networks", 2020, algorithm 2.
     """
+    check_function("(variables, examples, key)", loss=loss)
+    check_kind(optax.GradientTransformation, optimizer=optimizer)
     if batch_size is not None:
         checks.check_whole(1, batch_size=batch_size)
     checks.check_whole(1, epochs=epochs)
@@ -86,13 +93,15 @@ def local_training(
     shuffle = shuffle and batch_size is not None
 
     def work(variables: PyTree, row: Any, key: jax.Array | None):
+        key = as_key(key)
         if shuffle and key is None:
             raise ValueError(
                 "local_training draws the order of the examples and needs a key, got "
                 "key=None. Give next a key, or set shuffle=False."
             )
-        examples, place, mask = _checked_row(row)
+        examples, place, mask = checked_row(row)
         start = split_model(plain_model(variables))
+        checks.check_floating(start[0], "local_training")
         size = mask.shape[0] if batch_size is None else min(batch_size, mask.shape[0])
         state = _with_draws_of_its_own(optimizer.init(start[0]), key)
         first = start, state, jnp.float32(0.0), jnp.float32(0.0)
@@ -111,7 +120,8 @@ def local_training(
 
     def batch_loss(parameters, collections, start, batch, counts, key):
         model = join_model(parameters, collections)
-        losses, changed = _checked_losses(loss(model, batch, key), counts.shape)
+        losses, changed = checked_losses(loss(model, batch, key), counts.shape)
+        check_collections(changed, collections)
         # At least one: a batch that counts no example takes no step.
         count = jnp.maximum(jnp.sum(counts), 1).astype(losses.dtype)
         value = jnp.sum(jnp.where(counts, losses, 0.0)) / count
@@ -181,40 +191,6 @@ def _with_draws_of_its_own(state: PyTree, key: jax.Array | None) -> PyTree:
             "the client optimizer draws and needs a key, got key=None. Give next a key."
         )
     return pytree.renew_keys(state, fold_key(key, _OPTIMIZER)) if has_keys else state
-
-
-def _checked_row(row: Any) -> tuple[PyTree, jax.Array | int, jax.Array]:
-    """Examples, where the client's begin, and which of those that follow it has."""
-    if isinstance(row, ClientTable):
-        examples = jax.tree.map(jnp.asarray, row.examples)
-        return examples, row.starts, jnp.arange(row.largest) < row.sizes
-    is_pair = isinstance(row, (tuple, list)) and len(row) == 2
-    if is_pair and isinstance(row[1], (np.ndarray, jax.Array)):
-        examples, mask = jax.tree.map(jnp.asarray, row)
-        if mask.ndim == 1 and mask.dtype == jnp.bool_:
-            return examples, 0, mask
-    raise TypeError(
-        "client data: local_training takes a ClientTable, or a pair (examples, mask), "
-        "the mask [m] of bools, which say what examples a client has, as pad_clients "
-        f"makes it; got {jax.tree.map(jnp.shape, row)}."
-    )
-
-
-def _checked_losses(made: Any, shape: tuple[int, ...]) -> tuple[jax.Array, PyTree]:
-    """What a loss returned, if it is the loss of each example, and collections."""
-    if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[1], dict):
-        raise TypeError(
-            "loss: expected a pair (losses, collections); with no collections that "
-            f"change, return losses, {{}}. Got {type(made).__name__}."
-        )
-    losses = jnp.asarray(made[0])
-    if losses.shape != shape:
-        raise ValueError(
-            f"loss: expected the loss of each example, of shape {list(shape)}; got "
-            f"{list(losses.shape)}. Drop an axis of one, or take the mean over what an "
-            "example is made of, such as tokens: losses.mean(axis=1)."
-        )
-    return losses, made[1]
 
 
 class _Batches(NamedTuple):

@@ -7,6 +7,7 @@ import jax
 
 from fedagg._training.local_training import Loss
 from fedagg._trees import pytree
+from fedagg._trees.kinds import check_function, described, types_of
 from fedagg._types import PyTree
 
 
@@ -25,10 +26,22 @@ def linen_loss(
             `optax.softmax_cross_entropy_with_integer_labels`. A client's examples are
             pairs `(inputs, targets)`.
         **kwargs: further arguments of the module's call, such as `train=True`.
+
+    Raises:
+        TypeError: if `model` is no linen module, or `loss` no function; in the loss,
+            for examples that are no pair.
     """
+    from flax import linen  # takes a while, and who has a module has paid for it
+
+    if not isinstance(model, linen.Module):
+        raise TypeError(
+            "model: expected a module of flax.linen, as nn.Dense(10) is one, got "
+            f"{described(model)}. For one of flax.nnx: nnx_loss(model, loss)."
+        )
+    check_function("(outputs, targets)", loss=loss)
 
     def batch_loss(variables: PyTree, examples: Any, key: jax.Array | None):
-        inputs, targets = examples
+        inputs, targets = _pair(examples)
         outputs, changed = model.apply(
             variables,
             inputs,
@@ -63,11 +76,19 @@ def nnx_loss(
         `local_training`.
 
     Raises:
+        TypeError: if `model` is no nnx module, or `loss` no function; in the loss, for
+            examples that are no pair.
         ValueError: in the loss, for variables that are another tree than the first
             result, or if the model draws, as dropout does, and there is no key.
     """
     from flax import nnx  # takes longer to import than all the rest
 
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            "model: expected a module of flax.nnx, as nnx.Linear(...) is one, got "
+            f"{described(model)}. For one of flax.linen: linen_loss(model, loss)."
+        )
+    check_function("(outputs, targets)", loss=loss)
     graph, parameters, generators, state = nnx.split(
         model, nnx.Param, nnx.RngState, ...
     )
@@ -78,7 +99,7 @@ def nnx_loss(
                 "variables: expected the first of what nnx_loss returned, a dict of "
                 f"params and state, as what init is given; got {type(variables)}."
             )
-        inputs, targets = examples
+        inputs, targets = _pair(examples)
         # Copies, since nnx refuses to write to variables of an outer trace.
         now = pytree.copy((variables["params"], variables["state"]))
         renewed = pytree.renew_keys(generators, key)
@@ -96,3 +117,14 @@ def nnx_loss(
 
     # Copies: nnx.split gives the module's own variables, which change when it does.
     return pytree.copy({"params": parameters, "state": state}), batch_loss
+
+
+def _pair(examples: Any) -> tuple[Any, Any]:
+    """A client's examples as inputs and targets."""
+    if not isinstance(examples, (tuple, list)) or len(examples) != 2:
+        raise TypeError(
+            "examples: expected a pair (inputs, targets) of each client, got "
+            f"{types_of(examples)}. For examples of another kind, write the loss "
+            "yourself: (variables, examples, key) -> (losses, {})."
+        )
+    return examples[0], examples[1]

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from fedagg._trees import checks
+from fedagg._trees.kinds import described
 from fedagg._types import PyTree
 
 _END = object()
@@ -29,9 +30,16 @@ def prefetch(
         sharding: where to, as `jax.device_put` takes it.
 
     Raises:
+        TypeError: if `cohorts` is nothing to iterate over.
         ValueError: if `ahead` is not a positive integer.
     """
     checks.check_whole(1, ahead=ahead)
+    if not isinstance(cohorts, Iterable):
+        raise TypeError(
+            "cohorts: expected something to iterate over, such as "
+            "(table.gathered(numbers) for numbers in rounds), got "
+            f"{described(cohorts)}."
+        )
     return _prefetched(iter(cohorts), ahead, sharding)
 
 

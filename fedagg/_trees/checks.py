@@ -16,8 +16,13 @@ import numpy as np
 
 from fedagg._payload import Payload
 from fedagg._trees import pytree, table
+from fedagg._trees.kinds import described
 from fedagg._types import PyTree
 
+_STACKED = (
+    "Each leaf has a row for each client: for values of single clients, "
+    "jax.tree.map(lambda *x: jnp.stack(x), *values)."
+)
 _ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
 
 
@@ -81,7 +86,9 @@ def check_choice(choices: Sequence[str], **arguments: str) -> None:
 
 def _require(holds: bool, argument: str, expected: str, got: Any) -> None:
     if not holds:
-        raise ValueError(f"{argument} must be {expected}, got {argument}={got!r}.")
+        raise ValueError(
+            f"{argument} must be {expected}, got {argument}={described(got)}."
+        )
 
 
 def _number(argument: str, got: Any) -> float:
@@ -91,8 +98,15 @@ def _number(argument: str, got: Any) -> float:
         return float(got)
     except (TypeError, ValueError):
         raise TypeError(
-            f"{argument} must be a number, got {argument}={got!r}."
+            f"{argument} must be a number, got {argument}={described(got)}."
+            f"{_known_before(got)}"
         ) from None
+
+
+def _known_before(got: Any) -> str:
+    if not isinstance(got, jax.core.Tracer):
+        return ""
+    return " What is traced is not known yet: make this outside of jit."
 
 
 def _is_bool(x: Any) -> bool:
@@ -150,25 +164,31 @@ def count_clients(stacked: PyTree, name: str = "updates") -> int:
     """
     leaves = pytree.leaves_with_names(table.apart(stacked)[0])
     if not leaves:
-        raise ValueError(f"{name} holds no arrays: expected leaves of shape [n, ...].")
+        raise ValueError(
+            f"{name} holds no arrays: expected leaves of shape [n, ...], a row for "
+            "each client."
+        )
     first, n = leaves[0][0], None
     for path, x in leaves:
-        if not isinstance(x, _ARRAYS):
+        is_text = isinstance(x, np.ndarray) and x.dtype.kind in "OSU"
+        if is_text or not isinstance(x, _ARRAYS):
             raise TypeError(
                 f"{name}: expected arrays of shape [n, ...] as leaves; {path} is a "
-                f"{type(x).__name__}."
+                f"{type(x).__name__}{_dtype_of(x)}. Make an array of numbers of it: "
+                "jnp.asarray."
             )
         if len(x.shape) == 0:
             raise ValueError(
                 f"{name}: expected a leading axis of clients on every leaf, [n, ...]; "
-                f"{path} has shape []."
+                f"{path} has shape []. For one client: "
+                f"jax.tree.map(lambda x: x[None], {name})."
             )
         if n is None:
             n = x.shape[0]
         if x.shape[0] != n:
             raise ValueError(
                 f"{name}: all leaves must agree on the number of clients; "
-                f"{first} has {n} and {path} has {x.shape[0]}."
+                f"{first} has {n} and {path} has {x.shape[0]}. {_STACKED}"
             )
     if n == 0 or n is None:
         raise ValueError(
@@ -178,10 +198,18 @@ def count_clients(stacked: PyTree, name: str = "updates") -> int:
     return n
 
 
+def _dtype_of(x: Any) -> str:
+    return f" of dtype {x.dtype}" if isinstance(x, np.ndarray) else ""
+
+
 def check_key(key: jax.Array | None, name: str, draws: str) -> jax.Array:
     """The key, or a ValueError that names who lacks it, and what for."""
     if key is None:
-        raise ValueError(f"{name} draws {draws} and needs a key, got key=None.")
+        raise ValueError(
+            f"{name} draws {draws} and needs a key, got key=None. Give next a key, "
+            "jax.random.key(0) and another each round, or secret_key() where noise is "
+            "to hide something."
+        )
     return key
 
 

@@ -1,9 +1,50 @@
 """Keys: split, taken out of a state, which no checkpoint holds, and put back."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from fedagg._trees import pytree
+from fedagg._trees.kinds import described
 from fedagg._types import PyTree
+
+
+def as_key(key: Any, argument: str = "key") -> jax.Array | None:
+    """The key, typed; an old one, of `jax.random.PRNGKey`, draws as before.
+
+    Raises:
+        TypeError: for what is no key, a seed for one.
+        ValueError: for several keys.
+    """
+    if key is None:
+        return None
+    expected = f"{argument}: expected one key, as jax.random.key(0) makes it"
+    if not isinstance(key, (jax.Array, np.ndarray)):
+        raise TypeError(f"{expected}, got {described(key)}.{_of_seed(key)}")
+    found = jnp.asarray(key)
+    if pytree.is_key(found):
+        if found.shape:
+            raise ValueError(
+                f"{expected}, got {list(found.shape)} of them. Clients' keys are made "
+                "from the one."
+            )
+        return found
+    if found.dtype != jnp.uint32 or found.shape != _shape_of_old():
+        got = described(found) if found.shape else f"{found.dtype}[]"
+        raise TypeError(f"{expected}, got {got}.{_of_seed(found)}")
+    return jax.random.wrap_key_data(found)
+
+
+def _shape_of_old() -> tuple[int, ...]:
+    return jax.eval_shape(jax.random.PRNGKey, 0).shape
+
+
+def _of_seed(key: Any) -> str:
+    is_array = isinstance(key, (jax.Array, np.ndarray))
+    is_seed = key.ndim == 0 if is_array else isinstance(key, (int, np.integer))
+    return " Of a seed: jax.random.key(seed)." if is_seed else ""
 
 
 def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:

@@ -47,12 +47,28 @@ class Remembered(tuple):
         return self.made(self.template, part) if isinstance(at, slice) else part
 
 
+def check_value(state: PyTree, value: PyTree, name: str) -> None:
+    """Checks one client's value against the template, if the state remembers it.
+
+    Raises:
+        ValueError: if a leaf is missing or added, or has another shape.
+    """
+    if isinstance(state, Remembered):
+        advice = " For other values make another state: init(template)."
+        state.template.check_leaves(value, name, advice)
+
+
 def check_stacked(state: PyTree, updates: PyTree) -> None:
     """Checks updates against the template, if the state remembers it.
 
     Raises:
-        ValueError: if updates are one client's value, or a list of them.
+        ValueError: if updates are a state, one client's value, or a list of them.
     """
+    if isinstance(updates, Remembered):
+        raise ValueError(
+            "updates: expected the clients' values, got a state. The state comes "
+            "first: next(state, updates)."
+        )
     if not isinstance(state, Remembered):
         return
     if state.template.is_of(updates):

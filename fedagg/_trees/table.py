@@ -9,10 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedagg._trees import pytree, rowwise
+from fedagg._trees.datasets import listed, sizes_of
 from fedagg._types import PyTree
-
-# Positions of examples are of 32 bits.
-_MOST = 2**31 - 1
 
 
 @jax.tree_util.register_dataclass
@@ -59,8 +57,9 @@ class ClientTable:
             ValueError: if there is no client, no example at all, clients' trees or the
                 shapes of their examples differ, or leaves of a client disagree on the
                 number of its examples.
-            TypeError: for leaves that are no numbers.
+            TypeError: if `datasets` is no sequence, or for leaves that are no numbers.
         """
+        datasets = listed(datasets)
         sizes = sizes_of(datasets)
         examples = jax.tree.map(lambda *leaves: np.concatenate(leaves), *datasets)
         starts = np.cumsum(sizes) - sizes
@@ -187,61 +186,6 @@ def examples_of_each(tree: PyTree) -> jax.Array | None:
     parts = pytree.parts_with_names(tree, _is_places)
     sizes = [x.sizes for _, x in parts if _is_places(x)]
     return sum(sizes[1:], sizes[0]) if sizes else None
-
-
-def sizes_of(datasets: Sequence[PyTree]) -> np.ndarray:
-    """The number of examples in each of the data sets, if they are alike.
-
-    Raises:
-        ValueError, TypeError: as `ClientTable.of` says.
-    """
-    if not datasets:
-        raise ValueError("datasets: expected at least one client, got none.")
-    structure = jax.tree.structure(datasets[0])
-    sizes = np.zeros(len(datasets), np.int64)
-    shapes = None
-    for i, dataset in enumerate(datasets):
-        if jax.tree.structure(dataset) != structure:
-            raise ValueError(
-                f"datasets: client {i} has {jax.tree.structure(dataset)}, client 0 has "
-                f"{structure}."
-            )
-        leaves = pytree.leaves_with_names(dataset)
-        lengths = {path: _length(i, path, x) for path, x in leaves}
-        if len(set(lengths.values())) != 1:
-            raise ValueError(
-                f"datasets: the leaves of client {i} disagree on the number of "
-                f"examples, {lengths}."
-            )
-        sizes[i] = next(iter(lengths.values()))
-        found = [np.shape(x)[1:] for _, x in leaves]
-        shapes = found if shapes is None else shapes
-        for shape, first in zip(found, shapes, strict=True):
-            if shape != first:
-                raise ValueError(
-                    f"datasets: examples of client {i} have shape {list(shape)}, those "
-                    f"of client 0 {list(first)}."
-                )
-    if sizes.max() == 0:
-        raise ValueError("datasets: expected at least one example, got none.")
-    if sizes.sum() > _MOST:
-        raise ValueError(
-            f"datasets: expected at most {_MOST:,} examples, got {sizes.sum():,}."
-        )
-    return sizes
-
-
-def _length(client: int, path: str, x: Any) -> int:
-    """The number of examples in a leaf."""
-    where, array = f"{path} of client {client}", np.asarray(x)
-    if not array.ndim:
-        raise ValueError(
-            f"datasets: expected a leading axis of examples, [m, ...]; {where} has "
-            "shape []."
-        )
-    if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != bool:
-        raise TypeError(f"datasets: expected numbers; {where} has dtype {array.dtype}.")
-    return len(array)
 
 
 def _is_places(x: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedagg._trees import checks, pytree, saving
 from fedagg._trees.reductions import cut
@@ -74,15 +75,21 @@ class Template:
         leaves = [x.reshape(shape) for x, shape in zip(parts, self.shapes, strict=True)]
         return pytree.unflatten(self.structure, leaves)
 
-    def check(self, value: PyTree, name: str = "updates") -> None:
-        """Raises a ValueError that names the first path at which the value differs."""
+    def check_leaves(
+        self, value: PyTree, name: str = "updates", advice: str = ""
+    ) -> None:
+        """Raises a ValueError that names the first path at which leaves differ."""
         expected = _described(self.abstract())
         for ours, theirs in itertools.zip_longest(expected, _described(value)):
             if ours != theirs:
                 raise ValueError(
                     f"{name}: expected {ours or 'no further leaf'}, as in the template "
-                    f"given to init; got {theirs or 'no further leaf'}."
+                    f"given to init; got {theirs or 'no further leaf'}.{advice}"
                 )
+
+    def check(self, value: PyTree, name: str = "updates") -> None:
+        """Raises a ValueError that names the first path at which the value differs."""
+        self.check_leaves(value, name)
         _, structure = pytree.flatten(value)
         if structure != self.structure:
             raise ValueError(
@@ -117,4 +124,4 @@ saving.saved(Template, lambda template: {}, lambda template, saved: template)
 def _described(tree: PyTree) -> list[str]:
     """A line for each leaf."""
     leaves = pytree.leaves_with_names(tree)
-    return [f"{path} of shape {list(jnp.shape(x))}" for path, x in leaves]
+    return [f"{path} of shape {list(np.shape(x))}" for path, x in leaves]

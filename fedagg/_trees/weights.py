@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedagg._trees.kinds import described
+
 _LARGEST = float(np.finfo(np.float32).max)
 _LEAST = float(np.finfo(np.float32).smallest_normal)
 
@@ -22,7 +24,7 @@ def is_present(weight: jax.Array) -> jax.Array:
 
 def as_weight(weight: Any) -> jax.Array:
     """The weight of one client as float32 `[]`, zero for one that is absent."""
-    return _checked(weight, (), "weight: expected a scalar")
+    return _checked(weight, (), "weight", "a scalar")
 
 
 def as_weights(weights: Any, n: int) -> jax.Array:
@@ -37,22 +39,39 @@ def as_weights(weights: Any, n: int) -> jax.Array:
     """
     if weights is None:
         return jnp.ones((n,), jnp.float32)
-    expected = f"weights: expected shape ({n},), one for each client of updates"
-    return _checked(weights, (n,), expected)
+    expected = f"shape ({n},), one for each client of updates"
+    return _checked(weights, (n,), "weights", expected)
 
 
-def _checked(weights: Any, shape: tuple[int, ...], expected: str) -> jax.Array:
+def _checked(
+    weights: Any, shape: tuple[int, ...], argument: str, expected: str
+) -> jax.Array:
     if not isinstance(weights, jax.Array):
-        weights = _on_host(weights)
+        weights = _on_host(weights, argument)
+    if jax.dtypes.issubdtype(weights.dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            f"{argument}: expected {expected}, got a key. Without weights: "
+            "next(state, updates, key=key)."
+        )
     if weights.shape != shape:
-        raise ValueError(f"{expected}; got {weights.shape}.")
+        raise ValueError(
+            f"{argument}: expected {expected}; got {weights.shape}.{_advice(shape)}"
+        )
     if jnp.issubdtype(weights.dtype, jnp.complexfloating):
-        raise TypeError(f"weights: expected real numbers, got dtype {weights.dtype}.")
+        raise TypeError(
+            f"{argument}: expected real numbers, got dtype {weights.dtype}."
+        )
     numbers = jnp.asarray(weights).astype(jnp.float32)
     return jnp.where((numbers > 0.0) & (numbers < jnp.inf), numbers, 0.0)
 
 
-def _on_host(weights: Any) -> np.ndarray:
+def _advice(shape: tuple[int, ...]) -> str:
+    if not shape:
+        return " One client has one weight."
+    return " Of who is present: 1 or True, and 0 or False of who is absent."
+
+
+def _on_host(weights: Any, argument: str) -> np.ndarray:
     """Numbers of NumPy or Python as float32."""
     numbers = np.asarray(weights)
     if np.issubdtype(numbers.dtype, np.complexfloating):
@@ -63,12 +82,14 @@ def _on_host(weights: Any) -> np.ndarray:
         wide = numbers.astype(np.float64)
     except (TypeError, ValueError, OverflowError):
         raise TypeError(
-            f"weights: expected real numbers, got dtype {numbers.dtype}."
+            f"{argument}: expected real numbers, got {described(weights)}. A client "
+            "without a weight is absent: 0."
         ) from None
     lost = wide[(wide > _LARGEST) & (wide < math.inf) | (wide > 0.0) & (wide < _LEAST)]
     if lost.size:
         raise ValueError(
-            f"weights: expected numbers that float32 holds, to 3.4e38; got {lost[0]}."
+            f"{argument}: expected numbers that float32 holds, to 3.4e38; got "
+            f"{lost[0]}."
         )
     return wide.astype(np.float32)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree, rowwise
 from fedagg._trees.keys import split_key
+from fedagg._trees.kinds import check_function, check_kind
 from fedagg._types import PyTree, Rule, Update
 from fedagg.attacks._attacks import Attack
 
@@ -37,10 +38,13 @@ def optimized(
 
     Raises:
         ValueError: if `largest` is not positive, or `evaluations` is below four.
+        TypeError: if `attack` is no function of a scale, or `rule` no rule.
 
     Reference: Shejwalkar and Houmansadr, "Manipulating the Byzantine: Optimizing Model
         Poisoning Attacks and Defenses for Federated Learning", 2021, section IV.
     """
+    check_function("(scale)", attack=attack)
+    check_kind(Rule, rule=rule)
     checks.check_positive(largest=largest)
     checks.check_whole(4, evaluations=evaluations)
     half = max(3 * evaluations // 8, 1)  # of a sign

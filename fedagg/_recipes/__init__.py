@@ -1,0 +1,1 @@
+"""Recommended compositions: `robust_aggregator` and others, each a line of stages."""

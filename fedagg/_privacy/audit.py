@@ -5,11 +5,12 @@ from typing import NamedTuple
 import jax
 
 from fedagg._aggregator import Aggregator
-from fedagg._mechanism import Mechanism
+from fedagg._mechanism import Mechanism, RenyiCurve
 from fedagg._privacy import attack, canaries
 from fedagg._privacy.accounting import epsilon
-from fedagg._privacy.composition import NEIGHBORS, spent
+from fedagg._privacy.composition import NEIGHBORS, sampler_of, spent
 from fedagg._privacy.guarantee import run_of
+from fedagg._privacy.samplers import Sampler
 from fedagg._privacy.tradeoff import (
     any_epsilon,
     contradicts,
@@ -57,20 +58,22 @@ def audit(
     *,
     neighbors: str,
     key: jax.Array,
+    participation: float | Sampler = 1.0,
     others: PyTree = None,
     norm: float = 1e3,
     trials: int = 4096,
     confidence: float = 0.95,
-    claim: float | Mechanism | None = None,
+    claim: float | RenyiCurve | Mechanism | None = None,
 ) -> Audit:
     """A lower bound on epsilon, by running the rounds and guessing who was there.
 
     A trial is a run of `rounds` rounds with a key of its own. In half of the trials a
-    client whose value is known, the canary, takes part in each round; in the other half
-    it is its neighbor. Some trials show where there is the least noise, over entries
-    and over rounds, and which canary is told best; others teach an attack that guesses
-    from the released values and metrics; the rest, which nothing was chosen by, count
-    its errors. What is released is all that is looked at: nothing is read off the code.
+    client whose value is known, the canary, takes part in each round that
+    `participation` draws it for; in the other half it is its neighbor. Some trials show
+    where there is the least noise, over entries and over rounds, and which canary is
+    told best; others teach an attack that guesses from the released values and metrics;
+    the rest, which nothing was chosen by, count its errors. What is released is all
+    that is looked at: nothing is read off the code.
 
     | bound | holds |
     | --- | --- |
@@ -86,8 +89,9 @@ def audit(
     or so; no attack shows more than a distance of seven, however little noise there is:
     audit fewer rounds of what has less. What is not seen: a leak to fewer canaries than
     tried, to other norms, or at a chance below one in `trials`; weak random generators;
-    what clients' work reports; privacy that comes from sampling, as the canary is there
-    in each round. To audit a training, let its client work return its row.
+    what clients' work reports. Of clients who are sampled, errors do not trade off as
+    those of Gaussian noise, so that of `epsilon` little is known. To audit a training,
+    let its client work return its row.
 
     Nothing is kept of a trial but a few numbers a round; trials run side by side, as
     many as take a few megabytes. Clients who noise themselves, as by `skellam_noise`,
@@ -100,15 +104,18 @@ def audit(
         rounds: how many rounds are released, as in `guarantee`.
         delta: of the guarantee, in (0, 1).
         neighbors: what the canary is told from: "add_or_remove", its absence;
-            "zero_out", a value of zero; "replace_one", the opposite value.
+            "zero_out", a value of zero, which a learnt clip counts, as nothing is not:
+            further than that relation; "replace_one", the opposite value.
         key: what all keys are made from. Another key is another audit.
+        participation: as in `guarantee`: a chance or a sampler, which draws the canary
+            from as many as its rate says. Who is drawn is not told.
         others: values of clients who are there in each round, `[n, ...]` on every leaf.
             None stands for nobody.
         norm: of the canary's value, well above any clip. Positive.
         trials: with the canary and without it, each: 256 or more. As many again are for
             learning.
         confidence: the chance that a bound holds, in (0, 1).
-        claim: what is claimed, as `epsilon` takes it: a noise multiplier or a
+        claim: what is claimed, as `epsilon` takes it: a noise multiplier, a curve or a
             `Mechanism`. None stands for what `guarantee` finds, or for no claim where
             it refuses, and where `dp-accounting` is not there.
 
@@ -131,14 +138,16 @@ def audit(
     noise_key, canary_key, scout_key, learn_key, count_key = jax.random.split(key, 5)
     # Two bounds hold together.
     level = (1.0 - confidence) / 2.0
-    subject = canaries.Subject(aggregator, template, others, rounds, neighbors)
+    sampler = sampler_of(participation)
+    subject = canaries.Subject(aggregator, template, others, rounds, neighbors, sampler)
+    by_chance = subject.chance, subject.otherwise
     scouts = min(trials, _SCOUTS)
 
     noise = canaries.noise_of(subject, scouts, noise_key)
     tried = canaries.canaries(subject, noise, norm, canary_key)
     scouted = canaries.readings(subject, [*tried.values()], scouts, scout_key)
     choices = [
-        (attack.promise(read, used, level), name, used)
+        (attack.promise(read, used, level, *by_chance), name, used)
         for name, read in zip(tried, scouted, strict=True)
         for used in (attack.VALUES, attack.ALL)
     ]
@@ -147,7 +156,7 @@ def audit(
     def read(key: jax.Array):
         return canaries.readings(subject, [tried[name]], trials, key)[0]
 
-    guesses = attack.learnt(read(learn_key), used)
+    guesses = attack.learnt(read(learn_key), used, *by_chance)
     accused, missed = guesses.errors(read(count_key), level)
 
     claimed = _claim_of(subject, claim)
@@ -172,15 +181,30 @@ def audit(
     )
 
 
-def _claim_of(subject: canaries.Subject, claim: float | Mechanism | None):
+def _claim_of(subject: canaries.Subject, claim: float | RenyiCurve | Mechanism | None):
     """The claimed epsilon as a function of delta, or None."""
-    rounds, neighbors = subject.rounds, subject.neighbors
+    rounds, neighbors, sampler = subject.rounds, subject.neighbors, subject.sampler
+    # Cohorts of a fixed size are accounted by Rényi divergences.
+    is_fixed = sampler.size is not None and sampler.rate < 1.0
+    accountant = "rdp" if is_fixed else "pld"
     if claim is not None:
-        return lambda delta: epsilon(claim, rounds, delta, neighbors=neighbors)
+        return lambda delta: epsilon(
+            claim,
+            rounds,
+            delta,
+            neighbors=neighbors,
+            participation=sampler,
+            accountant=accountant,
+        )
     try:
         run = run_of(
-            subject.aggregator, subject.template, rounds, neighbors, 1.0, "pld"
+            subject.aggregator,
+            subject.template,
+            rounds,
+            neighbors,
+            sampler,
+            accountant,
         )
     except (TypeError, ValueError):
         return None  # guarantee refuses to claim anything
-    return lambda delta: spent(run, delta, "pld")
+    return lambda delta: spent(run, delta, accountant)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedagg._aggregator import Aggregator
+from fedagg._privacy.samplers import Sampler
 from fedagg._trees import pytree
 from fedagg._trees.template import Template
 from fedagg._types import PyTree
@@ -31,6 +32,25 @@ class Subject(NamedTuple):
     others: PyTree  # [n, ...], the clients that are there in any case, or None
     rounds: int
     neighbors: str
+    sampler: Sampler
+
+    @property
+    def otherwise(self) -> float:
+        """What is there of the canary where it is not itself, in its own value."""
+        factor, weight = _OTHERWISE[self.neighbors]
+        return factor * weight
+
+    @property
+    def chance(self) -> float:
+        """That of the canary to be in a round, of all together."""
+        return self.sampler.rate / self.sampler.separation
+
+    def clients(self) -> int:
+        """How many the sampler draws the canary from."""
+        size, rate = self.sampler.size, self.sampler.rate
+        if size is None:
+            return 1
+        return round(size / rate) if rate < 1.0 else size * self.sampler.separation
 
 
 class Canary(NamedTuple):
@@ -169,26 +189,35 @@ def _trial(
 ) -> tuple[jax.Array, jax.Array]:
     """What rounds release: values `[rounds, size]`, and metrics `[rounds, metrics]`."""
     form = Template.of(subject.template)
-    factor, weight = _OTHERWISE[subject.neighbors]
+    sampler = subject.sampler
+    start_key, draw_key = (jax.random.fold_in(key, 2**32 - x) for x in (1, 2))
     factor, weight = (
-        jnp.where(is_there, 1.0, jnp.float32(x)) for x in (factor, weight)
+        jnp.where(is_there, 1.0, jnp.float32(x)) for x in _OTHERWISE[subject.neighbors]
     )
 
-    def round(state: PyTree, given: tuple[jax.Array, jax.Array]):
-        index, sign = given
-        row = form.unravel(sign * factor * canary.value)
+    def round(carry: tuple[PyTree, PyTree], given: tuple[jax.Array, jax.Array]):
+        (state, drawn), (index, sign) = carry, given
+        drawn, cohort = sampler.next(drawn, draw_key)
+        is_drawn = jnp.any((cohort.rows == 0) & (cohort.weights > 0.0))
+        own = jnp.where(is_drawn, sign * factor, 0.0)
+        # In cohorts of one size somebody else is there, who holds zeros.
+        in_place = 0.0 if sampler.size is None else 1.0
+        here = jnp.where(is_drawn, weight, in_place)
+        row = form.unravel(own * canary.value)
         row = pytree.cast_like(row, form.abstract())
-        rows, weights = _with_others(subject.others, row, weight)
+        rows, weights = _with_others(subject.others, row, here)
         # JAX's check of reuse takes a batch of keys that are scanned over for reused.
         own_key = jax.random.fold_in(key, index)
         output = subject.aggregator.next(state, rows, weights, own_key)
         metrics: Any = [jnp.float32(x) for _, x in sorted(output.metrics.items())]
         metrics = jnp.stack(metrics) if metrics else jnp.zeros((0,))
-        return output.state, (form.ravel(output.value, "value"), metrics)
+        read = form.ravel(output.value, "value"), metrics
+        return (output.state, drawn), read
 
     state = subject.aggregator.init(subject.template)
+    drawn = sampler.init(subject.clients(), start_key)
     indices = jnp.arange(subject.rounds, dtype=jnp.uint32)
-    return jax.lax.scan(round, state, (indices, canary.signs))[1]
+    return jax.lax.scan(round, (state, drawn), (indices, canary.signs))[1]
 
 
 def _with_others(others: PyTree, row: PyTree, weight: jax.Array) -> Any:

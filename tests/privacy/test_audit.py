@@ -11,6 +11,7 @@ import scipy.stats
 
 import fedagg
 from fedagg._privacy import attack, tradeoff
+from tests.test_laws import STAGES
 
 TEMPLATE = {"b": jnp.zeros(3), "w": jnp.zeros((4, 3))}
 ROUNDS, DELTA, CLIP, NOISE = 4, 1e-5, 0.5, 3.0
@@ -63,8 +64,8 @@ def draws(key, state, total, scale=NOISE * CLIP):
     }
 
 
-def missing_on_half(key, state, total):
-    drawn = draws(key, state, total)
+def missing_on_half(key, state, total, scale=NOISE * CLIP):
+    drawn = draws(key, state, total, scale)
     return drawn | {"w": drawn["w"].at[:, ::2].set(0.0)}
 
 
@@ -126,7 +127,7 @@ def test_an_unnoised_metric_is_seen():
     assert got.is_contradicted
 
 
-SHIPPED = {
+SHIPPED: dict[str, tuple[fedagg.Stage, dict[str, Any]]] = {
     "gaussian_noise": (fedagg.gaussian_noise(NOISE, CLIP, 10.0), {}),
     "adaptive_gaussian_noise": (fedagg.adaptive_gaussian_noise(NOISE, 80.0), {}),
     "tree_noise": (fedagg.tree_noise(NOISE, CLIP, 10.0, restart_every=3), {}),
@@ -149,6 +150,34 @@ SHIPPED = {
 }
 
 
+def taking_back(missing: float = 0.0, entries: slice = slice(0, 0)) -> Any:
+    """A privatizer that takes half of each round's noise back in the next."""
+
+    def update(updates: Any, state: Any, params: Any = None):
+        key, before = state
+        noise = draws(key, None, updates, scale=(1.0 - missing) * NOISE)
+        noise["w"] = noise["w"].at[:, entries].set(0.0)
+        noise = jax.tree.map(lambda x, y: x - 0.5 * y, noise, before)
+        return jax.tree.map(jnp.add, updates, noise), (key, noise)
+
+    def init(params: Any):
+        return jax.random.key(0), jax.tree.map(jnp.zeros_like, params)
+
+    return optax.GradientTransformation(init, update)
+
+
+def correlated(**wrong: Any) -> fedagg.Stage:
+    # noise = draws - noise before / 2, which is the inverse of this times draws.
+    strategy = np.eye(ROUNDS) + 0.5 * np.eye(ROUNDS, k=-1)
+    mechanism = fedagg.Mechanism.matrix(NOISE, strategy)
+    return fedagg.matrix_factorization_noise(
+        taking_back(**wrong), CLIP, 10.0, mechanism=mechanism
+    )
+
+
+SHIPPED["matrix_factorization_noise"] = correlated(), {}
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.deep
 def test_what_ships_stays_below_its_claim(name):
@@ -160,6 +189,26 @@ def test_what_ships_stays_below_its_claim(name):
     assert 0.2 * claimed(got) < got.epsilon < claimed(got)
 
 
+def test_all_private_stages_are_audited():
+    private = {
+        made.traits.name
+        for stages in STAGES.values()
+        for made in stages
+        if made.traits.is_private and not made.traits.is_secret
+    }
+
+    assert private == {stage.traits.name for stage, _ in SHIPPED.values()}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"missing": 0.2}, {"entries": slice(0, None, 2)}], ids=["fifth", "half"]
+)
+def test_noise_that_misses_in_a_privatizer_is_seen(wrong):
+    got = audited(fedagg.aggregator(correlated(**wrong)))
+
+    assert got.is_contradicted
+
+
 @pytest.mark.parametrize("neighbors", ["zero_out", "replace_one"])
 @pytest.mark.deep
 def test_a_recipe_and_other_neighbors_stay_below_their_claim(neighbors):
@@ -169,6 +218,96 @@ def test_a_recipe_and_other_neighbors_stay_below_their_claim(neighbors):
 
     assert not got.is_contradicted
     assert 0.2 * claimed(got) < got.epsilon < claimed(got)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("mechanism", ["skellam", "discrete_gaussian"])
+def test_the_distributed_recipe_stays_below_its_claim(mechanism):
+    recipe = fedagg.distributed_dp_aggregator(
+        1.5, 16, mechanism=mechanism, smallest_cohort=4
+    )
+
+    got = audited(recipe, trials=1024, neighbors="replace_one", others=OTHERS)
+
+    assert not got.is_contradicted
+    assert 0.1 * claimed(got) < got.epsilon < claimed(got)
+
+
+def test_noise_of_clients_that_misses_a_fifth_is_seen():
+    made, claim = (fedagg.skellam(z, CLIP, 4) for z in (0.8 * NOISE, NOISE))
+
+    got = audited(
+        fedagg.aggregator(made.secure_sum()),
+        neighbors="zero_out",
+        others=OTHERS,
+        claim=claim.curve(TEMPLATE),
+    )
+
+    assert got.is_contradicted
+
+
+SAMPLED: dict[str, tuple[fedagg.Stage, dict[str, Any]]] = {
+    "poisson": (fedagg.gaussian_noise(1.0, CLIP, 10.0), {"participation": 0.5}),
+    "poisson, replaced": (
+        fedagg.gaussian_noise(1.5, CLIP, 10.0),
+        {"participation": 0.5, "neighbors": "replace_one"},
+    ),
+    "poisson, a learnt clip": (
+        fedagg.adaptive_gaussian_noise(1.0, 80.0),
+        {"participation": fedagg.poisson(0.5)},
+    ),
+    "fixed size": (
+        fedagg.gaussian_noise(2.0, CLIP, 10.0),
+        {"participation": fedagg.fixed_size(2, 4), "neighbors": "replace_one"},
+    ),
+    "cyclic": (
+        fedagg.banded_noise(0.7, CLIP, 10.0, bands=2, rounds=ROUNDS),
+        {"participation": fedagg.cyclic(2, 0.6)},
+    ),
+    "separated": (
+        fedagg.tree_noise(NOISE, CLIP, 10.0, restart_every=4),
+        {"participation": fedagg.separated(2, size=2), "neighbors": "zero_out"},
+    ),
+}
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", SAMPLED)
+def test_what_is_amplified_by_sampling_stays_below_its_claim(name):
+    stage, options = SAMPLED[name]
+
+    got = audited(fedagg.aggregator(stage), **options)
+    alone = audited(fedagg.aggregator(stage), **(options | {"participation": 1.0}))
+
+    assert not got.is_contradicted
+    assert 0.1 < got.epsilon_of_any < claimed(got) <= claimed(alone)
+
+
+SAMPLED_WRONG = {
+    "a fifth of the noise missing": by_hand(
+        lambda *given: draws(*given, scale=0.8 * CLIP)
+    ),
+    "noise missing on half of the entries": by_hand(
+        lambda *given: missing_on_half(*given, scale=CLIP)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLED_WRONG)
+def test_faults_are_seen_where_clients_are_sampled(name):
+    got = audited(SAMPLED_WRONG[name], claim=1.0, participation=0.5)
+
+    assert got.is_contradicted
+
+
+def test_noise_as_claimed_is_not_contradicted_where_clients_are_sampled():
+    right = by_hand(lambda *given: draws(*given, scale=CLIP))
+
+    assert not audited(right, claim=1.0, participation=0.5).is_contradicted
+    # And it is the sampling that hides: in each round, the same noise is worth less.
+    assert audited(right, claim=1.0).epsilon > 1.3 * claimed(
+        audited(right, claim=1.0, participation=0.5, trials=256)
+    )
 
 
 @pytest.mark.deep

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedagg._messages.marks import NoisedModulo
 from fedagg._messages.residues import Residues, is_residues
 from fedagg._trees import checks, pytree
 from fedagg._types import PyTree
@@ -80,13 +81,25 @@ class FixedPoint(NamedTuple):
         return Residues.of(jnp.stack(parts), self.bits, pytree.wide(x).dtype), fits
 
     def encode_all(self, notes: PyTree, name: str) -> tuple[PyTree, jax.Array]:
-        """A tree of numbers as residues, and whether all are in range."""
-        leaves, structure = pytree.flatten(notes)
-        if leaves:
+        """A tree of numbers as residues, and whether all are in range.
+
+        Noised integers that are meant modulo `2**bits` are residues as they are.
+        """
+        found = [jnp.bool_(True)]
+
+        def residues(x: PyTree) -> PyTree:
+            if self._is_as_it_is(x):
+                return jax.tree.map(lambda y: Residues.of(y, self.bits, y.dtype), x)
             self.check(name)
-        encoded = [self.encode(jnp.asarray(x)) for x in leaves]
-        fits = jnp.stack([jnp.bool_(True), *(x for _, x in encoded)])
-        return pytree.unflatten(structure, [x for x, _ in encoded]), jnp.all(fits)
+            encoded, fits = self.encode(jnp.asarray(x))
+            found.append(fits)
+            return encoded
+
+        encoded = jax.tree.map(residues, notes, is_leaf=self._is_as_it_is)
+        return encoded, jnp.all(jnp.stack(found))
+
+    def _is_as_it_is(self, x: PyTree) -> bool:
+        return isinstance(x, NoisedModulo) and x.modulus_bits == self.bits
 
     def decode(self, total: Residues) -> jax.Array:
         """The sum of the numbers encoded, in 32 bits of their kind or more."""
@@ -103,7 +116,15 @@ class FixedPoint(NamedTuple):
 
     def decode_all(self, totals: PyTree) -> PyTree:
         """The sums of what `encode_all` encoded."""
-        return jax.tree.map(self.decode, totals, is_leaf=is_residues)
+
+        def numbers(x: PyTree) -> PyTree:
+            if self._is_as_it_is(x):
+                return jax.tree.map(Residues.signed, x, is_leaf=is_residues)
+            return self.decode(x)
+
+        return jax.tree.map(
+            numbers, totals, is_leaf=lambda x: is_residues(x) or self._is_as_it_is(x)
+        )
 
 
 def _fraction_bits(width: int, largest: float) -> int:

@@ -286,11 +286,7 @@ def test_too_few_steps_for_the_entries_are_refused():
 def test_a_secure_sum_of_32_bits_adds_the_integers_of_a_central_mechanism():
     values = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     stage = fedagg.adaptive_gaussian_noise(0.5, 6.0, initial_clip=1.0)
-    hidden = fedagg.secure_modular_sum(
-        stage, bits=32, largest_cohort=100, largest_weight=2.0**22
-    )
-    # The count of clients left out could follow the clip's note, for all that is known.
-    hidden = fedagg.without_guarantee(hidden)
+    hidden = fedagg.secure_modular_sum(stage, bits=32, largest_cohort=100)
     plain, secret = fedagg.aggregator(stage), fedagg.aggregator(hidden)
     seed = jax.random.key(0)
 
@@ -299,6 +295,33 @@ def test_a_secure_sum_of_32_bits_adds_the_integers_of_a_central_mechanism():
 
     # Keys of the server are split once more, so that noise differs, and nothing else.
     assert np.all(np.abs(released - hidden_sum) < 8.0 * 0.5 * 1.5 / 6.0)
+    # Nothing is left out for what a client holds: the notes are integers as they are.
+    row = {"x": values[0]}
+    seen = str(fedagg.server_view(secret, row, row=row)).splitlines()
+    assert any("below" in x and "modulo 2**32" in x and "yes" in x for x in seen)
+    options = {"neighbors": "zero_out"}
+    of_secret, of_plain = (
+        fedagg.guarantee(x, row, 3, 1e-5, **options) for x in (secret, plain)
+    )
+    assert of_secret.epsilon == of_plain.epsilon < 100.0
+
+
+def test_a_noised_count_goes_through_a_secure_sum_as_it_is():
+    stage = fedagg.adaptive_gaussian_noise(0.5, 6.0, initial_clip=1.0)
+    hidden = fedagg.secure_modular_sum(
+        fedagg.chain(fedagg.without_guarantee(fedagg.chain()), stage),
+        bits=32,
+        largest_cohort=100,
+    )
+    note = hidden.client(
+        hidden.broadcast(hidden.init(jnp.zeros(3))),
+        fedagg.Update(jnp.full(3, 9.0), jnp.float32(1.0)),
+        None,
+    )[1]
+
+    assert note.left_out.unsigned() == 0
+    below = note.stage[1].value.below
+    assert int(below.signed()) == -SumGrid.of(2.0 * 0.05 * 6.0, 6.0).steps
 
 
 @pytest.mark.parametrize("s", [1.5, 3.0])

@@ -40,6 +40,9 @@ class Mechanism(NamedTuple):
         curve: `(template) -> (order, distance) -> divergence`, the Rényi divergence of
             a round with integers for noise, or None.
         sentence: how it prints.
+        draw_error: `(template) -> float`: how far the draws of a round are from the law
+            that is accounted, in total variation, at most, on average over rounds. None
+            where nobody knows, as of noise in floats.
     """
 
     noise_multiplier: float
@@ -47,6 +50,7 @@ class Mechanism(NamedTuple):
     bands: float = 1
     curve: Callable[[Any], RenyiCurve] | None = None
     sentence: str = "Mechanism()"
+    draw_error: Callable[[Any], float] | None = None
 
     @classmethod
     def gaussian(cls, noise_multiplier: float) -> Mechanism:
@@ -106,6 +110,14 @@ class Mechanism(NamedTuple):
         bands = given.size if given.ndim == 1 else _bands_of(given)
         sentence = f"matrix({noise_multiplier:.4g}, {list(given.shape)})"
         return cls(noise_multiplier, sensitivity, bands, sentence=sentence)
+
+    def of_changed(self, change: Callable[[Any], Any]) -> Mechanism:
+        """The same, of a template that is changed before this noise is added."""
+        curve, error = self.curve, self.draw_error
+        return self._replace(
+            curve=None if curve is None else lambda x: curve(change(x)),
+            draw_error=None if error is None else lambda x: error(change(x)),
+        )
 
     def __repr__(self) -> str:
         return self.sentence

@@ -16,7 +16,7 @@ from fedagg._client_noise.grid import Calibration, Grid, grid_for
 from fedagg._compression.rotation import rotated_length, rotation
 from fedagg._mechanism import Mechanism
 from fedagg._messages.marks import NoisedModulo
-from fedagg._privacy.integer_noise import Shares, draw, table_of
+from fedagg._privacy.integer_noise import SharesOf, draw, table_of
 from fedagg._privacy.private import metrics_of
 from fedagg._trees import checks, pytree
 from fedagg._trees.keys import key_of_round
@@ -41,7 +41,7 @@ class Integers(NamedTuple):
 
 
 def distributed_noise(
-    shares: Shares,
+    shares: SharesOf,
     clip: Bound,
     clients_per_round: float,
     calibration: Calibration,
@@ -161,7 +161,7 @@ def report_of(clip: Bound) -> QuantileNote | None:
     return None
 
 
-def _noise(shares: Shares, stddev: float, key: jax.Array, size: int) -> jax.Array:
+def _noise(shares: SharesOf, stddev: float, key: jax.Array, size: int) -> jax.Array:
     """Draws `[size]` of the law; zeros without a deviation."""
     if stddev == 0.0:
         return jnp.zeros((size,), jnp.int32)

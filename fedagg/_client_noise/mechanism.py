@@ -13,7 +13,7 @@ from fedagg._client_noise.distributed_noise import distributed_noise
 from fedagg._client_noise.grid import Calibration, grid_for
 from fedagg._compression.rotation import rotated_length
 from fedagg._mechanism import Mechanism, RenyiCurve
-from fedagg._privacy.integer_noise import Shares
+from fedagg._privacy.integer_noise import SharesOf
 from fedagg._privacy.private import check_positive
 from fedagg._rounds.chain import chain
 from fedagg._secure.secure_sum import secure_modular_sum
@@ -32,7 +32,7 @@ class Law(NamedTuple):
             divergence between their sum and the moved one, at most.
     """
 
-    shares: Shares
+    shares: SharesOf
     divergence: Callable[[int, float, float, int, float, int], float]
 
 
@@ -87,7 +87,12 @@ class ClientNoise(NamedTuple):
             self.clip,
             self.clients_per_round,
             self.calibration,
-            Mechanism(math.inf, curve=self.curve, sentence=repr(self)),
+            Mechanism(
+                math.inf,
+                curve=self.curve,
+                sentence=repr(self),
+                draw_error=self.draw_error,
+            ),
             kind=self.rotation,
             seed=self.seed,
             name=self.name,
@@ -143,6 +148,23 @@ class ClientNoise(NamedTuple):
             return values + divergence(order, moved, moved, 1, stddev, clients)
 
         return curve
+
+    def draw_error(self, template: PyTree) -> float:
+        """How far a round's draws are from their law in total variation, at most.
+
+        Those of the smallest cohort, which are what is accounted.
+
+        Args:
+            template: one client's value, arrays or `jax.ShapeDtypeStruct`.
+
+        Raises:
+            ValueError: if bits are too few, with the numbers.
+        """
+        size = rotated_length(self.rotation, Template.of(template).size)
+        grid = grid_for(self.calibration, size, self.name)
+        draws = [(size, grid.stddev), (1, grid.count_stddev)]
+        of_client = sum(n * self.law.shares(s).error for n, s in draws if s > 0.0)
+        return self.calibration.smallest_cohort * of_client
 
     def __repr__(self) -> str:
         return self.sentence

@@ -43,7 +43,7 @@ def epsilon(
     | `neighbors` | tells apart cohorts in which | a sum moves by |
     | --- | --- | --- |
     | "add_or_remove" | a client takes part or does not | one clip |
-    | "zero_out" | a client's value is its own or zero | one clip |
+    | "zero_out" | a client adds its own or nothing, to sums and counts | one clip |
     | "replace_one" | another client takes its place | two clips |
 
     `participation` says in which rounds a client is. One is in all, or in any that

@@ -46,7 +46,7 @@ def gaussian_noise(
     | what clients' `work` reports, their loss | does not come out: `noised_metrics` |
     | low bits of the value | there are none: all is a multiple of a step |
     | the discrete Gaussian | is a rounding of Gaussian noise of 4 steps**2 less |
-    | draws | of their law to 2**-50 an entry and round, in total variation |
+    | draws | of their law to 2**-79 an entry and round, in total variation |
     | the key | secret and fresh, `secret_key()`; each round draws from one of its own |
 
     Integers are summed modulo `2**32`, so that no way to sum rounds. With more clients
@@ -59,8 +59,7 @@ def gaussian_noise(
     `guarantee` accounts for the Gaussian noise that the discrete one is a rounding of,
     to `2**-110` an entry: with `2**20` steps of noise a part in `2**39` less than was
     asked for, and nothing where a deviation has two steps or fewer. The error of draws
-    is not in epsilon. It adds up over entries and rounds, to 1e-7 beside a delta for a
-    million entries in a hundred rounds.
+    adds up over entries and rounds, and comes to its delta.
 
     `server_view` lists what clients send. Of clients:
 

@@ -1,4 +1,4 @@
-"""Laws of integer noise, exact to 64 bits: how much of 2**64 falls on each integer.
+"""Laws of integer noise, exact to 96 bits: how much of 2**96 falls on each integer.
 
 All is worked out in Python's integers, once for each size of noise.
 """
@@ -6,14 +6,24 @@ All is worked out in Python's integers, once for each size of noise.
 import functools
 import math
 from fractions import Fraction
+from typing import NamedTuple
+
+BITS = 96
 
 # Numbers are kept with so many bits, and tails are left out beyond 2**-_TAIL.
-_PRECISION, _TAIL = 256, 100
+_PRECISION, _TAIL = 256, 128
+
+
+class Shares(NamedTuple):
+    """A law in whole parts of 2**96."""
+
+    of: tuple[int, ...]  # the integers -k to k
+    error: float  # total variation from the law that is meant, at most
 
 
 @functools.lru_cache(maxsize=32)
-def skellam(stddev: float) -> tuple[int, ...]:
-    """Shares of 2**64 for the integers `-k` to `k`, of a difference of two Poissons.
+def skellam(stddev: float) -> Shares:
+    """Of a difference of two Poissons.
 
     The difference of two independent Poisson variables of mean `stddev**2 / 2` is `i`
     with a chance in proportion to the Bessel function `I_i(stddev**2)`. These follow
@@ -44,8 +54,8 @@ def skellam(stddev: float) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=32)
-def discrete_gaussian(stddev: float) -> tuple[int, ...]:
-    """Shares of 2**64 for the integers `-k` to `k`, of the discrete Gaussian.
+def discrete_gaussian(stddev: float) -> Shares:
+    """Of the discrete Gaussian.
 
     The chance of `i` is in proportion to `exp(-i**2 / (2 stddev**2))`.
 
@@ -78,16 +88,18 @@ def _exp_of_minus(x: Fraction) -> int:
     return total >> spare
 
 
-def _shares(weights: list[int]) -> tuple[int, ...]:
-    """Weights of 0, 1, ... and as much of -1, ... as shares of 2**64.
+def _shares(weights: list[int]) -> Shares:
+    """Of weights of 0, 1, ... and as much of -1, ....
 
-    Each is rounded to the nearest, and what is left over goes to zero. With `n`
-    integers in all that changes the law by at most `n * 2**-65` in total variation, and
-    the tails, beyond chances of 2**-65, which sum to less than 2**-56. For a deviation
-    of 1800 both are less than 2**-50.
+    Each share is rounded to the nearest, also to zero, and what is left over goes to
+    zero. Of `n` integers in all that is `n / 2` parts of total variation at most. Tails
+    beyond them, and what arithmetic with 256 bits leaves out, are below 2**-120.
     """
     total = 2 * sum(weights) - weights[0]
-    halves = [((w << 65) + total) // (2 * total) for w in weights[1:]]
+    unit = BITS + 1
+    halves = [((w << unit) + total) // (2 * total) for w in weights[1:]]
+    error = (len(weights) - 0.5) * 2.0**-BITS + 2.0**-120
     while halves and halves[-1] == 0:
         halves.pop()
-    return (*reversed(halves), 2**64 - 2 * sum(halves), *halves)
+    of = (*reversed(halves), 2**BITS - 2 * sum(halves), *halves)
+    return Shares(of, error)

@@ -1,7 +1,8 @@
 """Where noise comes from, whatever it is added to.
 
 `independent_noise` draws anew in each round, which is DP-FedAvg's. Those of a binary
-tree and of a privatizer remember earlier draws, and their noise cancels over rounds.
+tree, of bands and of a privatizer remember earlier draws, and their noise cancels over
+rounds.
 """
 
 from collections.abc import Callable
@@ -12,9 +13,20 @@ import jax.numpy as jnp
 
 from fedagg._mechanism import Mechanism
 from fedagg._messages.marks import NoisedModulo
-from fedagg._privacy.sum_grid import SumGrid, accounted, integer_noise, noised
+from fedagg._privacy.sum_grid import (
+    SumGrid,
+    accounted,
+    draw_error,
+    integer_noise,
+    noised,
+)
 from fedagg._trees import pytree
 from fedagg._types import PyTree
+
+
+def _nothing(size: int) -> float:
+    del size
+    return 0.0
 
 
 class NoiseSource(NamedTuple):
@@ -29,6 +41,10 @@ class NoiseSource(NamedTuple):
             nobody knows.
         mechanism: `(noise_multiplier, grids) -> Mechanism`, what the noise on the sums
             of these grids, together, is to an accountant, or None where nobody knows.
+        draw_error: `(grid) -> float`, of an entry's draws in a round, on average over
+            rounds. None where these are floats, of which no error is known.
+        shift: `(size) -> float`, the steps by which rounding may add to what a client
+            moves, of so many entries in the L2 norm.
     """
 
     init: Callable[[PyTree], PyTree]
@@ -37,6 +53,8 @@ class NoiseSource(NamedTuple):
         tuple[PyTree, PyTree, jax.Array | None],
     ]
     mechanism: Callable[[float, tuple[SumGrid, ...]], Mechanism | None]
+    draw_error: Callable[[SumGrid], float] | None = None
+    shift: Callable[[int], float] = _nothing
 
 
 def independent_noise() -> NoiseSource:
@@ -53,7 +71,12 @@ def independent_noise() -> NoiseSource:
         del noise_multiplier
         return Mechanism.gaussian(accounted(grids))
 
-    return NoiseSource(lambda template: (), add, mechanism)
+    return NoiseSource(
+        lambda template: (),
+        add,
+        mechanism,
+        draw_error=lambda grid: draw_error(grid.deviation),
+    )
 
 
 def with_noise(total: PyTree, scale: jax.Array, draws: PyTree) -> PyTree:

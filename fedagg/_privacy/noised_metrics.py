@@ -8,10 +8,18 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._mechanism import Mechanism
-from fedagg._messages.marks import Noised
+from fedagg._messages.marks import NoisedModulo
 from fedagg._privacy.private import check_multiplier, check_positive
+from fedagg._privacy.sum_grid import (
+    BITS,
+    SumGrid,
+    accounted,
+    draw_error,
+    integer_noise,
+    noised,
+)
 from fedagg._sentence import prints_as_its_call
-from fedagg._trees import checks
+from fedagg._trees import checks, pytree
 from fedagg._trees.keys import key_of_round
 from fedagg._trees.kinds import described
 from fedagg._types import Output, PyTree, Stage, Traits, Update
@@ -47,8 +55,9 @@ def noised_metrics(
     | weights | leave metrics as they are: every present client counts once |
     | `next` without work | reports noise |
 
-    Values and weights pass as they are. The key and the noise are as in
-    `gaussian_noise`. A stage of its own, to be put beside a secure sum and not in it.
+    Values and weights pass as they are. The key is as in `gaussian_noise`, and so are
+    sums and noise, integers on a grid. A stage of its own, to be put beside a secure
+    sum and not in it.
 
     Reports each metric under the name that the work gives it, `[]`, and
     `{name}/stddev` `[]`, its noise in units of its clip.
@@ -79,9 +88,17 @@ def noised_metrics(
     if not clips:
         raise ValueError("clips: expected a clip for each metric, got none.")
     limits = {metric: jnp.float32(x) for metric, x in clips.items()}
-    stddev = noise_multiplier * math.sqrt(len(limits)) / clients_per_round
+    grid = SumGrid.of(noise_multiplier, clients_per_round)
+    # Of each clip, so that all together move by the clip of the grid at most.
+    steps = math.floor(grid.steps / math.sqrt(len(limits)))
+    if steps < 1:
+        raise ValueError(
+            f"clips: {len(limits)} are too many for {clients_per_round:g} clients, "
+            f"whose sums leave {grid.steps:.0f} steps for all of them together."
+        )
+    stddev = grid.deviation / steps / clients_per_round
 
-    def with_metrics(note: Noised, metrics: dict[str, Any]):
+    def with_metrics(note: NoisedModulo, metrics: dict[str, Any]):
         del note
         if missing := sorted(limits.keys() - metrics.keys()):
             raise ValueError(
@@ -89,32 +106,40 @@ def noised_metrics(
             )
         left = {metric: x for metric, x in metrics.items() if metric not in limits}
         taken = {metric: share(metrics[metric], x) for metric, x in limits.items()}
-        return Noised(taken), left
+        return NoisedModulo(taken, BITS), left
 
     def share(x: Any, limit: jax.Array) -> jax.Array:
-        """The metric in units of its clip, within one."""
+        """The metric in steps, within a clip of them."""
         x = jnp.asarray(x).astype(jnp.float32)
         # A clip may be so small that a quotient overflows, which is beyond one.
-        return jnp.where(jnp.isfinite(x), jnp.clip(x, -limit, limit) / limit, 0.0)
+        clips = jnp.where(jnp.isfinite(x), jnp.clip(x, -limit, limit) / limit, 0.0)
+        return jnp.round(clips * steps).astype(jnp.int32)
 
     def client(shared: PyTree, update: Update, key: jax.Array | None):
         del shared, key
-        return update, Noised({metric: jnp.float32(0.0) for metric in limits})
+        return update, NoisedModulo({x: jnp.int32(0) for x in limits}, BITS)
 
-    def server(rounds: jax.Array, total: PyTree, note: Noised, key: jax.Array | None):
+    def server(
+        rounds: jax.Array, total: PyTree, note: NoisedModulo, key: jax.Array | None
+    ):
         key = key_of_round(checks.check_key(key, name, "noise"), rounds)
-        draws = jax.random.normal(key, (len(limits),), jnp.float32)
-        metrics = {
-            metric: limit * (note.value[metric] / clients_per_round + stddev * draw)
-            for (metric, limit), draw in zip(limits.items(), draws, strict=True)
-        }
+        noise = pytree.zeros(note.value)
+        if grid.deviation > 0.0:
+            noise = integer_noise(grid.deviation, key, noise)
+        means = pytree.scale(
+            jnp.float32(1.0 / (steps * clients_per_round)), noised(note, noise)
+        )
+        metrics = {metric: limit * means[metric] for metric, limit in limits.items()}
         metrics[f"{name}/stddev"] = jnp.float32(stddev)
         return Output(rounds + 1, total, metrics)
 
+    mechanism = Mechanism.gaussian(accounted((grid,)))._replace(
+        draw_error=lambda template: len(limits) * draw_error(grid.deviation)
+    )
     traits = Traits(
         name,
         only_reads=True,
-        mechanisms=(Mechanism.gaussian(noise_multiplier),),
+        mechanisms=(mechanism,),
         with_metrics=with_metrics,
     )
     return Stage(

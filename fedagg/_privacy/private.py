@@ -20,8 +20,11 @@ def clipped(
     grid: SumGrid,
     largest_weight: float | None,
     name: str,
+    spare: float = 0.0,
 ) -> tuple[Update, jax.Array]:
     """The update as integers within a norm of `limit`, and the norm `[]` it had.
+
+    Within that less the steps to spare.
 
     A value whose norm is NaN or infinite becomes zero. Where there is a largest weight,
     the value is multiplied by the client's share of it; a client's weight is one from
@@ -29,7 +32,7 @@ def clipped(
     """
     checks.check_floating(update.value, name)
     norm = pytree.norm(update.value)
-    most = grid.largest_norm(update.value, name)
+    most = grid.largest_norm(update.value, name, spare)
     is_within = norm <= limit * most
     factor = jnp.where(is_within, grid.steps / limit, grid.steps * most / norm)
     if largest_weight is not None:

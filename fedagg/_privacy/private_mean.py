@@ -5,6 +5,8 @@ Andrew et al. 2021; with the noise of a binary tree it is DP-FTRL.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -75,21 +77,28 @@ def private_mean(
     def limit_of(shared: PyTree) -> jax.Array:
         return jnp.maximum(bound.value(shared), LEAST_CLIP)
 
+    def note_of_nobody() -> PyTree:
+        shared = bound.broadcast(bound.init())
+        return jax.eval_shape(lambda x: bound.note(shared, x), jnp.float32(0.0))
+
     grids = (grid, note_grid) if learns else (grid,)
     mechanism = source.mechanism(noise_multiplier, grids)
+    if mechanism is not None and source.draw_error is not None:
+        draw_error = partial(_draw_error, source.draw_error, grids, note_of_nobody)
+        mechanism = mechanism._replace(draw_error=draw_error)
     declared = () if mechanism is None else (mechanism,)
 
     def init(template: PyTree) -> PrivateState:
         state = bound.init()
-        note = jax.eval_shape(
-            lambda x: bound.note(bound.broadcast(state), x), jnp.float32(0.0)
-        )
-        notes = source.init(note) if learns else ()
+        notes = source.init(note_of_nobody()) if learns else ()
         return PrivateState(state, source.init(template), notes, jnp.uint32(0))
 
     def client(shared: PyTree, update: Update, key: jax.Array | None):
         del key
-        update, norm = clipped(update, limit_of(shared), grid, largest_weight, name)
+        spare = source.shift(pytree.count(update.value))
+        update, norm = clipped(
+            update, limit_of(shared), grid, largest_weight, name, spare
+        )
         if not learns:
             return update, ()
         note = bound.note(shared, norm)
@@ -122,6 +131,18 @@ def private_mean(
         server,
         Traits(name, is_private=True, mechanisms=declared),
     )
+
+
+def _draw_error(
+    of_entry: Callable[[SumGrid], float],
+    grids: tuple[SumGrid, ...],
+    note: Callable[[], PyTree],
+    template: PyTree,
+) -> float:
+    """Of all entries of a value, and of a note where there is a grid for it."""
+    noised = template, note()
+    sizes = [pytree.count(x) for x in noised[: len(grids)]]
+    return sum(n * of_entry(x) for n, x in zip(sizes, grids, strict=True))
 
 
 def private_clip(clip: Bound | float, noise_multiplier: float) -> Bound:

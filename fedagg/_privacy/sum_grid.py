@@ -51,19 +51,19 @@ class SumGrid(NamedTuple):
         steps = 2.0 ** math.floor(math.log2(max(1.0, steps)))
         return cls(steps, multiplier * steps)
 
-    def largest_norm(self, value: PyTree, name: str) -> float:
+    def largest_norm(self, value: PyTree, name: str, spare: float = 0.0) -> float:
         """The measured norm, in clips, that a value is scaled down to.
 
-        With it the exact norm of the integers is at most one clip. To round `size`
-        entries to the nearest adds `sqrt(size) / 2` steps at most, and the norm has an
-        error of its own. For 1,000,000 entries and noise of one clip 5e-4 of a clip
-        are taken off for the first, and 3e-5 for the second.
+        With it the exact norm of the integers is at most one clip, less the steps to
+        spare. To round `size` entries to the nearest adds `sqrt(size) / 2` steps at
+        most, and the norm has an error of its own. For 1,000,000 entries and noise of
+        one clip 5e-4 of a clip are taken off for the first, and 3e-5 for the second.
 
         Raises:
             ValueError: if more than a half would be taken off.
         """
         size = pytree.count(value)
-        rounding = math.sqrt(size) / (2.0 * self.steps)
+        rounding = (math.sqrt(size) / 2.0 + spare) / self.steps
         if rounding > 0.5:
             raise ValueError(
                 f"{name}: a clip has {self.steps:.0f} steps, too few for {size} "
@@ -100,6 +100,20 @@ def accounted(grids: tuple[SumGrid, ...]) -> float:
     return sum(1.0 / x if x > 0.0 else math.inf for x in squares) ** -0.5
 
 
+def draw_error(deviation: float) -> float:
+    """How far `discrete_gaussian_draws` are from what `accounted` rounds, at most.
+
+    In total variation: what tables are off by, `2**-85` for each sum of two draws, and
+    `2**-110` for a rounding of Gaussian noise.
+    """
+    if deviation == 0.0:
+        return 0.0
+    if deviation <= LARGEST_STDDEV:
+        return discrete_gaussian(max(0.5, deviation)).error + 2.0**-110
+    _, wide, narrow = parted(deviation)
+    return draw_error(wide) + draw_error(narrow) + 2.0**-85
+
+
 def noised(total: NoisedModulo, noise: PyTree) -> PyTree:
     """A sum of integers with noise in whole steps, as float32.
 
@@ -107,15 +121,6 @@ def noised(total: NoisedModulo, noise: PyTree) -> PyTree:
     """
     both = pytree.add(total.wrapped(), noise)
     return jax.tree.map(lambda x: x.astype(jnp.float32), both)
-
-
-def rounded(noise: PyTree, factor: jax.Array | float) -> PyTree:
-    """Noise times a factor as whole steps.
-
-    A sum of integers with it is the sum with noise that was not rounded, rounded.
-    """
-    scaled = pytree.scale(jnp.float32(factor), noise)
-    return jax.tree.map(lambda x: jnp.round(x).astype(jnp.int32), scaled)
 
 
 def integer_noise(deviation: float, key: jax.Array, tree: PyTree) -> PyTree:

@@ -45,10 +45,10 @@ def tree_noise(
     | sampling | none, `cyclic` of a rate of one, `separated`; no other is proven |
     | outside | a key that is known; a client in two rows, or behind two clients |
 
-    Sums are integers, as in `gaussian_noise`, and a round's noise, drawn in float32, is
-    rounded to whole steps: what is released is the noised sum, rounded, without low
-    bits of its own. That normal draws of float32 are on a grid themselves, up to 5.4
-    deviations, is left out of account.
+    Sums are integers, as in `gaussian_noise`, and so is the noise of every node: what
+    is released is made of noised sums of nodes, and of nothing else. With `efficient` a
+    node and its children are averaged in whole steps, and there is a draw for each
+    node, two a round on average.
 
     Noise stays at the server. The state holds one value like the template a level in
     float32, and must be kept as secret as the sums; so must the key, as in

@@ -4,6 +4,7 @@
 the sum are DP-FedAvg.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -107,7 +108,21 @@ def chain(*stages: Stage) -> Stage:
             notes.append(n)
         return tuple(notes), metrics
 
-    traits = traits_of_chain(stages)
+    def template_at(position: int) -> Callable[[PyTree], PyTree]:
+        def template_of(template: PyTree) -> PyTree:
+            for stage in stages[:position]:
+                state = jax.eval_shape(stage.init, template)
+                template = _template_after(stage, state, template)
+            return template
+
+        return template_of
+
+    mechanisms = [
+        mechanism.of_changed(template_at(position)) if position else mechanism
+        for position, stage in enumerate(stages)
+        for mechanism in stage.traits.mechanisms
+    ]
+    traits = traits_of_chain(stages)._replace(mechanisms=tuple(mechanisms))
     if any(stage.traits.with_metrics is not None for stage in stages):
         traits = traits._replace(with_metrics=with_metrics)
     if any(stage.traits.refused is not None for stage in stages):
@@ -137,11 +152,11 @@ def _sent(stage: Stage, made: object) -> tuple[Update, PyTree]:
 def _template_after(stage: Stage, state: PyTree, template: PyTree) -> PyTree:
     """What the stage makes of a value like the template, as shapes and dtypes."""
 
-    def value(x: PyTree, key: jax.Array) -> PyTree:
+    def value(x: PyTree, state: PyTree, key: jax.Array) -> PyTree:
         update = Update(x, jnp.float32(1.0))
         return _sent(stage, stage.client(stage.broadcast(state), update, key))[0].value
 
-    return jax.eval_shape(value, pytree.abstract(template), jax.random.key(0))
+    return jax.eval_shape(value, pytree.abstract(template), state, jax.random.key(0))
 
 
 def merge_metrics(

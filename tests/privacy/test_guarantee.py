@@ -53,7 +53,8 @@ def test_what_stages_declare_costs_what_dp_accounting_says(stage, accountant):
         0.01, dp_accounting.GaussianDpEvent(1.5)
     )
     assert math.isclose(got.epsilon, spent(event, 100, accountant), rel_tol=1e-6)
-    assert got[1:4] == (DELTA, "add_or_remove", 100)
+    assert got[2:4] == ("add_or_remove", 100)
+    assert DELTA <= got.delta < DELTA * (1.0 + 1e-6)
 
 
 @pytest.mark.deep
@@ -149,7 +150,8 @@ def test_a_band_s_noise_is_what_is_accounted_and_cancels_over_rounds():
     noise = np.asarray(jax.jit(lambda x: jax.lax.scan(body, x, keys)[1])(start))
 
     (mechanism,) = stage.traits.mechanisms
-    assert mechanism.bands == 3 and mechanism.noise_multiplier == 2.0
+    assert mechanism.bands == 3
+    assert math.isclose(mechanism.noise_multiplier, 2.0, rel_tol=1e-9)
     assert math.isclose(mechanism.sensitivity(9, 3, 3), math.sqrt(3), rel_tol=1e-9)
     # C is read off the noise, whose covariance is 4 * inverse(C.T @ C).
     covariance = np.cov(noise.astype(np.float64))

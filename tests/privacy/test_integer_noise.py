@@ -13,7 +13,14 @@ import scipy.special
 import scipy.stats
 
 from fedagg._privacy.integer_laws import discrete_gaussian, skellam
-from fedagg._privacy.integer_noise import LARGEST_STDDEV, draw, table_of, words
+from fedagg._privacy.integer_noise import (
+    LARGEST_STDDEV,
+    Table,
+    decided,
+    draw,
+    table_of,
+    words,
+)
 
 pytestmark = pytest.mark.thorough
 
@@ -63,53 +70,92 @@ def drawn(name: str, stddev: float, seed: int = 0) -> np.ndarray:
 @every_law
 @pytest.mark.parametrize("stddev", [0.5, 1.0, 3.3, 40.0, LARGEST_STDDEV])
 def test_a_law_is_the_closed_form(name, stddev):
-    shares = LAWS[name](stddev)
+    shares = LAWS[name](stddev).of
 
     n = len(shares) // 2
     k = np.arange(-n, n + 1, dtype=np.float64)
-    got = np.array([float(x) for x in shares]) / 2.0**64
-    assert sum(shares) == 2**64
+    got = np.array([float(x) for x in shares]) / 2.0**96
+    assert sum(shares) == 2**96
     assert shares == shares[::-1]
-    np.testing.assert_allclose(got, chances(name, stddev, k), rtol=1e-11, atol=2e-19)
-    # What is left out. Each integer up to there is off by a half of 2**-64 at most.
-    beyond = chances(name, stddev, np.arange(n + 1.0, n + 40.0 + 9.0 * stddev))
-    assert 2.0 * beyond.sum() < 2.0**-56
-    assert len(shares) / 2.0**65 + 2.0 * beyond.sum() < 2.0**-50
+    np.testing.assert_allclose(got, chances(name, stddev, k), rtol=1e-11, atol=2e-28)
 
 
 @every_law
 @pytest.mark.parametrize("stddev", [Fraction(1, 2), Fraction(2), Fraction(13, 4)])
-def test_a_law_is_off_by_a_half_of_its_integers_in_units_of_the_64_bits(name, stddev):
-    shares = LAWS[name](float(stddev))
+def test_a_law_is_off_by_a_half_of_its_integers_in_units_of_the_96_bits(name, stddev):
+    shares, error = LAWS[name](float(stddev))
 
     n = len(shares) // 2
-    weights = exact_weights(name, stddev, n + 30)
+    weights = exact_weights(name, stddev, n + 60)
+    off = errors(shares, weights)
+    assert sum(off) / 2 <= Fraction(error) * 2**96
+    assert all(x <= Fraction(1, 2) for i, x in enumerate(off) if i != n + 59)
+    # And what is stated is no more than all roundings being as large as can be.
+    assert error < (len(shares) + 160) * 2.0**-97
+
+
+def test_the_widest_law_is_as_near_as_stated():
+    shares, error = discrete_gaussian(LARGEST_STDDEV)
+
+    # Beyond those, less than 2**-120 of all.
+    most = len(shares) // 2 + 4000
+    off = errors(shares, exact_weights("discrete_gaussian", Fraction(1800), most))
+    assert sum(off) / 2 <= Fraction(error) * 2**96
+    assert 2.0**-85 < sum(off) / 2**97 < error < 2.0**-80
+
+
+def errors(shares: tuple[int, ...], weights: list[Fraction]) -> list[Fraction]:
+    """How far shares are from a law, in parts of 2**96, also where there are none."""
+    n = len(weights) - 1
     total = 2 * sum(weights) - weights[0]
-    padded = [0] * 29 + list(shares) + [0] * 29
-    off = [
-        abs(share - Fraction(2**64) * weights[abs(i - n - 29)] / total)
-        for i, share in enumerate(padded)
+    padded = dict(enumerate(shares, -(len(shares) // 2)))
+    return [
+        abs(padded.get(i, 0) - Fraction(2**96) * weights[abs(i)] / total)
+        for i in range(-n, n + 1)
     ]
-    assert sum(off) / 2 <= Fraction(len(shares), 2)
-    assert all(x <= Fraction(1, 2) for i, x in enumerate(off) if i != n + 29)
 
 
 @every_law
 @pytest.mark.parametrize("stddev", [0.5, 3.3, LARGEST_STDDEV])
 def test_a_table_has_the_law_to_the_last_bit(name, stddev):
-    table, shares = table_of(LAWS[name], stddev), LAWS[name](stddev)
+    table, shares = table_of(LAWS[name], stddev), LAWS[name](stddev).of
 
     spare = 32 - table.width
     got = [0] * 2**table.width
     for column in range(2**table.width):
-        first, second = int(table.first[column]), int(table.second[column])
-        threshold = (first % 2**spare) << 32 | second
+        first, second, third = (
+            int(x[column]) for x in (table.first, table.second, table.third)
+        )
+        threshold = (first % 2**spare) << 64 | second << 32 | third
         got[column] += threshold
-        got[first >> spare] += 2 ** (64 - table.width) - threshold
+        got[first >> spare] += 2 ** (96 - table.width) - threshold
 
     assert got[: len(shares)] == list(shares)
     assert not any(got[len(shares) :])
     assert table.lowest == -(len(shares) // 2)
+
+
+def test_what_two_words_leave_open_is_decided_by_a_third():
+    # Two columns of 2**95 each, and thresholds that end in a third word of one half.
+    half = 2**31
+    table = Table(
+        np.array([(1 << 31) | 7, (0 << 31) | 7], np.uint32),
+        np.array([5, 5], np.uint32),
+        np.array([half, half], np.uint32),
+        lowest=-1,
+        error=0.0,
+    )
+    word = jnp.array([7, 7, 7, 2**31 + 7], jnp.uint32)
+    lower = jnp.array([4, 5, 6, 5], jnp.uint32)
+
+    keys = jax.random.split(jax.random.key(0), 400)
+    drawn = np.asarray(jax.vmap(lambda key: decided(table, word, lower, key))(keys))
+
+    # The first is below its threshold, the third above, and two are on it.
+    assert np.all(drawn[:, 0] == -1) and np.all(drawn[:, 2] == 0)
+    for i in (1, 3):
+        assert set(drawn[:, i]) == {-1, 0}
+        assert abs(np.mean(drawn[:, i] == 0) - 0.5) < 5.0 * 0.5 / math.sqrt(400)
 
 
 @every_law

@@ -235,7 +235,8 @@ def test_a_client_is_in_one_node_of_each_level(rounds, nodes):
 
     got = mechanism.sensitivity(4 * rounds, rounds, 4)
 
-    assert mechanism.noise_multiplier == 3.0
+    # Less by what rounds Gaussian noise to the discrete.
+    assert 3.0 * (1.0 - 1e-9) < mechanism.noise_multiplier <= 3.0
     np.testing.assert_allclose(got, math.sqrt(4 * nodes))
     # By the tree itself: nodes are intervals [k * 2**b, (k + 1) * 2**b) that are full.
     most = max(

@@ -88,7 +88,7 @@ def guarantee(
     | --- | --- |
     | protected | a client, with all of its value in all rounds |
     | against | who sees values, metrics and what clients are told, in every round |
-    | not against | the server itself, but for noise of clients under a secure sum |
+    | not against | the server itself, unless clients noise, under a secure sum |
     | outside | keys that are known; a client twice in a cohort; draws in floats, of a |
     | | privatizer or a learnt `zeroing`, which the result names |
 

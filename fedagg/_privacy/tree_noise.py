@@ -51,7 +51,7 @@ def tree_noise(
     node, two a round on average.
 
     Noise stays at the server. The state holds one value like the template a level in
-    float32, and must be kept as secret as the sums; so must the key, as in
+    int32, and must be kept as secret as the sums; so must the key, as in
     `gaussian_noise`. Clients count once, whatever their weight; who is protected from
     whom, NaN, absent clients, the denominator, what does not go with this, and the
     metrics are as in `gaussian_noise`. `{name}/stddev` is that of the round's own

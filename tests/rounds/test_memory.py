@@ -174,7 +174,7 @@ def test_a_weight_that_work_says_is_checked_as_others_are():
             MEMORY,
             r"expected .* \['seen'\] int32\[\], got .* \['seen'\] float32\[\]",
         ),
-        (None, MEMORY, "memory goes with work"),
+        (None, MEMORY, "memory: expected work beside it"),
         (counting, {"last": ROWS[1:]}, "memory: expected a row for each of 11"),
     ],
 )

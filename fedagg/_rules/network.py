@@ -16,6 +16,8 @@ from fedagg._trees import pytree
 
 MOST = 64  # clients, beyond which it takes seconds to compile
 
+_DIGIT = 128.0  # more than there are clients
+
 _Rows = list[jax.Array]
 
 
@@ -65,8 +67,8 @@ def mean_around_median(x: jax.Array, present: jax.Array, f: int) -> jax.Array:
     Of entries that are equally far from it, each counts for a part.
     """
 
-    # XLA would work out again what these two return, for each that depends on it, were
-    # they not programs of their own.
+    # What each of these returns is worked out once, as a program of its own. In one
+    # with the others XLA would do it again for each entry that depends on it.
     def apart(fn: Callable[[], jax.Array]) -> jax.Array:
         nothing = pytree.zeros(jax.eval_shape(fn))
         return jax.lax.cond(jnp.any(present), fn, lambda: nothing)
@@ -77,21 +79,41 @@ def mean_around_median(x: jax.Array, present: jax.Array, f: int) -> jax.Array:
         ordered = _ordered([jnp.abs(row - middle) for row in rows], given)
         return _at(ordered, number - left_out - 1.0)
 
+    def distances() -> list[tuple[jax.Array, jax.Array]]:
+        """The rows, and how far each is from the median: infinitely, if not given."""
+        rows, given = _given(x, present)
+        return [
+            (row, jnp.where(there, jnp.abs(row - middle), jnp.inf))
+            for row, there in zip(rows, given, strict=True)
+        ]
+
+    def counted() -> jax.Array:
+        """How many are given, as far as the farthest, and nearer: digits of a float."""
+        total = jnp.zeros_like(middle)
+        for _, away in distances():
+            edge = jnp.where(away == farthest, _DIGIT + _DIGIT**2, _DIGIT**2)
+            digits = jnp.where(away < farthest, 1.0 + _DIGIT**2, edge)
+            total += jnp.where(jnp.isfinite(away), digits, 0.0)
+        return total
+
+    def mean() -> jax.Array:
+        total = jnp.zeros_like(middle)
+        for row, away in distances():
+            # Divided before they are added, so that large entries do not overflow.
+            # The quotient has one use, since XLA would write it down for two.
+            kept_row = jnp.where(away <= farthest, row, 0.0) / kept
+            total += kept_row * jnp.where(away < farthest, 1.0, room)
+        return total
+
     middle = apart(lambda: median(x, present))
     farthest = apart(farthest_of_those_kept)
-    rows, given = _given(x, present)
-    number, left_out = _number_and_liars(given, present, f, middle.dtype)
-    kept = jnp.maximum(number - left_out, 1.0)
-    away = [jnp.abs(row - middle) for row in rows]
-    pairs = list(zip(away, given, strict=True))
-    inside = _number([there & (y < farthest) for y, there in pairs], middle.dtype)
-    edge = _number([there & (y == farthest) for y, there in pairs], middle.dtype)
+    counts = apart(counted)
+    number = jnp.floor(counts / _DIGIT**2)
+    edge = jnp.floor(counts / _DIGIT) - _DIGIT * number
+    inside = counts - _DIGIT * edge - _DIGIT**2 * number
+    kept = jnp.maximum(number - _liars(number, present, f), 1.0)
     room = (kept - inside) / jnp.maximum(edge, 1.0)
-    total = jnp.zeros_like(middle)
-    for row, (y, there) in zip(rows, pairs, strict=True):
-        part = jnp.where(y < farthest, 1.0, room)
-        total += jnp.where(there & (y <= farthest), row / kept * part, 0.0)
-    return total
+    return jnp.where(number > 0.0, apart(mean), 0.0)
 
 
 def _given(x: jax.Array, present: jax.Array) -> tuple[_Rows, _Rows]:
@@ -113,9 +135,13 @@ def _number_and_liars(
 ) -> tuple[jax.Array, jax.Array]:
     """How many are given, and may lie of them: `f`, less those found out `[k]`."""
     number = _number(given, dtype)
-    found = jnp.sum(present, dtype=dtype) - number
-    most = jnp.floor(jnp.maximum(number - 1.0, 0.0) / 2.0)
-    return number, jnp.clip(f - found, 0.0, most)
+    return number, _liars(number, present, f)
+
+
+def _liars(number: jax.Array, present: jax.Array, f: int) -> jax.Array:
+    """How many may lie of those given `[k]`."""
+    found = jnp.sum(present, dtype=number.dtype) - number
+    return jnp.clip(f - found, 0.0, jnp.floor(jnp.maximum(number - 1.0, 0.0) / 2.0))
 
 
 def _at(ordered: _Rows, rank: jax.Array) -> jax.Array:

@@ -79,29 +79,27 @@ def mean_around_median(x: jax.Array, present: jax.Array, f: int) -> jax.Array:
         ordered = _ordered([jnp.abs(row - middle) for row in rows], given)
         return _at(ordered, number - left_out - 1.0)
 
-    def distances() -> list[tuple[jax.Array, jax.Array]]:
-        """The rows, and how far each is from the median: infinitely, if not given."""
+    def distances() -> list[tuple[jax.Array, jax.Array, jax.Array]]:
+        """The rows, how far each is from the median, and where it is given."""
         rows, given = _given(x, present)
-        return [
-            (row, jnp.where(there, jnp.abs(row - middle), jnp.inf))
-            for row, there in zip(rows, given, strict=True)
-        ]
+        away = [jnp.abs(row - middle) for row in rows]
+        return list(zip(rows, away, given, strict=True))
 
     def counted() -> jax.Array:
         """How many are given, as far as the farthest, and nearer: digits of a float."""
         total = jnp.zeros_like(middle)
-        for _, away in distances():
+        for _, away, there in distances():
             edge = jnp.where(away == farthest, _DIGIT + _DIGIT**2, _DIGIT**2)
             digits = jnp.where(away < farthest, 1.0 + _DIGIT**2, edge)
-            total += jnp.where(jnp.isfinite(away), digits, 0.0)
+            total += jnp.where(there, digits, 0.0)
         return total
 
     def mean() -> jax.Array:
         total = jnp.zeros_like(middle)
-        for row, away in distances():
+        for row, away, there in distances():
             # Divided before they are added, so that large entries do not overflow.
             # The quotient has one use, since XLA would write it down for two.
-            kept_row = jnp.where(away <= farthest, row, 0.0) / kept
+            kept_row = jnp.where(there & (away <= farthest), row, 0.0) / kept
             total += kept_row * jnp.where(away < farthest, 1.0, room)
         return total
 

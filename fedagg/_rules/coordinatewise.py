@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fedagg._rules import ordering
+from fedagg._rules import network, ordering
 from fedagg._rules.geometry import check_cohort
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, matrix
@@ -15,6 +15,9 @@ from fedagg._types import Output, PyTree, Rule, Update
 
 # `(x, given, liars, weight)`, of `[n, k]`, `[n, k]`, `[k]` and `[n]`, to `[k]`.
 _OfColumns = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+
+# `(x, present, f)`, of `[n, k]` and `[n]`, to `[k]`: the same by a network.
+_ByNetwork = Callable[[jax.Array, jax.Array, int], jax.Array]
 
 
 @prints_as_its_call
@@ -43,7 +46,9 @@ def median(*, weighted: bool = False) -> Rule:
             return ordering.weighted_median_of(x, given, weight)
         return ordering.median_of(x, given)
 
-    return _coordinatewise("median", 0, of_columns)
+    return _coordinatewise(
+        "median", 0, of_columns, None if weighted else network.median
+    )
 
 
 @prints_as_its_call
@@ -76,7 +81,9 @@ def trimmed_mean(f: int, *, weighted: bool = False) -> Rule:
             return ordering.weighted_trimmed_mean_of(x, given, liars, weight)
         return ordering.trimmed_mean_of(x, given, liars)
 
-    return _coordinatewise("trimmed_mean", f, of_columns)
+    return _coordinatewise(
+        "trimmed_mean", f, of_columns, None if weighted else network.trimmed_mean
+    )
 
 
 @prints_as_its_call
@@ -103,28 +110,57 @@ def mean_around_median(f: int) -> Rule:
         del weight
         return ordering.mean_around_median_of(x, given, liars)
 
-    return _coordinatewise("mean_around_median", f, of_columns)
+    return _coordinatewise(
+        "mean_around_median", f, of_columns, network.mean_around_median
+    )
 
 
-def _coordinatewise(name: str, f: int, of_columns: _OfColumns) -> Rule:
+def _coordinatewise(
+    name: str, f: int, of_columns: _OfColumns, by_network: _ByNetwork | None
+) -> Rule:
     checks.check_whole(0, f=f)
 
     def combine(state: PyTree, updates: Update, key: jax.Array | None) -> Output:
         del key
         checks.check_floating(updates.value, name)
-        check_cohort(len(updates.weight), f, name)
-        present = is_present(updates.weight)
+        n = len(updates.weight)
+        check_cohort(n, f, name)
         weight = updates.weight / unit_of(updates.weight)
 
-        def of_block(x: jax.Array) -> jax.Array:
-            given = present[:, None] & jnp.isfinite(x)
-            number = jnp.sum(given, axis=0, dtype=jnp.int32)
-            found = jnp.sum(present, dtype=jnp.int32) - number
-            liars = jnp.clip(f - found, 0, jnp.maximum(number - 1, 0) // 2)
-            return of_columns(x, given, liars, weight)
+        def in_blocks(x: jax.Array, present: jax.Array) -> jax.Array:
+            def of_block(x: jax.Array) -> jax.Array:
+                given = present[:, None] & jnp.isfinite(x)
+                number = jnp.sum(given, axis=0, dtype=jnp.int32)
+                found = jnp.sum(present, dtype=jnp.int32) - number
+                liars = jnp.clip(f - found, 0, jnp.maximum(number - 1, 0) // 2)
+                return of_columns(x, given, liars, weight)
 
-        layout = Layout.of(updates.value)
-        columns = matrix.over_blocks(of_block, layout.matrices(updates.value))
+            return matrix.over_blocks(of_block, [x])[0]
+
+        few = by_network is not None and n <= network.MOST
+        # A network is compiled for each matrix, so that there is one of a dtype.
+        layout = (Layout.by_dtype if few else Layout.of)(updates.value)
+        fn = _quick_on_cpu(by_network, f, in_blocks) if few else in_blocks
+        present = is_present(updates.weight)
+        columns = [fn(x, present) for x in layout.matrices(updates.value)]
         return Output(state, layout.tree(columns), {})
 
     return Rule(lambda template: (), combine)
+
+
+def _quick_on_cpu(by_network: _ByNetwork, f: int, in_blocks: Callable) -> Callable:
+    """By a network on a CPU; elsewhere, and for derivatives, in blocks."""
+
+    @jax.custom_jvp
+    def run(x: jax.Array, present: jax.Array) -> jax.Array:
+        def quick(x: jax.Array, present: jax.Array) -> jax.Array:
+            return by_network(x, present, f)
+
+        return jax.lax.platform_dependent(x, present, cpu=quick, default=in_blocks)
+
+    @run.defjvp
+    def derivative(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+        x, present = primals
+        return jax.jvp(lambda x: in_blocks(x, present), (x,), tangents[:1])
+
+    return run

@@ -37,6 +37,16 @@ class Layout(NamedTuple):
             ]
         return cls(structure, shapes, groups)
 
+    @classmethod
+    def by_dtype(cls, stacked: PyTree) -> "Layout":
+        """One matrix of a dtype, which is a copy where there are several leaves."""
+        leaves, structure = pytree.flatten(stacked)
+        groups = [
+            [i for i, x in enumerate(leaves) if x.dtype == dtype]
+            for dtype in dict.fromkeys(x.dtype for x in leaves)
+        ]
+        return cls(structure, [x.shape[1:] for x in leaves], groups)
+
     def matrices(self, stacked: PyTree) -> list[jax.Array]:
         """`[n, k]` each, in the dtypes of the leaves."""
         return self._joined([x.reshape(len(x), -1) for x in pytree.flatten(stacked)[0]])

@@ -352,6 +352,30 @@ def test_many_blocks_and_a_rest_are_as_one(name):
     assert_close(combined(make(1), x), expected_of_many(name, expected, x), rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["median", "trimmed_mean", "mean_around_median"])
+@pytest.mark.parametrize("n", [5, 16, 17, 64, 65])
+def test_order_statistics_of_any_number_of_clients_with_ties_and_absent_ones(name, n):
+    make, expected = RULES[name]
+    x = np.round(2.0 * clients(n, 40, seed=n)) / 4.0
+    held = np.where(np.arange(n)[:, None] % 5 == 1, math.nan, x)
+    weights = (np.arange(n) % 5 != 1).astype(np.float32)
+    there = x[weights > 0.0]
+
+    got = combined(make(1), held, jnp.asarray(weights))
+
+    if name == "mean_around_median":  # of which ties count for a part each
+        expected = mean_with_ties_in_parts
+    assert_close(got, expected(there, 1), rtol=2e-5)
+
+
+def mean_with_ties_in_parts(x: np.ndarray, f: int) -> np.ndarray:
+    kept, away = len(x) - f, np.abs(x - np.median(x, axis=0))
+    farthest = np.sort(away, axis=0)[kept - 1]
+    inside, edge = away < farthest, away == farthest
+    room = (kept - inside.sum(axis=0)) / edge.sum(axis=0)
+    return (np.where(inside, x, 0.0) + np.where(edge, x * room, 0.0)).sum(axis=0) / kept
+
+
 def expected_of_many(name, expected, x: np.ndarray) -> np.ndarray:
     """Without covariances `[d, d]`: in coordinates of the clients' own space."""
     if name not in ("smea", "caf"):

@@ -74,6 +74,7 @@ from fedagg._training.data import pad_clients
 from fedagg._training.federated_averaging import federated_averaging
 from fedagg._training.local_training import local_training
 from fedagg._training.losses import linen_loss, nnx_loss
+from fedagg._training.population import RememberingWork
 from fedagg._training.prefetching import prefetch
 from fedagg._trees.table import ClientTable
 from fedagg._types import Bound, Output, Rule, Stage, Traits, Update
@@ -89,6 +90,7 @@ __all__ = [
     "Mechanism",
     "Output",
     "Payload",
+    "RememberingWork",
     "Rule",
     "Sampler",
     "Stage",

@@ -11,16 +11,14 @@ from jax.tree_util import Partial
 
 from fedagg._aggregator import Aggregator, Steps
 from fedagg._sentence import prints_as_its_call
+from fedagg._training import population
+from fedagg._training.population import RememberingWork
 from fedagg._trees import checks, pytree
 from fedagg._trees.weights import as_weights
 from fedagg._types import Output, PyTree
 
 ClientWork = Callable[
     [PyTree, Any, jax.Array | None], tuple[PyTree, dict[str, jax.Array]]
-]
-RememberingWork = Callable[
-    [PyTree, Any, jax.Array | None, PyTree],
-    tuple[PyTree, dict[str, jax.Array], PyTree],
 ]
 
 
@@ -30,13 +28,16 @@ class TrainingState(NamedTuple):
     variables: PyTree  # the model, as given to `init`
     optimizer: PyTree
     aggregator: PyTree
+    memories: PyTree = None  # of all clients, [clients, ...], if they are kept here
 
 
 @prints_as_its_call
 def federated_averaging(
-    client_work: ClientWork | RememberingWork,
+    client_work: Callable[..., Any] | RememberingWork,
     server_optimizer: optax.GradientTransformation,
     aggregator: Aggregator,
+    *,
+    clients: int | None = None,
 ) -> Aggregator:
     """Makes a round of federated training, again as an `(init, next)` pair.
 
@@ -44,11 +45,23 @@ def federated_averaging(
     dict of collections with the parameters under "params". The state has the model as
     `state.variables`.
 
-    `next(state, client_data, weights=None, key=None, *, memory=None)` runs
+    `next(state, client_data, weights=None, key=None)` runs
     `client_work` for each row of `client_data` inside the aggregator's sum, so that no
     stack of updates exists unless the way to sum wants one; aggregates the changes; and
     steps the server. Its value is the new model, its metrics those of the aggregator
     and of the client work.
+
+    Work that remembers, a `RememberingWork`, keeps something of each client. With
+    `clients` all memories are in the state, as `state.memories`, and client data are a
+    pair `(client_data, numbers)`, `[n]` integers that say who is in the round. Without,
+    `next` takes `memory=`, `[n, ...]` on every leaf, and returns `(Output, memory)`:
+    for memories that are kept elsewhere. Who is absent or refused keeps what it had.
+
+    | one of the `numbers` | known before tracing | traced |
+    | --- | --- | --- |
+    | of nobody | a ValueError | is absent |
+    | that another present client has | a ValueError | its first row counts |
+    | of a row of weight zero | changes nothing | changes nothing |
 
     The server optimizer takes the aggregated change, negated, for a gradient of the
     parameters. Collections beside "params", such as batch statistics, are moved by the
@@ -64,11 +77,9 @@ def federated_averaging(
     | a round with nobody present | takes a step, of noise, as every other |
     | a client in two rows of a round | moves the sum by two clips |
 
-    Without a private stage the model and the optimizer stay as they are in a round with
-    nobody present.
+    Without one the model and the optimizer stay as they are in a round with nobody.
 
-    `steps` is the same round taken apart: `client` trains, `server` takes the
-    optimizer's step.
+    `steps` is the same round taken apart: `client` trains, `server` takes the step.
 
     With `local_training`: FedAvg is `optax.sgd(1.0)` at the server; FedSGD is one epoch
     of one batch with `optax.sgd(1.0)` at the clients; FedProx is `proximal > 0`; Adam
@@ -77,30 +88,36 @@ def federated_averaging(
     Args:
         client_work: `(variables, row, key) -> (change, metrics)`, for one client. The
             change is what the client would add to the model; the key is
-            `jax.random.fold_in(key, i)` for row `i`. With a memory in `next` it is
-            `(variables, row, key, memory) -> (change, metrics, memory)`, as the work of
-            an `aggregator`.
+            `jax.random.fold_in(key, i)` for row `i`. Or a `RememberingWork`.
         server_optimizer: from Optax.
         aggregator: any. A pair made by hand counts as not private.
+        clients: how many clients there are, of which each round has some, to keep their
+            memories in the state. Positive; for a `RememberingWork` alone.
 
     Raises:
-        TypeError: in `next`, as `aggregator` does.
-        ValueError: in `next`, as `aggregator` does.
+        TypeError: in `next`, as `aggregator` does; with `clients`, for client data
+            without numbers, or numbers that are no integers.
+        ValueError: if `clients` is no positive integer or the work remembers nothing;
+            in `next`, as `aggregator` does, and for wrong numbers.
 
     Reference: McMahan et al., "Communication-Efficient Learning of Deep Networks from
         Decentralized Data", 2017, algorithm 1; Reddi et al., "Adaptive Federated
         Optimization", 2021, algorithm 1.
     """
-
+    population.check_clients(client_work, clients)
     stage = aggregator.stage
     is_private = stage is not None and stage.traits.is_private
 
     def init(variables: PyTree) -> TrainingState:
         variables = jax.tree.map(jnp.asarray, plain_model(variables))
+        memories = None
+        if clients is not None:
+            memories = population.first_memories(client_work, variables, clients)
         return TrainingState(
             variables,
             server_optimizer.init(split_model(variables)[0]),
             aggregator.init(variables),
+            memories,
         )
 
     def stepped(state: TrainingState, change: Output, is_anyone: jax.Array) -> Output:
@@ -121,7 +138,7 @@ def federated_averaging(
             (variables, optimizer),
             (state.variables, state.optimizer),
         )
-        state = TrainingState(variables, optimizer, change.state)
+        state = TrainingState(variables, optimizer, change.state, state.memories)
         return Output(state, variables, change.metrics)
 
     def next(
@@ -133,16 +150,37 @@ def federated_averaging(
         memory: PyTree = None,
     ) -> Any:
         _check_state(state)
-        present = as_weights(weights, checks.count_clients(client_data)) > 0.0
-        work = Partial(client_work, state.variables)
+        if clients is None:
+            weights = as_weights(weights, checks.count_clients(client_data))
+            population.check_memory(client_work, memory)
+            return trained(state, client_data, weights, key, memory)
+        if memory is not None:
+            raise ValueError("memory: it is in the state, since there is clients=.")
+        client_data, numbers = population.parted(client_data)
+        n = checks.count_clients(client_data)
+        weights = as_weights(weights, n)
+        numbers = population.check_numbers(numbers, n, clients, weights)
+        weights = population.of_known(weights, numbers)
+        memories = jax.tree.map(jnp.asarray, state.memories)
+        memory = population.remembered(memories, numbers)
+        output, rows = trained(state, client_data, weights, key, memory)
+        memories = population.kept(memories, numbers, weights, rows)
+        return output._replace(state=output.state._replace(memories=memories))
+
+    def trained(
+        state: TrainingState, data: PyTree, weights: jax.Array, key: Any, memory: PyTree
+    ) -> Any:
+        """The round, of clients with these memories."""
+        work = Partial(population.function_of(client_work), state.variables)
         given = {} if memory is None else {"memory": memory}
         change = aggregator.next(
-            state.aggregator, client_data, weights, key, work=work, **given
+            state.aggregator, data, weights, key, work=work, **given
         )
+        is_anyone = jnp.any(weights > 0.0)
         if memory is None:
-            return stepped(state, change, jnp.any(present))
+            return stepped(state, change, is_anyone)
         change, kept = change
-        return stepped(state, change, jnp.any(present)), kept
+        return stepped(state, change, is_anyone), kept
 
     steps = _steps(client_work, aggregator.steps, stepped)
     return Aggregator(init, next, steps, aggregator.message, aggregator.stage)
@@ -156,7 +194,7 @@ class _Shared(NamedTuple):
 
 
 def _steps(
-    client_work: Callable[..., Any], of: Steps, stepped: Callable[..., Output]
+    client_work: ClientWork | RememberingWork, of: Steps, stepped: Callable[..., Output]
 ) -> Steps:
     """The steps of a training, from those of its aggregator."""
 
@@ -171,7 +209,9 @@ def _steps(
         key: jax.Array | None = None,
         memory: PyTree = None,
     ) -> Any:
-        work = Partial(client_work, shared.variables)
+        work = Partial(population.function_of(client_work), shared.variables)
+        if memory is None and isinstance(client_work, RememberingWork):
+            memory = population.first_memory(client_work, shared.variables)
         return of.client(shared.aggregator, row, weight, key, memory, work=work)
 
     def server(state: TrainingState, total: PyTree, key: Any = None) -> Output:

@@ -101,6 +101,8 @@ from fedagg._training.data import pad_clients
 from fedagg._training.federated_averaging import federated_averaging
 from fedagg._training.local_training import local_training
 from fedagg._training.losses import linen_loss, nnx_loss
+from fedagg._training.memories import ClientMemories
+from fedagg._training.population import RememberingWork
 from fedagg._training.prefetching import prefetch
 from fedagg._trees.table import ClientTable
 from fedagg._types import Bound, Output, Rule, Stage, Traits, Update
@@ -111,6 +113,7 @@ __all__ = [
     "Audit",
     "Bound",
     "Budget",
+    "ClientMemories",
     "ClientNoise",
     "ClientTable",
     "Guarantee",
@@ -118,6 +121,7 @@ __all__ = [
     "MetricsWriter",
     "Output",
     "Payload",
+    "RememberingWork",
     "Rule",
     "Sampler",
     "Stage",

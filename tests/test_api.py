@@ -33,6 +33,8 @@ CORE = {
         "_execution.cores",
         "_execution.ways",
         "_training.data",
+        "_training.memories",
+        "_training.population",
         "_training.prefetching",
         "_training.local_training",
         "_training.losses",

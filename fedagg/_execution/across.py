@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from fedagg._execution.placement import dealt, put_on_axis, taken_together
+from fedagg._execution.placement import dealt, put_on_axis
 from fedagg._execution.program import Kept, Program
 from fedagg._execution.ways import SumOver, by_size, of_programs
 from fedagg._sentence import prints_as_its_call
@@ -59,7 +59,9 @@ def across(
         order = None
         if sizes is not None:
             order = dealt(jnp.where(present, sizes, 0), size)
-            clients, present = rowwise.take(taken_together((clients, present)), order)
+            clients, present = rowwise.take(
+                rowwise.taken_together((clients, present)), order
+            )
         clients, present = put_on_axis((clients, present), mesh, axis)
 
         def on_one_device(program: Program, clients: tuple[PyTree, jax.Array]):
@@ -84,9 +86,9 @@ def across(
             check_vma=False,  # a scan's carry of plain zeros does not type under it
         )(program, (clients, present))
         if order is not None:
-            kept = rowwise.take(taken_together(kept), jnp.argsort(order))
+            kept = rowwise.take(rowwise.taken_together(kept), jnp.argsort(order))
         if padding:  # of rows that no longer fill the devices alike
-            kept = rowwise.cut_rows(taken_together(kept), 0, n)
+            kept = rowwise.cut_rows(rowwise.taken_together(kept), 0, n)
         return total, kept
 
     return of_programs(sum_across)

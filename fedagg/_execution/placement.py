@@ -26,18 +26,6 @@ def check_not_explicit(clients: PyTree, way: str) -> None:
             )
 
 
-def taken_together(tree: PyTree) -> PyTree:
-    """Every leaf on all devices, if it is spread over an explicit axis."""
-
-    def take(x: jax.Array) -> jax.Array:
-        sharding = jax.typeof(x).sharding
-        if not any(sharding.spec):
-            return x
-        return jax.sharding.reshard(x, jax.NamedSharding(sharding.mesh, jax.P()))
-
-    return jax.tree.map(take, tree)
-
-
 def dealt(sizes: jax.Array, devices: int) -> jax.Array:
     """An order of clients whose equal parts, one a device, have about the same size.
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from fedagg._aggregator import Aggregator
-from fedagg._execution.placement import taken_together
 from fedagg._execution.ways import SumOver
 from fedagg._messages.marks import Single
 from fedagg._messages.message import Message
@@ -154,7 +153,7 @@ def with_error_feedback(
         nothing = pytree.zeros(added)
         after = stage.server(state.stage, nothing, sent.note, None).state
         output_state = FeedbackState(
-            rowwise.set_rows(state.memory, places, taken_together(kept)),
+            rowwise.set_rows(state.memory, places, kept),
             pytree.add(state.mean, share),
             after,
         )

@@ -112,7 +112,8 @@ def _sent_of(aggregator: Any, template: PyTree, row: PyTree) -> Message:
         return aggregator.steps.broadcast(aggregator.init(template))
 
     told, one = jax.eval_shape(shared, template), jnp.float32(1.0)
-    return jax.eval_shape(aggregator.steps.client, told, row, one, jax.random.key(0))
+    sent = jax.eval_shape(aggregator.steps.client, told, row, one, jax.random.key(0))
+    return sent if isinstance(sent, Message) else sent[0]  # beside what it keeps
 
 
 def message_bits(stage: Aggregator | Stage, template: PyTree) -> int:

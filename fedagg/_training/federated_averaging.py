@@ -1,6 +1,6 @@
 """Federated averaging: clients train inside the sum, and the server takes a step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,9 @@ from jax.tree_util import Partial
 
 from fedagg._aggregator import Aggregator, Steps
 from fedagg._sentence import prints_as_its_call
+from fedagg._training import models, population
 from fedagg._training.checked import check_change, count_clients_of
+from fedagg._training.population import RememberingWork
 from fedagg._trees import pytree
 from fedagg._trees.kinds import array_leaves, check_function, check_kind
 from fedagg._trees.weights import as_weights
@@ -18,10 +20,6 @@ from fedagg._types import Output, PyTree
 
 ClientWork = Callable[
     [PyTree, Any, jax.Array | None], tuple[PyTree, dict[str, jax.Array]]
-]
-RememberingWork = Callable[
-    [PyTree, Any, jax.Array | None, PyTree],
-    tuple[PyTree, dict[str, jax.Array], PyTree],
 ]
 
 
@@ -31,13 +29,16 @@ class TrainingState(NamedTuple):
     variables: PyTree  # the model, as given to `init`
     optimizer: PyTree
     aggregator: PyTree
+    memories: PyTree = None  # of all clients, [clients, ...], if they are kept here
 
 
 @prints_as_its_call
 def federated_averaging(
-    client_work: ClientWork | RememberingWork,
+    client_work: Callable[..., Any] | RememberingWork,
     server_optimizer: optax.GradientTransformation,
     aggregator: Aggregator,
+    *,
+    clients: int | None = None,
 ) -> Aggregator:
     """Makes a round of federated training, again as an `(init, next)` pair.
 
@@ -45,11 +46,23 @@ def federated_averaging(
     dict of collections with the parameters under "params". The state has the model as
     `state.variables`.
 
-    `next(state, client_data, weights=None, key=None, *, memory=None)` runs
+    `next(state, client_data, weights=None, key=None)` runs
     `client_work` for each row of `client_data` inside the aggregator's sum, so that no
     stack of updates exists unless the way to sum wants one; aggregates the changes; and
     steps the server. Its value is the new model, its metrics those of the aggregator
     and of the client work.
+
+    Work that remembers, a `RememberingWork`, keeps something of each client. With
+    `clients` all memories are in the state, as `state.memories`, and client data are a
+    pair `(client_data, numbers)`, `[n]` integers that say who is in the round. Without,
+    `next` takes `memory=`, `[n, ...]` on every leaf, and returns `(Output, memory)`:
+    for memories that are kept elsewhere. Who is absent or refused keeps what it had.
+
+    | one of the `numbers` | known before tracing | traced |
+    | --- | --- | --- |
+    | of nobody | a ValueError | is absent |
+    | that another present client has | a ValueError | its first row counts |
+    | of a row of weight zero | changes nothing | changes nothing |
 
     The server optimizer takes the aggregated change, negated, for a gradient of the
     parameters. Collections beside "params", such as batch statistics, are moved by the
@@ -65,11 +78,9 @@ def federated_averaging(
     | a round with nobody present | takes a step, of noise, as every other |
     | a client in two rows of a round | moves the sum by two clips |
 
-    Without a private stage the model and the optimizer stay as they are in a round with
-    nobody present.
+    Without one the model and the optimizer stay as they are in a round with nobody.
 
-    `steps` is the same round taken apart: `client` trains, `server` takes the
-    optimizer's step.
+    `steps` is the same round taken apart: `client` trains, `server` takes the step.
 
     With `local_training`: FedAvg is `optax.sgd(1.0)` at the server; FedSGD is one epoch
     of one batch with `optax.sgd(1.0)` at the clients; FedProx is `proximal > 0`; Adam
@@ -78,50 +89,58 @@ def federated_averaging(
     Args:
         client_work: `(variables, row, key) -> (change, metrics)`, for one client. The
             change is what the client would add to the model; the key is
-            `jax.random.fold_in(key, i)` for row `i`. With a memory in `next` it is
-            `(variables, row, key, memory) -> (change, metrics, memory)`, as the work of
-            an `aggregator`.
+            `jax.random.fold_in(key, i)` for row `i`. Or a `RememberingWork`.
         server_optimizer: from Optax.
         aggregator: any. A pair made by hand counts as not private.
+        clients: how many clients there are, of which each round has some, to keep their
+            memories in the state. Positive; for a `RememberingWork` alone.
 
     Raises:
-        TypeError: if an argument is of another type; in `next`, as `aggregator` does.
-        ValueError: in `init`, for a model without parameters; in `next`, as
-            `aggregator` does.
+        TypeError: if an argument is of another type; in `next`, as `aggregator` does;
+            with `clients`, for client data without numbers that are integers.
+        ValueError: if `clients` is no positive integer or the work remembers nothing;
+            in `init`, for a model without parameters; in `next`, as `aggregator` does,
+            and for wrong numbers.
 
     Reference: McMahan et al., "Communication-Efficient Learning of Deep Networks from
         Decentralized Data", 2017, algorithm 1; Reddi et al., "Adaptive Federated
         Optimization", 2021, algorithm 1.
     """
-    check_function("(variables, row, key, ...)", client_work=client_work)
+    population.check_clients(client_work, clients)
+    function = population.function_of(client_work)
+    check_function("(variables, row, key, ...)", client_work=function)
     check_kind(optax.GradientTransformation, server_optimizer=server_optimizer)
     check_kind(Aggregator, aggregator=aggregator)
     stage = aggregator.stage
     is_private = stage is not None and stage.traits.is_private
 
     def changing(variables: PyTree, *row_and_more: Any) -> Any:
-        made = client_work(variables, *row_and_more)
+        made = function(variables, *row_and_more)
         check_change(made, variables)
         return made
 
     def init(variables: PyTree) -> TrainingState:
-        variables = array_leaves(plain_model(variables), "variables")
-        _check_has_parameters(variables)
+        variables = array_leaves(models.plain_model(variables), "variables")
+        models.check_has_parameters(variables)
         variables = jax.tree.map(jnp.asarray, variables)
+        memories = None
+        if clients is not None:
+            memories = population.first_memories(client_work, variables, clients)
         return TrainingState(
             variables,
-            server_optimizer.init(split_model(variables)[0]),
+            server_optimizer.init(models.split_model(variables)[0]),
             aggregator.init(variables),
+            memories,
         )
 
     def stepped(state: TrainingState, change: Output, is_anyone: jax.Array) -> Output:
         """The server's step, after the aggregator's."""
-        parameters, collections = split_model(state.variables)
-        towards, collections_change = split_model(change.value)
+        parameters, collections = models.split_model(state.variables)
+        towards, collections_change = models.split_model(change.value)
         step, optimizer = server_optimizer.update(
             pytree.negative(towards), state.optimizer, parameters
         )
-        variables = join_model(
+        variables = models.join_model(
             optax.apply_updates(parameters, step),
             pytree.add(collections, collections_change),
         )
@@ -132,7 +151,7 @@ def federated_averaging(
             (variables, optimizer),
             (state.variables, state.optimizer),
         )
-        state = TrainingState(variables, optimizer, change.state)
+        state = TrainingState(variables, optimizer, change.state, state.memories)
         return Output(state, variables, change.metrics)
 
     def next(
@@ -144,21 +163,41 @@ def federated_averaging(
         memory: PyTree = None,
     ) -> Any:
         _check_state(state)
-        takes = "(variables, row, key" + (")" if memory is None else ", memory)")
-        check_function(takes, client_work=client_work)
+        if clients is None:
+            population.check_memory(client_work, memory)
+            weights = as_weights(weights, count_clients_of(client_data))
+            return trained(state, client_data, weights, key, memory)
+        if memory is not None:
+            raise ValueError("memory: it is in the state, since there is clients=.")
+        client_data, numbers = population.parted(client_data)
         n = count_clients_of(client_data)
-        present = as_weights(weights, n) > 0.0
+        weights = as_weights(weights, n)
+        numbers = population.check_numbers(numbers, n, clients, weights)
+        weights = population.of_known(weights, numbers)
+        memories = jax.tree.map(jnp.asarray, state.memories)
+        memory = population.remembered(memories, numbers)
+        output, rows = trained(state, client_data, weights, key, memory)
+        memories = population.kept(memories, numbers, weights, rows)
+        return output._replace(state=output.state._replace(memories=memories))
+
+    def trained(
+        state: TrainingState, data: PyTree, weights: jax.Array, key: Any, memory: PyTree
+    ) -> Any:
+        """The round, of clients with these memories."""
+        takes = "(variables, row, key" + (")" if memory is None else ", memory)")
+        check_function(takes, client_work=function)
         work = Partial(changing, state.variables)
         given = {} if memory is None else {"memory": memory}
         change = aggregator.next(
-            state.aggregator, client_data, weights, key, work=work, **given
+            state.aggregator, data, weights, key, work=work, **given
         )
+        is_anyone = jnp.any(weights > 0.0)
         if memory is None:
-            return stepped(state, change, jnp.any(present))
+            return stepped(state, change, is_anyone)
         change, kept = change
-        return stepped(state, change, jnp.any(present)), kept
+        return stepped(state, change, is_anyone), kept
 
-    steps = _steps(changing, aggregator.steps, stepped)
+    steps = _steps(client_work, changing, aggregator.steps, stepped)
     return Aggregator(init, next, steps, aggregator.message, aggregator.stage)
 
 
@@ -170,7 +209,7 @@ class _Shared(NamedTuple):
 
 
 def _steps(
-    client_work: Callable[..., Any], of: Steps, stepped: Callable[..., Output]
+    client_work: Any, changing: Callable, of: Steps, stepped: Callable[..., Output]
 ) -> Steps:
     """The steps of a training, from those of its aggregator."""
 
@@ -185,7 +224,9 @@ def _steps(
         key: jax.Array | None = None,
         memory: PyTree = None,
     ) -> Any:
-        work = Partial(client_work, shared.variables)
+        work = Partial(changing, shared.variables)
+        if memory is None and isinstance(client_work, RememberingWork):
+            memory = population.first_memory(client_work, shared.variables)
         return of.client(shared.aggregator, row, weight, key, memory, work=work)
 
     def server(state: TrainingState, total: PyTree, key: Any = None) -> Output:
@@ -203,33 +244,3 @@ def _check_state(state: Any) -> None:
             f"{type(state).__name__}. next takes (state, client_data, weights, key), "
             "and the model is state.variables."
         )
-
-
-def _check_has_parameters(variables: PyTree) -> None:
-    if not pytree.flatten(split_model(variables)[0])[0]:
-        raise ValueError(
-            "variables: expected a model with parameters, as model.init(key, inputs) "
-            f"returns it, got {variables!r}."
-        )
-
-
-def plain_model(variables: PyTree) -> PyTree:
-    """The model with plain dicts in place of `FrozenDict` and other kinds of dict."""
-    from flax.core import FrozenDict  # takes longer to import than all of fedagg
-
-    if isinstance(variables, (dict, FrozenDict)):
-        return {name: plain_model(x) for name, x in variables.items()}
-    return variables
-
-
-def split_model(variables: PyTree) -> tuple[PyTree, PyTree]:
-    """The parameters and the other collections: None if all are parameters."""
-    if not isinstance(variables, Mapping) or "params" not in variables:
-        return variables, None
-    rest = {name: x for name, x in variables.items() if name != "params"}
-    return variables["params"], rest
-
-
-def join_model(parameters: PyTree, collections: PyTree) -> PyTree:
-    """The inverse of `split_model`."""
-    return parameters if collections is None else {"params": parameters, **collections}

@@ -13,13 +13,9 @@ from fedagg._training.checked import (
     checked_losses,
     checked_row,
 )
-from fedagg._training.federated_averaging import (
-    ClientWork,
-    join_model,
-    plain_model,
-    split_model,
-)
+from fedagg._training.federated_averaging import ClientWork
 from fedagg._training.gradient import value_and_grad
+from fedagg._training.models import join_model, plain_model, split_model
 from fedagg._trees import checks, pytree, rowwise
 from fedagg._trees.keys import as_key, fold_key, split_key
 from fedagg._trees.kinds import check_function, check_kind

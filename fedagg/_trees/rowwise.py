@@ -76,11 +76,32 @@ def repeat(tree: PyTree, count: int) -> PyTree:
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), tree)
 
 
+def gather(stacked: PyTree, positions: jax.Array) -> PyTree:
+    """The rows at the given positions, from whatever devices they are on."""
+
+    def get(x: jax.Array) -> jax.Array:
+        sharding = jax.typeof(x).sharding
+        if not any(sharding.spec):
+            return x[positions]
+        whole = jax.NamedSharding(sharding.mesh, jax.P())
+        return x.at[positions].get(out_sharding=whole)
+
+    return jax.tree.map(get, stacked)
+
+
 def set_rows(stacked: PyTree, positions: jax.Array, rows: PyTree) -> PyTree:
-    """Writes rows to the given positions, but to none that does not exist."""
-    return jax.tree.map(
-        lambda x, row: x.at[positions].set(row, mode="drop"), stacked, rows
-    )
+    """Writes rows to the given positions, but to none that does not exist.
+
+    Each stays on the devices that it is on.
+    """
+
+    def put(x: jax.Array, row: jax.Array) -> jax.Array:
+        sharding = jax.typeof(x).sharding
+        if not any(sharding.spec):
+            return x.at[positions].set(row, mode="drop")
+        return x.at[positions].set(row, mode="drop", out_sharding=sharding)
+
+    return jax.tree.map(put, stacked, taken_together(rows))
 
 
 def pad_rows(stacked: PyTree, count: int) -> PyTree:
@@ -95,3 +116,15 @@ def is_first(*keys: jax.Array) -> jax.Array:
     differs = [x[1:] != x[:-1] for x in ordered]
     fresh = jnp.concatenate([jnp.ones(1, bool), jnp.any(jnp.stack(differs), axis=0)])
     return jnp.zeros(order.shape, bool).at[order].set(fresh)
+
+
+def taken_together(tree: PyTree) -> PyTree:
+    """Every leaf on all devices, if it is spread over an explicit axis."""
+
+    def take(x: jax.Array) -> jax.Array:
+        sharding = jax.typeof(x).sharding
+        if not any(sharding.spec):
+            return x
+        return jax.sharding.reshard(x, jax.NamedSharding(sharding.mesh, jax.P()))
+
+    return jax.tree.map(take, tree)

@@ -3,7 +3,9 @@
 An aggregator is a pair of pure functions, `init` and `next`, made of stages: what each
 client computes, a sum over clients, and what the server makes of the sum. There are
 
-- rounds: `aggregator`, `combining`, `chain`, `with_error_feedback`
+- rounds: `aggregator`, `combining`, `chain`, `grouped`, `with_error_feedback`
+- a look into them: `with_measurements`, `with_sample`, `MetricsWriter`, `read_metrics`,
+  `plot_metrics`
 - recipes: `robust_aggregator`, `compression_aggregator`, `secure_aggregator`,
   `dp_aggregator`, `distributed_dp_aggregator`
 - bounds: `mean`, `zeroing`, `clipping`, `quantile_bound`
@@ -23,7 +25,7 @@ client computes, a sum over clients, and what the server makes of the sum. There
 - secure sums: `secure_sum`, `secure_modular_sum`, `modular_clipping`, `server_view`;
   `fedagg.secagg` is the protocol
 - training: `federated_averaging`, `local_training`, `linen_loss`, `nnx_loss`,
-  `pad_clients`, `ClientTable`, `prefetch`
+  `pad_clients`, `ClientTable`, `prefetch`, `RememberingWork`, `ClientMemories`
 - ways to sum: `at_once`, `in_chunks`, `across`, `cpu_mesh`
 - types, for parts of your own: `Stage`, `Update`, `Output`, `Traits`, `Bound`, `Rule`,
   `Payload`, `Mechanism`, `Sampler`, `Aggregator`, `Steps`

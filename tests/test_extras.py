@@ -5,6 +5,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 
 import jax
@@ -53,6 +54,16 @@ NEEDS = {
         "privacy",
     ),
 }
+NEEDS["MetricsWriter"] = (
+    lambda: fedagg.MetricsWriter(tempfile.mkdtemp(), tensorboard=True),
+    "tensorboardX",
+    "logs",
+)
+NEEDS["plot_metrics"] = (
+    lambda: fedagg.plot_metrics([{"step": 0, "loss": 1.0}]),
+    "matplotlib",
+    "logs",
+)
 SECAGG = ("import fedagg.secagg", "cryptography", "secagg")
 
 

@@ -4,12 +4,12 @@
 other noise for the rest, with one guarantee for both.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from fedagg._mechanism import Mechanism, RenyiCurve
 from fedagg._messages.message import count_bits
@@ -33,7 +33,8 @@ class GroupsState(NamedTuple):
     groups: tuple[PyTree, ...]  # of the groups that are sent, in their order
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class SentByGroup(Payload):
     """A payload that does not count where its group set the client aside."""
 

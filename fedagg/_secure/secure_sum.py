@@ -68,15 +68,13 @@ def secure_sum(
     numbers of clients with an entry beyond them; `{name}/left_out_count`.
 
     Args:
-        stage: what comes before the sum, as a `chain` with its `mean`. Its messages can
-            be added as they are; those that must be decoded first cannot.
+        stage: what comes before the sum, a `chain` with its `mean`. It may not code.
         bound: the largest size of an entry, a number or a `Bound` that learns from each
             client's largest; or a pair for the smallest and the largest entry, of two
             numbers, or of two `Bound`s, the first for the negative of the smallest.
         largest_cohort: the most clients that may be present in a round.
-        largest_weight: the largest size of a note, of clients' weights above all. At
-            least one. A stage that weighs, as `mean()` does, needs it; others have
-            notes of one at most.
+        largest_weight: the largest size of a note, of clients' weights above all. One
+            or more. A stage that weighs, as `mean()` does, needs it.
         bits: the modulus is `2**bits`, from 2 to 32.
         name: what the metrics are filed under.
 
@@ -95,10 +93,9 @@ def secure_sum(
     if largest_weight is None:
         if stage.traits.weighs:
             raise ValueError(
-                f"{name}: give largest_weight, the largest weight of a client: "
-                f"{stage.traits.name} multiplies by weights, and clients whose weight "
-                "is larger are left out. With the numbers of their examples as "
-                "weights, the largest of these."
+                f"{name}: give largest_weight, the largest weight of a client, as the "
+                f"number of its examples: {stage.traits.name} multiplies by weights, "
+                "and clients whose weight is larger are left out."
             )
         largest_weight = 1.0
     fixed_point = FixedPoint.of(bits, largest_cohort, largest_weight)

@@ -22,7 +22,7 @@ class ClientMemories:
 
     For a `RememberingWork` whose population is too large for the device. A loop takes
     the rows of a cohort, with those of the next one read meanwhile, and writes back
-    what the round returns:
+    what the round returns::
 
         memories = ClientMemories(work.init(variables), clients, folder)
         for numbers, memory in memories.rounds(cohorts):

@@ -303,7 +303,7 @@ def test_the_noise_is_split_as_recorded(row):
     arguments = row["noise_multiplier"], 1.0, n
     options["count_stddev"] = row["clipped_count_stddev"]
     if not row["out"]["ok"]:
-        with pytest.raises(ValueError, match="more than half of noise_multiplier"):
+        with pytest.raises(ValueError, match="less than a tenth|more than half"):
             made("skellam_noise", *arguments, **options)
         return
 
@@ -442,7 +442,7 @@ def test_too_few_bits_a_rotation_and_a_bound_are_refused(name):
         made(name, 1.0, 1.0, 100, bits=6).init(TEMPLATE)
     with pytest.raises(ValueError, match="6 bits are too few"):
         CURVES[name](TEMPLATE, 1.0, 100, bits=6)
-    with pytest.raises(ValueError, match="kind must be one of hadamard, dft"):
+    with pytest.raises(ValueError, match="rotation must be one of hadamard, dft"):
         STAGES[name](1.0, 1.0, 10, rotation="haar")
     with pytest.raises(TypeError, match="clip must be a number"):
         STAGES[name](1.0, bound, 10)

@@ -194,7 +194,7 @@ def test_a_value_unlike_the_template_is_refused_by_its_path(make, value):
     aggregator = fedagg.aggregator(make(0.5, name="own"))
     state = aggregator.init({"x": jnp.ones(3)})
 
-    with pytest.raises(ValueError, match=r"own: expected \['x'\] of shape \[3\]"):
+    with pytest.raises(ValueError, match=r"expected \['x'\] of shape \[3\]"):
         aggregator.next(state, value)
 
 

@@ -195,6 +195,8 @@ def test_all_private_stages_are_audited():
         for stages in STAGES.values()
         for made in stages
         if made.traits.is_private and not made.traits.is_secret
+        # Groups are made of such stages, each with its own noise.
+        if not made.traits.name.startswith("grouped")
     }
 
     assert private == {stage.traits.name for stage, _ in SHIPPED.values()}

@@ -220,12 +220,14 @@ def test_numpy_arrays_will_do():
 
 
 @pytest.mark.deep
-def test_a_stateless_aggregator_takes_any_tree():
+def test_another_tree_than_the_template_takes_another_state():
     aggregator = fedagg.aggregator(fedagg.clipping(1e9), fedagg.mean())
-    state = aggregator.init(TEMPLATE)
+    updates = [jnp.ones((4, 5)), jnp.zeros((4, 0))]
 
-    output = aggregator.next(state, [jnp.ones((4, 5)), jnp.zeros((4, 0))])
+    with pytest.raises(ValueError, match="For other values make another state"):
+        aggregator.next(aggregator.init(TEMPLATE), updates)
 
+    output = aggregator.next(aggregator.init([jnp.ones(5), jnp.zeros(0)]), updates)
     assert_same(output.value, [jnp.ones(5), jnp.zeros(0)])
 
 

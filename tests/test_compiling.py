@@ -13,7 +13,7 @@ def test_a_test_without_a_mark_is_compiled_in_haste():
 @pytest.mark.thorough
 def test_a_thorough_test_is_compiled_as_users_have_it():
     assert not jax.config.read("jax_disable_most_optimizations")
-    assert not jax.config.read("jax_enable_compilation_cache")
+    assert not jax.config.values["jax_enable_compilation_cache"]
 
 
 @pytest.mark.parametrize("compiled", [jax.jit, jit])

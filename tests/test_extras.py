@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,7 @@ def private() -> fedagg.Aggregator:
 
 
 # What is asked for, the module that it imports, and the extra that has it.
-NEEDS = {
+NEEDS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "epsilon": (
         lambda: fedagg.epsilon(2.0, 10, 1e-5, **PLAN),
         "dp_accounting",
@@ -53,17 +55,17 @@ NEEDS = {
         "jax_privacy",
         "privacy",
     ),
+    "MetricsWriter": (
+        lambda: fedagg.MetricsWriter(tempfile.mkdtemp(), tensorboard=True),
+        "tensorboardX",
+        "logs",
+    ),
+    "plot_metrics": (
+        lambda: fedagg.plot_metrics([{"step": 0, "loss": 1.0}]),
+        "matplotlib",
+        "logs",
+    ),
 }
-NEEDS["MetricsWriter"] = (
-    lambda: fedagg.MetricsWriter(tempfile.mkdtemp(), tensorboard=True),
-    "tensorboardX",
-    "logs",
-)
-NEEDS["plot_metrics"] = (
-    lambda: fedagg.plot_metrics([{"step": 0, "loss": 1.0}]),
-    "matplotlib",
-    "logs",
-)
 SECAGG = ("import fedagg.secagg", "cryptography", "secagg")
 
 

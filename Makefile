@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --durations=20
 # The ends of what is supported, which `make test-versions` tries.
 OLDEST ?= python3.11
 NEWEST ?= python3.13
-VERSIONED := tests/rounds tests/training tests/trees tests/test_recipes.py tests/test_tff.py
+VERSIONED := tests/trees tests/test_recipes.py tests/test_tff.py tests/rounds/test_steps.py
 
 .PHONY: demo secagg-demo private-training notebooks docs test test-all test-versions
 .PHONY: check bench dist release-notes clean

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedagg._mechanism import Mechanism, RenyiCurve
 from fedagg._messages.message import count_bits
 from fedagg._messages.payload import is_coded
 from fedagg._payload import Payload
@@ -174,10 +173,11 @@ def _sent(made: Update, weight: jax.Array) -> PyTree:
     if made.weight is weight:
         return made.value
     present = is_present(made.weight)
-    marked = pytree.map_parts(lambda x: SentByGroup(x, present), made.value, is_coded)
-    return pytree.map_parts(
-        lambda x: x if is_coded(x) else pytree.keep(present, x), marked, is_coded
-    )
+
+    def kept(x: PyTree) -> PyTree:
+        return SentByGroup(x, present) if is_coded(x) else pytree.keep(present, x)
+
+    return jax.tree.map(kept, made.value, is_leaf=is_coded)
 
 
 def _left(weight: jax.Array, after: list[jax.Array]) -> jax.Array:
@@ -205,23 +205,13 @@ def _traits(
             note = note | {name: of_group}
         return note, metrics
 
-    def of_part(mechanism: Mechanism, name: str) -> Mechanism:
-        curve = mechanism.curve
-        if curve is None:
-            return mechanism
-
-        def curve_of_part(template: PyTree) -> RenyiCurve:
-            return curve(parts_of(template)[name])
-
-        return mechanism._replace(curve=curve_of_part)
-
     return traits_of_chain(list(sent.values()))._replace(
         name=f"grouped({', '.join(map(repr, sent))})",
         counts=tuple(
             f"{name}/{x}" for name, stage in sent.items() for x in stage.traits.counts
         ),
         mechanisms=tuple(
-            of_part(x, name)
+            x.of_changed(lambda template, name=name: parts_of(template)[name])
             for name, stage in sent.items()
             for x in stage.traits.mechanisms
         ),

@@ -222,6 +222,37 @@ def test_a_stage_that_changes_what_the_sum_is_like_is_named():
         value_of(fedagg.grouped({"*": longer}))
 
 
+def test_a_client_that_is_set_aside_in_a_sum_adds_nothing_to_it():
+    def client(update, key):
+        del key
+        is_far = update.value["a"] > 5.0
+        return update._replace(weight=jnp.where(is_far, 0.0, update.weight)), ()
+
+    strict = fedagg.Stage.stateless(client, traits=fedagg.Traits("strict"))
+    aggregator = fedagg.aggregator(fedagg.grouped({"a": strict, "b": fedagg.mean()}))
+    updates = {"a": jnp.array([1.0, 9.0, 3.0]), "b": jnp.array([1.0, 2.0, 6.0])}
+
+    value = aggregator.next(aggregator.init({"a": 0.0, "b": 0.0}), updates).value
+
+    assert value == {"a": 4.0, "b": 3.0}
+
+
+def test_draws_of_groups_are_off_as_those_of_their_own_leaves():
+    def off(stage, template):
+        aggregator = fedagg.aggregator(stage)
+        plan = fedagg.guarantee(aggregator, template, 4, 1e-6, neighbors="zero_out")
+        known = [x.draw_error for x in plan.mechanisms if x.draw_error is not None]
+        return [draw_error(template) for draw_error in known]
+
+    noise = fedagg.gaussian_noise(2.0, 1.0, 10.0)
+    template = {"a": jnp.zeros(30), "b": jnp.zeros((5, 4))}
+
+    errors = off(fedagg.grouped({"a": noise, "b": noise}), template)
+    alone = [*off(noise, template["a"]), *off(noise, template["b"])]
+
+    assert errors == alone and errors[0] > errors[1] > 0.0
+
+
 @pytest.mark.parametrize("compressor", [None, fedagg.top_k(1.0)], ids=["", "coded"])
 def test_a_client_that_a_group_sets_aside_stays_in_the_others(compressor):
     dropping = [fedagg.zeroing(2.0, keep_weight=False), fedagg.mean()]

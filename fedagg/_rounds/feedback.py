@@ -112,9 +112,8 @@ def with_error_feedback(
         _check_memory(state.memory, clients)
         n = checks.count_clients(updates)
         weights = as_weights(weights, n)
-        is_known = (indices >= 0) & (indices < clients) & is_present(weights)
-        is_known &= rowwise.is_first(jnp.where(is_known, indices, clients))
-        weights = jnp.where(is_known, weights, 0.0)
+        places = rowwise.places_of(indices, is_present(weights), clients)
+        weights = jnp.where(places < clients, weights, 0.0)
         seen = []  # a client's value, and what is added of its message
 
         def client(work: Any, state: PyTree, row: PyTree, key: Any, memory: PyTree):
@@ -135,8 +134,7 @@ def with_error_feedback(
             kept = pytree.where(is_finite, pytree.add(memory, heard), memory)
             return sent, metrics, kept
 
-        places = jnp.where(is_known, indices, clients)  # none has the last one
-        memory = rowwise.take(state.memory, jnp.minimum(places, clients - 1))
+        memory = rowwise.at_places(state.memory, places)
         of_work = None if work is None else pytree.as_partial(work)
         together, kept = adding.next(
             (),

@@ -13,9 +13,9 @@ from fedagg._sentence import prints_as_its_call
 from fedagg._training import models, population
 from fedagg._training.checked import check_change, count_clients_of
 from fedagg._training.population import RememberingWork
-from fedagg._trees import pytree
+from fedagg._trees import pytree, rowwise
 from fedagg._trees.kinds import array_leaves, check_function, check_kind
-from fedagg._trees.weights import as_weights
+from fedagg._trees.weights import as_weights, is_present
 from fedagg._types import Output, PyTree
 
 ClientWork = Callable[
@@ -173,11 +173,12 @@ def federated_averaging(
         n = count_clients_of(client_data)
         weights = as_weights(weights, n)
         numbers = population.check_numbers(numbers, n, clients, weights)
-        weights = population.of_known(weights, numbers)
+        places = rowwise.places_of(numbers, is_present(weights), clients)
+        weights = jnp.where(places < clients, weights, 0.0)
         memories = jax.tree.map(jnp.asarray, state.memories)
-        memory = population.remembered(memories, numbers)
+        memory = rowwise.at_places(memories, places)
         output, rows = trained(state, client_data, weights, key, memory)
-        memories = population.kept(memories, numbers, weights, rows)
+        memories = rowwise.set_rows(memories, places, rows)
         return output._replace(state=output.state._replace(memories=memories))
 
     def trained(
@@ -191,7 +192,7 @@ def federated_averaging(
         change = aggregator.next(
             state.aggregator, data, weights, key, work=work, **given
         )
-        is_anyone = jnp.any(weights > 0.0)
+        is_anyone = jnp.any(is_present(weights))
         if memory is None:
             return stepped(state, change, is_anyone)
         change, kept = change

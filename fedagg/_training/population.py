@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedagg._trees import checks, pytree, rowwise
+from fedagg._trees import checks, pytree
 from fedagg._trees.weights import is_present
 from fedagg._types import PyTree
 
@@ -65,7 +65,7 @@ def parted(client_data: PyTree) -> tuple[PyTree, Any]:
 
 
 def check_numbers(numbers: Any, n: int, clients: int, weights: jax.Array) -> jax.Array:
-    """The numbers of a round's clients as int32 `[n]`.
+    """The numbers of a round's clients `[n]`.
 
     Raises:
         TypeError: for what are no integers.
@@ -88,9 +88,7 @@ def check_numbers(numbers: Any, n: int, clients: int, weights: jax.Array) -> jax
         if not isinstance(weights, jax.core.Tracer):
             there = np.asarray(is_present(weights))
         _check_known(np.asarray(numbers)[there], clients)
-    # What int32 does not hold is nobody's number either.
-    is_known = (numbers >= 0) & (numbers < clients)
-    return jnp.where(is_known, numbers, -1).astype(jnp.int32)
+    return jnp.asarray(numbers)
 
 
 def _check_known(numbers: np.ndarray, clients: int) -> None:
@@ -107,26 +105,6 @@ def _check_known(numbers: np.ndarray, clients: int) -> None:
             "round, and would keep one of as many memories. Draw clients without "
             "replacement."
         )
-
-
-def of_known(weights: jax.Array, numbers: jax.Array) -> jax.Array:
-    """The weights, zero for unknown clients, and for the later rows of a client."""
-    weights = jnp.where(numbers >= 0, weights, 0.0)
-    return jnp.where(rowwise.is_first(is_present(weights), numbers), weights, 0.0)
-
-
-def remembered(memories: PyTree, numbers: jax.Array) -> PyTree:
-    """The memories of a round's clients; of an unknown one anybody's."""
-    return rowwise.gather(memories, jnp.maximum(numbers, 0))
-
-
-def kept(
-    memories: PyTree, numbers: jax.Array, weights: jax.Array, rows: PyTree
-) -> PyTree:
-    """All memories, with the rows of those that are present."""
-    nowhere = rowwise.count_rows(memories)
-    places = jnp.where(is_present(weights), numbers, nowhere)
-    return rowwise.set_rows(memories, places, rows)
 
 
 def check_clients(client_work: Any, clients: int | None) -> None:

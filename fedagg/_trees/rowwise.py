@@ -118,6 +118,23 @@ def is_first(*keys: jax.Array) -> jax.Array:
     return jnp.zeros(order.shape, bool).at[order].set(fresh)
 
 
+def places_of(numbers: jax.Array, present: jax.Array, clients: int) -> jax.Array:
+    """Where the client of each row `[n]` is among so many, as int32.
+
+    It is `clients`, a place that none has, for who is absent, for a number that no
+    client has, and for all rows of a client but its first.
+    """
+    numbers = pytree.wide(numbers)  # which 8 bits may not hold as many as there are
+    is_known = (numbers >= 0) & (numbers < clients) & present
+    places = jnp.where(is_known, numbers.astype(jnp.int32), clients)
+    return jnp.where(is_first(places), places, clients)
+
+
+def at_places(stacked: PyTree, places: jax.Array) -> PyTree:
+    """The rows at these places; the last one for a place that none has."""
+    return gather(stacked, jnp.minimum(places, count_rows(stacked) - 1))
+
+
 def taken_together(tree: PyTree) -> PyTree:
     """Every leaf on all devices, if it is spread over an explicit axis."""
 

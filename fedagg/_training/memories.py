@@ -1,19 +1,19 @@
 """Memories of a population on the host, of which a round reads and writes some rows."""
 
-import concurrent.futures
+import contextlib
 import json
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from fedagg._training.prefetching import fetched_ahead
 from fedagg._training.undoing import UndoLog
 from fedagg._trees import checks, pytree
 from fedagg._types import PyTree
 
-_END = object()
 _FILLED_BYTES = 2**24  # at once, with what clients of no round keep
 
 
@@ -143,30 +143,24 @@ class ClientMemories:
         Args:
             cohorts: the numbers of each round's clients, `[n]`.
         """
-        coming, written = iter(cohorts), []
+        written: list[np.ndarray] = []
 
-        def fetch() -> Any:
-            numbers = next(coming, _END)
-            if numbers is _END:
-                return _END
-            numbers = np.asarray(numbers)
-            return numbers, self[numbers]
+        def read() -> Iterator[tuple[np.ndarray, PyTree]]:
+            for numbers in cohorts:
+                numbers = np.asarray(numbers)
+                yield numbers, self[numbers]
 
-        pool = concurrent.futures.ThreadPoolExecutor(1, "fedagg-memories")
         self._listeners.append(written)
         try:
-            waiting = pool.submit(fetch)
-            while (cohort := waiting.result()) is not _END:
-                numbers, memory = cohort
-                if written:
-                    late = np.flatnonzero(np.isin(numbers, np.concatenate(written)))
-                    _put(memory, late, self[numbers[late]])
-                written.clear()
-                waiting = pool.submit(fetch)
-                yield numbers, memory
+            with contextlib.closing(fetched_ahead(read(), 1)) as ahead:
+                for numbers, memory in ahead:
+                    if written:
+                        late = np.isin(numbers, np.concatenate(written))
+                        _put(memory, late, self[numbers[late]])
+                    written.clear()
+                    yield numbers, memory
         finally:
             self._listeners.remove(written)
-            pool.shutdown(wait=True, cancel_futures=True)
 
     def commit(self, step: int) -> None:
         """Marks what has been written as that of a step, to which one can go back.

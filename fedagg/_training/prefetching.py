@@ -3,7 +3,7 @@
 import collections
 import concurrent.futures
 from collections.abc import Generator, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -11,7 +11,9 @@ from fedagg._trees import checks
 from fedagg._trees.kinds import described
 from fedagg._types import PyTree
 
-_END = object()
+T = TypeVar("T")
+
+_END: Any = object()
 
 
 def prefetch(
@@ -40,21 +42,20 @@ def prefetch(
             "(table.gathered(numbers) for numbers in rounds), got "
             f"{described(cohorts)}."
         )
-    return _prefetched(iter(cohorts), ahead, sharding)
+    return fetched_ahead((jax.device_put(x, sharding) for x in cohorts), ahead)
 
 
-def _prefetched(
-    cohorts: Iterator[PyTree], ahead: int, sharding: Any
-) -> Generator[PyTree]:
-    def fetch() -> Any:
-        cohort = next(cohorts, _END)
-        return cohort if cohort is _END else jax.device_put(cohort, sharding)
-
+def fetched_ahead(cohorts: Iterator[T], ahead: int) -> Generator[T]:
+    """Yields them in their order, with so many more fetched by a thread meanwhile."""
     pool = concurrent.futures.ThreadPoolExecutor(1, "fedagg-prefetch")
+
+    def fetch() -> concurrent.futures.Future:
+        return pool.submit(next, cohorts, _END)
+
     try:
-        waiting = collections.deque(pool.submit(fetch) for _ in range(ahead))
+        waiting = collections.deque(fetch() for _ in range(ahead))
         while (cohort := waiting.popleft().result()) is not _END:
-            waiting.append(pool.submit(fetch))
+            waiting.append(fetch())
             yield cohort
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -21,6 +21,7 @@ from fedagg._privacy.sum_grid import (
     accounted,
     draw_error,
     integer_noise,
+    no_noise,
     noised,
 )
 from fedagg._sentence import prints_as_its_call
@@ -147,7 +148,7 @@ def column_noise(column: np.ndarray) -> NoiseSource:
     length = float(np.linalg.norm(given))
 
     def init(template: PyTree) -> BandState:
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.int32), template)
+        zeros = no_noise(template)
         return BandState(jnp.uint32(0), rowwise.repeat(zeros, behind))
 
     def add(state: BandState, total: NoisedModulo, grid: SumGrid, key: jax.Array):

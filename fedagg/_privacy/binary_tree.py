@@ -21,6 +21,7 @@ from fedagg._privacy.sum_grid import (
     accounted,
     draw_error,
     integer_noise,
+    no_noise,
     noised,
 )
 from fedagg._trees import pytree, rowwise
@@ -80,7 +81,7 @@ def binary_tree_noise(restarts: Restarts, *, efficient: bool = True) -> NoiseSou
 
 def empty_tree(template: PyTree, rounds: int) -> NoiseTree:
     """A tree without leaves, with levels for so many."""
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.int32), template)
+    zeros = no_noise(template)
     return NoiseTree(jnp.uint32(0), rowwise.repeat(zeros, rounds.bit_length()))
 
 

@@ -123,6 +123,11 @@ def noised(total: NoisedModulo, noise: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.astype(jnp.float32), both)
 
 
+def no_noise(template: PyTree) -> PyTree:
+    """Noise of no steps, like a value."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.int32), template)
+
+
 def integer_noise(deviation: float, key: jax.Array, tree: PyTree) -> PyTree:
     """Draws of the discrete Gaussian like the leaves, as int32 modulo 2**32."""
     leaves, structure = pytree.flatten(tree)

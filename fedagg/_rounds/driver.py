@@ -12,10 +12,9 @@ from fedagg._execution.program import Kept, Program
 from fedagg._execution.ways import SumOver
 from fedagg._messages.marks import in_units
 from fedagg._messages.message import Message
-from fedagg._rounds.steps import Work, client_step
+from fedagg._rounds.steps import Work, check_work, client_step
 from fedagg._trees import checks, pytree, rowwise, table
 from fedagg._trees.keys import as_key, fold_key
-from fedagg._trees.kinds import check_function
 from fedagg._trees.remembered import check_stacked, check_value
 from fedagg._trees.weights import as_weights, is_present, unit_of
 from fedagg._types import Output, PyTree, Stage, Traits
@@ -58,8 +57,7 @@ def driven(stage: Stage, server: Server, sum_over: SumOver) -> Next:
         if work is None:
             check_stacked(state, updates)
         else:
-            takes = "(row, key)" if memory is None else "(row, key, memory)"
-            check_function(takes, work=work)
+            check_work(work, memory)
         clients, examples = _clients(updates, weights, work, memory, stage.traits)
         is_in_proportion = _is_in_proportion(stage.traits)
         unit = unit_of(clients.weight) if is_in_proportion else jnp.float32(1.0)

@@ -11,6 +11,7 @@ from fedagg._messages.message import Message
 from fedagg._rounds.steps import Work, made_of
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree, rowwise, table
+from fedagg._trees.kinds import check_kind
 from fedagg._trees.weights import as_weights, is_present
 from fedagg._types import Output, PyTree, Update
 
@@ -56,8 +57,7 @@ def with_sample(aggregator: Aggregator, clients: int) -> Aggregator:
     Reference: TensorFlow Federated,
         `tff.aggregators.UnweightedReservoirSamplingFactory`.
     """
-    if not isinstance(aggregator, Aggregator):
-        raise TypeError(f"aggregator: expected an Aggregator, got {aggregator!r}.")
+    check_kind(Aggregator, aggregator=aggregator)
     checks.check_whole(1, clients=clients)
     _check_hidden(aggregator)
 

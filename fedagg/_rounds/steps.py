@@ -183,8 +183,7 @@ def made_of(
     """A client's update, the metrics of its work, and what it keeps."""
     if work is None:
         return Update(array_leaves(row, "updates"), weight), {}, memory
-    takes = "(row, key)" if memory is None else "(row, key, memory)"
-    check_function(takes, work=work)
+    check_work(work, memory)
     made = work(row, key) if memory is None else work(row, key, memory)
     expected = 2 if memory is None else 3
     is_right = isinstance(made, tuple) and len(made) == expected
@@ -202,6 +201,12 @@ def made_of(
     value = array_leaves(value, "work")
     kept = memory if memory is None else pytree.like(made[2], memory, "work: memory")
     return Update(value, weight), metrics, kept
+
+
+def check_work(work: Any, memory: PyTree) -> None:
+    """Raises a TypeError for what is no work of a client, with a memory or without."""
+    takes = "(row, key)" if memory is None else "(row, key, memory)"
+    check_function(takes, work=work)
 
 
 def _check_metrics(metrics: dict[str, Any]) -> None:

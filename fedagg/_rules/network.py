@@ -120,19 +120,16 @@ def _given(x: jax.Array, present: jax.Array) -> tuple[_Rows, _Rows]:
     return rows, [present[i] & jnp.isfinite(row) for i, row in enumerate(rows)]
 
 
-def _number(given: _Rows, dtype: jnp.dtype) -> jax.Array:
-    """How many are given `[k]`, as floats, which are exact for so few."""
-    total = jnp.zeros(given[0].shape, dtype)
-    for there in given:
-        total += there.astype(dtype)
-    return total
-
-
 def _number_and_liars(
     given: _Rows, present: jax.Array, f: int, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array]:
-    """How many are given, and may lie of them: `f`, less those found out `[k]`."""
-    number = _number(given, dtype)
+    """How many are given, and may lie of them: `f`, less those found out `[k]`.
+
+    As floats, which are exact for so few.
+    """
+    number = jnp.zeros(given[0].shape, dtype)
+    for there in given:
+        number += there.astype(dtype)
     return number, _liars(number, present, f)
 
 

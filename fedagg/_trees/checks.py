@@ -16,7 +16,7 @@ import numpy as np
 
 from fedagg._payload import Payload
 from fedagg._trees import pytree, table
-from fedagg._trees.kinds import described
+from fedagg._trees.kinds import described, of_dtype
 from fedagg._types import PyTree
 
 _STACKED = (
@@ -174,7 +174,7 @@ def count_clients(stacked: PyTree, name: str = "updates") -> int:
         if is_text or not isinstance(x, _ARRAYS):
             raise TypeError(
                 f"{name}: expected arrays of shape [n, ...] as leaves; {path} is a "
-                f"{type(x).__name__}{_dtype_of(x)}. Make an array of numbers of it: "
+                f"{type(x).__name__}{of_dtype(x)}. Make an array of numbers of it: "
                 "jnp.asarray."
             )
         if len(x.shape) == 0:
@@ -196,10 +196,6 @@ def count_clients(stacked: PyTree, name: str = "updates") -> int:
             "round without clients give rows of weight zero."
         )
     return n
-
-
-def _dtype_of(x: Any) -> str:
-    return f" of dtype {x.dtype}" if isinstance(x, np.ndarray) else ""
 
 
 def check_key(key: jax.Array | None, name: str, draws: str) -> jax.Array:

@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from fedagg._trees import pytree
-from fedagg._trees.kinds import described
+from fedagg._trees.kinds import described, is_numeric
 from fedagg._types import PyTree
 
 # Positions of examples are of 32 bits.
@@ -109,7 +108,7 @@ def _length(client: int, path: str, x: Any) -> int:
             "shape []. Make one array of a list of numbers, np.asarray(x); pad "
             "examples of unequal lengths to one length first."
         )
-    if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != bool:
+    if not is_numeric(array.dtype):
         raise TypeError(
             f"datasets: expected numbers; {where} has dtype {array.dtype}. Give "
             "numbers in place of words and labels, such as their places in a list."

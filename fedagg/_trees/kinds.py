@@ -114,6 +114,11 @@ def types_of(made: Any) -> str:
     return f"a {type(made).__name__}"
 
 
+def of_dtype(x: Any) -> str:
+    """The dtype of an array that an error speaks of; of anything else nothing."""
+    return f" of dtype {x.dtype}" if isinstance(x, np.ndarray) else ""
+
+
 def array_leaves(tree: PyTree, name: str) -> PyTree:
     """The tree with arrays as leaves: numbers of Python become scalars.
 
@@ -126,17 +131,17 @@ def array_leaves(tree: PyTree, name: str) -> PyTree:
             return jnp.asarray(x)
         if isinstance(x, (jax.Array, jax.ShapeDtypeStruct)):
             return x
-        if isinstance(x, (np.ndarray, np.generic)) and _is_numeric(x.dtype):
+        if isinstance(x, (np.ndarray, np.generic)) and is_numeric(x.dtype):
             return x
         where = jax.tree_util.keystr(path) or "the only leaf"
-        dtype = f" of dtype {x.dtype}" if isinstance(x, np.ndarray) else ""
         raise TypeError(
             f"{name}: expected arrays of numbers as leaves; {where} is "
-            f"{described(x)}{dtype}."
+            f"{described(x)}{of_dtype(x)}."
         )
 
     return jax.tree.map_with_path(as_array, tree)
 
 
-def _is_numeric(dtype: np.dtype) -> bool:
+def is_numeric(dtype: np.dtype) -> bool:
+    """Whether it is one of numbers, or of bools."""
     return jnp.issubdtype(dtype, jnp.number) or dtype == np.bool_

@@ -5,7 +5,7 @@ import pickle
 import sys
 import threading
 from multiprocessing.pool import ThreadPool
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -115,9 +115,10 @@ def test_a_client_takes_a_step_once_whoever_asks():
 
 def test_what_is_no_bytes_does_a_server_no_harm():
     round = Round(secagg.Plan.complete(3, 5, 32, CONTEXT, threshold=2))
-    for wrong in (None, 5, "text"):
+    no_bytes: list[Any] = [None, 5, "text"]
+    for wrong in no_bytes:
         with pytest.raises(TypeError):
-            round.server.receive(0, wrong)  # pyrefly: ignore[bad-argument-type]
+            round.server.receive(0, wrong)
 
     round.run_until("nothing")
 
@@ -146,9 +147,11 @@ def test_a_vector_of_jax_is_taken_and_one_that_is_none_refused_at_once():
     round.run_until("nothing")
 
     assert np.array_equal(round.server.total, sum_of(plan, round.vectors, range(3)))
-    for wrong in ([1, 2, 3, 4], jnp.arange(4.0), np.arange(4, dtype=">u4"), None):
+    big_endian = np.arange(4, dtype=">u4")
+    no_vectors: list[Any] = [[1, 2, 3, 4], jnp.arange(4.0), big_endian, None]
+    for wrong in no_vectors:
         with pytest.raises(ValueError, match="Expected a vector uint32"):
-            secagg.Client(plan, 1, wrong, AnyPlan())  # pyrefly: ignore[bad-argument-type]
+            secagg.Client(plan, 1, wrong, AnyPlan())
 
 
 def test_a_client_is_not_pickled_or_copied_and_its_secrets_go_with_a_refusal():

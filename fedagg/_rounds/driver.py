@@ -12,9 +12,10 @@ from fedagg._execution.program import Kept, Program
 from fedagg._execution.ways import SumOver
 from fedagg._messages.marks import in_units
 from fedagg._messages.message import Message
-from fedagg._rounds.steps import Work, check_work, client_step
+from fedagg._rounds.steps import Work, client_step
 from fedagg._trees import checks, pytree, rowwise, table
 from fedagg._trees.keys import as_key, fold_key
+from fedagg._trees.kinds import check_work
 from fedagg._trees.remembered import check_stacked, check_value
 from fedagg._trees.weights import as_weights, is_present, unit_of
 from fedagg._types import Output, PyTree, Stage, Traits

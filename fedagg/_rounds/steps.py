@@ -16,7 +16,7 @@ from fedagg._messages.message import Message, added, sent
 from fedagg._rounds.chain import merge_metrics
 from fedagg._trees import checks, pytree
 from fedagg._trees.keys import as_key, fold_key
-from fedagg._trees.kinds import array_leaves, check_function, described, types_of
+from fedagg._trees.kinds import array_leaves, check_work, described, types_of
 from fedagg._trees.remembered import Remembered
 from fedagg._trees.weights import as_weight, is_present
 from fedagg._types import Output, PyTree, Stage, Update
@@ -201,12 +201,6 @@ def made_of(
     value = array_leaves(value, "work")
     kept = memory if memory is None else pytree.like(made[2], memory, "work: memory")
     return Update(value, weight), metrics, kept
-
-
-def check_work(work: Any, memory: PyTree) -> None:
-    """Raises a TypeError for what is no work of a client, with a memory or without."""
-    takes = "(row, key)" if memory is None else "(row, key, memory)"
-    check_function(takes, work=work)
 
 
 def _check_metrics(metrics: dict[str, Any]) -> None:

@@ -22,12 +22,11 @@ class ClientMemories:
 
     For a `RememberingWork` whose population is too large for the device. A loop takes
     the rows of a cohort, with those of the next one read meanwhile, and writes back
-    what the round returns::
+    what the round returns, which here is one more::
 
-        memories = ClientMemories(work.init(variables), clients, folder)
-        for numbers, memory in memories.rounds(cohorts):
-            output, kept = next_round(state, table[numbers], memory=memory)
-            memories[numbers] = kept
+        memories = ClientMemories(jnp.zeros(3), 1000)
+        for numbers, memory in memories.rounds([[7, 3], [3, 5]]):
+            memories[numbers] = memory + 1.0
 
     In a folder they outlive the process. `commit(step)` marks what belongs to a step;
     opened again, the memories are those of the last commit, and with `step` those of

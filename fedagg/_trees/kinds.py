@@ -91,6 +91,12 @@ def check_function(takes: str, **arguments: Any) -> None:
             ) from None
 
 
+def check_work(work: Any, memory: PyTree) -> None:
+    """Raises a TypeError for what is no work of a client, with a memory or without."""
+    takes = "(row, key)" if memory is None else "(row, key, memory)"
+    check_function(takes, work=work)
+
+
 def described(x: Any) -> str:
     """Something that an error speaks of, in a few words."""
     if isinstance(x, functools.partial):

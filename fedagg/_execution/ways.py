@@ -52,8 +52,10 @@ def at_once() -> SumOver:
     return of_programs(sum_at_once)
 
 
-def _sum_at_once(program: Program, clients: PyTree) -> tuple[list, list]:
-    parts, kept = jax.vmap(program)(clients)
+def _sum_at_once(
+    program: Program, clients: PyTree, cost: float | None = None
+) -> tuple[list, list]:
+    parts, kept = _run_together(program, clients, cost)
     return rowwise.sum_over_clients(parts), kept
 
 
@@ -83,11 +85,15 @@ def in_chunks(size: int) -> SumOver:
 
 
 def _sum_in_chunks(
-    program: Program, clients: PyTree, size: int, unroll: int = 1
+    program: Program,
+    clients: PyTree,
+    size: int,
+    unroll: int = 1,
+    cost: float | None = None,
 ) -> tuple[list, list]:
     n = checks.count_clients(clients)
     if size >= n:
-        return _sum_at_once(program, clients)
+        return _sum_at_once(program, clients, cost)
     if program.has_effects and n % size:
         whole = n // size * size
         first = _sum_in_chunks(program, rowwise.cut_rows(clients, 0, whole), size)
@@ -106,7 +112,7 @@ def _sum_in_chunks(
         else:
             places = rowwise.rows(order, start, size)
             chosen = rowwise.take(clients, places)
-        parts, rows = jax.vmap(program)(chosen)
+        parts, rows = _run_together(program, chosen, cost)
         if n % size:
             fresh = start + jnp.arange(size, dtype=start.dtype) >= chunk * size
             parts = jax.vmap(pytree.keep)(fresh, parts)
@@ -130,6 +136,27 @@ def _sum_in_chunks(
     return jax.lax.scan(one, carry, chunks, unroll=unroll)[0]
 
 
+def _run_together(
+    program: Program, clients: PyTree, cost: float | None
+) -> tuple[list, list]:
+    """Results of clients side by side, or one by one where that is quicker.
+
+    Side by side all wait for the largest. `cost` is what an example then takes, over
+    what it takes alone; with none, or clients of unknown sizes, all are side by side.
+    """
+    side_by_side = jax.vmap(program)
+    sizes = None if cost is None else examples_of_each(clients)
+    if sizes is None or len(sizes) == 1:
+        return side_by_side(clients)
+    waits = cost * len(sizes) * jnp.max(sizes).astype(jnp.float32)
+
+    def one_by_one(clients: PyTree) -> tuple[list, list]:
+        return jax.lax.map(program, clients)
+
+    is_quicker = waits > jnp.sum(sizes).astype(jnp.float32)
+    return jax.lax.cond(is_quicker, one_by_one, side_by_side, clients)
+
+
 def _by_size(clients: PyTree) -> jax.Array | None:
     """The clients' positions, largest first, if their sizes are known."""
     sizes = examples_of_each(clients)
@@ -142,6 +169,10 @@ def _by_size(clients: PyTree) -> jax.Array | None:
 _CHUNK_BYTES = {"cpu": (2**21, 2**21)}
 _CHUNK_BYTES_ELSEWHERE = (2**28, 2**31)
 
+# What an example of a client that convolves takes in a chunk over what it takes alone,
+# on a GPU: kernels of their own make grouped convolutions, which gain little.
+_CONVOLVING = 0.7
+
 
 @of_programs
 def by_size(program: Program, clients: PyTree) -> tuple[list, list]:
@@ -149,7 +180,8 @@ def by_size(program: Program, clients: PyTree) -> tuple[list, list]:
 
     Dot products with the clients' rows where stages only keep, scale and measure them;
     else chunks whose messages fill a cache, or a launch, with measures taken ahead. On
-    CPUs clients that convolve run one at a time. Where what a client makes on its way
+    CPUs clients that convolve run one at a time, elsewhere those of a `ClientTable` whose
+    sizes differ so much that side by side they would wait longer. Where what a client makes on its way
     is much larger than its message, as the activations of a model that is adapted by
     few parameters are, it is that which counts.
     """
@@ -166,7 +198,8 @@ def by_size(program: Program, clients: PyTree) -> tuple[list, list]:
         program = Program.of(fn, clients)
     if _makes_integers(program):
         return _sum_in_chunks(program, clients, 1, unroll=_UNROLLED)
-    return _sum_in_chunks(program, clients, size)
+    convolves = program.runs(primitives.conv_general_dilated_p)
+    return _sum_in_chunks(program, clients, size, cost=_CONVOLVING if convolves else None)
 
 
 # Clients whose integers are made and added in one pass over a sum on a CPU: four times

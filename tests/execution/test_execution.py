@@ -301,3 +301,29 @@ def test_work_may_close_over_arrays_that_are_on_the_mesh():
 
     frozen = jax.device_put(jnp.float32(2.0), jax.NamedSharding(mesh, jax.P()))
     assert float(run(frozen, rows)) == 8.0 * 66.0
+
+
+@pytest.mark.parametrize("sizes", [[3, 3, 3, 3, 3], [40, 1, 2, 1, 1]])
+def test_clients_that_convolve_on_a_gpu_give_what_they_give_one_by_one(
+    monkeypatch, sizes
+):
+    draw = np.random.default_rng(0)
+    table = fedagg.ClientTable.of([draw.normal(size=(m, 6, 1)) for m in sizes])
+    kernel = jnp.asarray(draw.normal(size=(1, 1, 3)), jnp.float32)
+
+    def convolved(table, key):
+        examples, mask = table.padded()
+        channels_first = jnp.moveaxis(examples, -1, 1)
+        results = jax.lax.conv(channels_first, kernel, (1,), "SAME")
+        return jnp.sum(jnp.where(mask[:, None, None], results, 0.0)), {}
+
+    def round_of(sum_over):
+        mean = fedagg.aggregator(fedagg.mean(), sum_over=sum_over)
+        state = mean.init(jnp.float32(0.0))
+        return lambda table: mean.next(state, table, work=convolved).value
+
+    want = jax.jit(round_of(fedagg.in_chunks(1)))(table)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    got = jax.jit(round_of(None))
+    assert_close(got(table), want)
+    assert "cond[" in str(jax.make_jaxpr(got)(table))

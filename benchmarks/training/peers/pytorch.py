@@ -1,21 +1,28 @@
 """PyTorch by hand: a Python loop over clients and their batches, one model for all.
 
-Clients' data are tensors, and a round adds up their ends in place.
+Clients' data are tensors, on the GPU where there is one, and a round adds up their ends
+in place.
 """
 
 import importlib
 from typing import Any
 
 from benchmarks.training.rounds import Job, Round
+from benchmarks.training.workloads import Parameters
 
 
 def prepare(job: Job) -> Round:
     torch = importlib.import_module("torch")
     models = importlib.import_module("benchmarks.training.peers.torch_models")
-    workload, model = job.workload, models.model_of(job)
+    has_gpu = torch.cuda.is_available()
+    device = "cuda" if has_gpu else "cpu"
+    workload, model = job.workload, models.model_of(job).to(device)
     size, number = workload.batch_size, len(workload.clients)
     start = {name: x.clone() for name, x in models.trained(model).items()}
-    clients = [models.data_of(examples) for examples in workload.clients]
+    clients = [
+        [x.to(device) for x in models.data_of(examples)]
+        for examples in workload.clients
+    ]
     optimizer = torch.optim.SGD(
         [x for x in model.parameters() if x.requires_grad], lr=workload.rate
     )
@@ -36,6 +43,12 @@ def prepare(job: Job) -> Round:
                 train(*data)
             for name, x in ends.items():
                 total[name] += x
-        return {name: x / number for name, x in total.items()}
+        mean = {name: x / number for name, x in total.items()}
+        if has_gpu:
+            torch.cuda.synchronize()
+        return mean
 
-    return Round("SGD", run, lambda mean: models.parameters_of(job, mean))
+    def parameters(mean: dict[str, Any]) -> Parameters:
+        return models.parameters_of(job, {name: x.cpu() for name, x in mean.items()})
+
+    return Round("SGD", run, parameters)

@@ -209,12 +209,12 @@ def _training_there(rows: list[Row]) -> str:
     lines = [
         [
             row["title"],
-            f"`{row['way']}`",
-            # Recorded to a thousandth.
-            _number(row["seconds"]) if row["seconds"] else "< 0.001",
-            *(_number(row.get(x)) for x in ("x_arithmetic", "held_megabytes")),
+            f"`{row['way']}`" if row["who"] == "fedagg" else TRAINERS[row["who"]].name,
+            *(_number(row[x]) for x in ("seconds", "x_arithmetic", "x_own_steps")),
+            _number(row["held_megabytes"]),
         ]
         for row in rows
+        if "seconds" in row
     ]
-    header = ["workload", "way to sum", "s a round", "x arithmetic", "held MB"]
-    return markdown([header, *lines])
+    header = ["workload", "way to sum", "s a round", "x arithmetic", "x own steps"]
+    return markdown([[*header, "held MB"], *lines])

@@ -63,8 +63,6 @@ def read(path: Path | str) -> Records:
         ValueError: if it does not begin with a run.
     """
     lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
-    if lines and "machine_and_versions" in lines[0]:
-        return Records(run_of(lines[0]["machine_and_versions"]), lines[1:])
     if not lines or "versions" not in lines[0]:
         raise ValueError(f"{path}: expected a first line with device and versions.")
     return Records(lines[0], lines[1:])

@@ -1,6 +1,5 @@
 """The benchmark of training rounds: its workloads, and what needs no peer."""
 
-import json
 import re
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import records
 from benchmarks.peers.environments import TRAINERS
 from benchmarks.training.models import first_parameters
 from benchmarks.training.peers.layout import (
@@ -202,8 +202,8 @@ def test_the_benchmark_prints_and_keeps_its_table(tmp_path):
     table_shown = (tmp_path / "training-cpu.md").read_text()
     assert re.search(r"^\| fedagg default \| [\d.e-]+ \| ", table_shown, re.M)
     assert set(table_shown.splitlines()) <= set(shown.splitlines())
-    first, *rows = (tmp_path / "training-cpu.jsonl").read_text().splitlines()
-    assert "jax" in json.loads(first)["machine_and_versions"][0]
+    run, rows = records.read(tmp_path / "training-cpu.jsonl")
+    assert run["versions"]["jax"] and "cpu" in run["device"]
     ways = ["default", "at_once()", "across(cpu_mesh())"]
-    assert [json.loads(x)["way"] for x in rows] == ways
-    assert all(json.loads(x)["off"] < 1e-4 for x in rows)
+    assert [x["way"] for x in rows] == ways
+    assert all(x["off"] < 1e-4 for x in rows)

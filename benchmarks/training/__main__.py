@@ -1,14 +1,12 @@
 """Times rounds of training beside those of peers: `python -m benchmarks.training`."""
 
 import argparse
-import json
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 # Each round runs in a process of its own, and all have to fit on an accelerator.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -43,24 +41,18 @@ TFF without those that they start). The last columns are the time over that of a
 def main() -> None:
     chosen = _options()
     start = time.perf_counter()
-    stem = None if chosen.out is None else chosen.out / f"training-{stem_of_device()}"
-    path = stem and stem.with_suffix(".md")
+    path = chosen.out and chosen.out / f"training-{stem_of_device()}.md"
     with Report("A round of training", path) as report:
         ready = prepare(TRAINERS, chosen, report)
-        kept = None if stem is None else stem.with_suffix(".jsonl").open("w")
-        _keep({"machine_and_versions": report.told}, kept)
         report.say(_LEGEND)
         for name in chosen.workloads:
             rows: list[dict] = []
             with tempfile.TemporaryDirectory() as folder:
                 for row in measure(name, Path(folder), ready, chosen):
                     rows.append(row)
-                    report.rows.append(row)
+                    report.keep(**row)
                     print(_progress(row), flush=True)
-                    _keep(row, kept)
             report.say(f"\n## {rows[0]['title']}\n\n{table(rows, list(ready))}")
-        if kept:
-            kept.close()
         report.say(f"\nThis took {time.perf_counter() - start:.0f} seconds.")
         report.compare("training", chosen.compare)
 
@@ -125,11 +117,6 @@ def _run(*command: str | Path, log: Path, settings: dict[str, str]) -> dict:
 def _progress(row: dict) -> str:
     said = row.get("skipped") or f"{row['seconds']:.3f} s, off by {row.get('off', -1)}"
     return f"{row['workload']}, {row['who']} {row.get('way', '')}: {said}"
-
-
-def _keep(row: dict, kept: TextIO | None) -> None:
-    if kept is not None:
-        print(json.dumps(row), file=kept, flush=True)
 
 
 def _options() -> argparse.Namespace:

@@ -199,7 +199,9 @@ def by_size(program: Program, clients: PyTree) -> tuple[list, list]:
     if _makes_integers(program):
         return _sum_in_chunks(program, clients, 1, unroll=_UNROLLED)
     convolves = program.runs(primitives.conv_general_dilated_p)
-    return _sum_in_chunks(program, clients, size, cost=_CONVOLVING if convolves else None)
+    return _sum_in_chunks(
+        program, clients, size, cost=_CONVOLVING if convolves else None
+    )
 
 
 # Clients whose integers are made and added in one pass over a sum on a CPU: four times

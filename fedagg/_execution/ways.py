@@ -179,11 +179,11 @@ def by_size(program: Program, clients: PyTree) -> tuple[list, list]:
     """The default way to sum.
 
     Dot products with the clients' rows where stages only keep, scale and measure them;
-    else chunks whose messages fill a cache, or a launch, with measures taken ahead. On
-    CPUs clients that convolve run one at a time, elsewhere those of a `ClientTable` whose
-    sizes differ so much that side by side they would wait longer. Where what a client makes on its way
-    is much larger than its message, as the activations of a model that is adapted by
-    few parameters are, it is that which counts.
+    else chunks whose messages fill a cache, or a launch, with measures taken ahead.
+    Clients that convolve run one at a time on CPUs, and elsewhere where those of a
+    `ClientTable` would wait longer for the largest of a chunk. Where what a client
+    makes on its way is much larger than its message, as the activations of a model that
+    is adapted by few parameters are, it is that which counts.
     """
     check_not_explicit(clients, "the default way to sum")
     size = _chunk_size(program, checks.count_clients(clients))

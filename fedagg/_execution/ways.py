@@ -145,8 +145,8 @@ def _run_together(
     what it takes alone; with none, or clients of unknown sizes, all are side by side.
     """
     side_by_side = jax.vmap(program)
-    sizes = None if cost is None else examples_of_each(clients)
-    if sizes is None or len(sizes) == 1:
+    sizes = examples_of_each(clients)
+    if cost is None or sizes is None or len(sizes) == 1:
         return side_by_side(clients)
     waits = cost * len(sizes) * jnp.max(sizes).astype(jnp.float32)
 

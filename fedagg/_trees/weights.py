@@ -46,7 +46,10 @@ def as_weights(weights: Any, n: int) -> jax.Array:
 def _checked(
     weights: Any, shape: tuple[int, ...], argument: str, expected: str
 ) -> jax.Array:
-    if not isinstance(weights, jax.Array):
+    if _has_traced(weights):
+        each = [_checked(x, (), argument, "a scalar for each client") for x in weights]
+        weights = jnp.stack(each)
+    elif not isinstance(weights, jax.Array):
         weights = _on_host(weights, argument)
     if jax.dtypes.issubdtype(weights.dtype, jax.dtypes.prng_key):
         raise TypeError(
@@ -63,6 +66,12 @@ def _checked(
         )
     numbers = jnp.asarray(weights).astype(jnp.float32)
     return jnp.where((numbers > 0.0) & (numbers < jnp.inf), numbers, 0.0)
+
+
+def _has_traced(weights: Any) -> bool:
+    """Whether it is a list of scalars some of which are known when they run only."""
+    is_list = isinstance(weights, list | tuple)
+    return is_list and any(isinstance(x, jax.core.Tracer) for x in weights)
 
 
 def _advice(shape: tuple[int, ...]) -> str:

@@ -48,6 +48,18 @@ def test_weights_are_taken_at_their_value(weights):
     assert_close(output.metrics["mean/weight"], np.float64(total), rtol=1e-6)
 
 
+def test_a_list_may_hold_weights_that_jit_does_not_know_yet():
+    @jax.jit
+    def weights_of(first, second):
+        return as_weights([first, 2, second], 3)
+
+    got = weights_of(jnp.float32(0.5), jnp.int32(-1))
+
+    np.testing.assert_array_equal(got, [0.5, 2.0, 0.0])
+    with pytest.raises(ValueError, match=r"weights: expected a scalar for each client"):
+        weights_of(jnp.ones(2), jnp.int32(1))
+
+
 @pytest.mark.parametrize("weights", [[1e39, 1.0, 1.0], np.array([1e-50, 1.0, 1.0])])
 def test_weights_that_float32_does_not_hold_are_refused(weights):
     with pytest.raises(ValueError, match="weights: .* that float32 holds"):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fedagg
+from fedagg._trees.weights import as_weights
 from tests.helpers import WAYS, assert_close, every_way, first_round
 
 VALUES = jnp.asarray([[1.0, -2.0], [2.0, 5.0], [4.0, 0.5]])

@@ -26,6 +26,7 @@ client computes, a sum over clients, and what the server makes of the sum. There
   `fedagg.secagg` is the protocol
 - training: `federated_averaging`, `local_training`, `linen_loss`, `nnx_loss`,
   `pad_clients`, `ClientTable`, `prefetch`, `RememberingWork`, `ClientMemories`
+- between machines: `Wire`, messages as bytes; `RunningTotal`, a server's sum
 - ways to sum: `at_once`, `in_chunks`, `across`, `cpu_mesh`
 - types, for parts of your own: `Stage`, `Update`, `Output`, `Traits`, `Bound`, `Rule`,
   `Payload`, `Mechanism`, `Sampler`, `Aggregator`, `Steps`
@@ -56,6 +57,8 @@ from fedagg._compression.quantization import qsgd, quantization, terngrad
 from fedagg._compression.rotation import rotation
 from fedagg._compression.sign import sign
 from fedagg._compression.sparsification import random_k, top_k
+from fedagg._deployment.running_total import RunningTotal
+from fedagg._deployment.wire import Wire
 from fedagg._execution.across import across
 from fedagg._execution.cores import cpu_mesh
 from fedagg._execution.ways import at_once, in_chunks
@@ -125,11 +128,13 @@ __all__ = [
     "Payload",
     "RememberingWork",
     "Rule",
+    "RunningTotal",
     "Sampler",
     "Stage",
     "Steps",
     "Traits",
     "Update",
+    "Wire",
     "across",
     "adaptive_gaussian_noise",
     "adaptive_robust_clipping",

@@ -22,7 +22,7 @@ class Steps(NamedTuple):
             memory, what the client kept of earlier rounds, it returns
             `(message, memory)`.
         add: `(total, message) -> total`, at the server, which decodes the message. The
-            total of nobody is None.
+            total of nobody is None. Two totals are added likewise.
         server: `(state, total, key=None) -> Output`, at the server.
     """
 

@@ -56,6 +56,8 @@ class Traits(NamedTuple):
         has_sizes: it notes sizes without a bound, which no secure sum has room for.
         counts: the names of those of its metrics that are numbers of clients.
         mechanisms: the noise that it adds, on values or notes, for `guarantee`.
+        smallest_cohort: the fewest clients that a sum is released of, if there is one.
+        largest_cohort: the most clients whose sum it has room for, if there is one.
         without_guarantee: it is meant to tell, as `without_guarantee` says.
         with_metrics: `(note, metrics) -> (note, metrics)`, the note with what the stage
             takes of the metrics of a client's work, and the metrics that it leaves.
@@ -75,6 +77,8 @@ class Traits(NamedTuple):
     has_sizes: bool = False
     counts: tuple[str, ...] = ()
     mechanisms: tuple[Mechanism, ...] = ()
+    smallest_cohort: int | None = None
+    largest_cohort: int | None = None
     without_guarantee: bool = False
     with_metrics: WithMetrics | None = None
     refused: Callable[[PyTree], jax.Array] | None = None

@@ -136,7 +136,12 @@ def distributed_noise(
     def grid_of(size: int) -> Grid:
         return grid_for(calibration, size, name)
 
-    traits = Traits(name, is_private=True, mechanisms=(mechanism,))
+    traits = Traits(
+        name,
+        is_private=True,
+        mechanisms=(mechanism,),
+        smallest_cohort=calibration.smallest_cohort,
+    )
     return Stage(init, broadcast, client, server, traits)
 
 

@@ -69,8 +69,11 @@ def combining(rule: Rule, *stages: Stage) -> Aggregator:
 
     def add(total: Message | None, message: Message) -> Message:
         check_message("message", message)
-        summed, update = receive(message)
-        value = jax.tree.map(lambda x: x[None], update)
+        if isinstance(message.value, Update):  # of a total
+            summed, value = message._replace(value=()), message.value
+        else:
+            summed, update = receive(message)
+            value = jax.tree.map(lambda x: x[None], update)
         if total is not None:
             check_message("total", total)
             value = rowwise.append_rows(total.value, value)

@@ -1,6 +1,6 @@
 """Which stages may come after which, by what they declare of themselves."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fedagg._sentence import prints_as_its_call
@@ -120,4 +120,12 @@ def traits_of_chain(stages: Sequence[Stage]) -> Traits:
         has_sizes=any(x.has_sizes for x in all_traits),
         counts=sum((x.counts for x in all_traits), ()),
         mechanisms=sum((x.mechanisms for x in all_traits), ()),
+        smallest_cohort=max(
+            _given(x.smallest_cohort for x in all_traits), default=None
+        ),
+        largest_cohort=min(_given(x.largest_cohort for x in all_traits), default=None),
     )
+
+
+def _given(numbers: Iterable[int | None]) -> list[int]:
+    return [x for x in numbers if x is not None]

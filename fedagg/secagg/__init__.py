@@ -24,6 +24,7 @@ from fedagg.secagg._ledger import Ledger
 from fedagg.secagg._plan import Plan
 from fedagg.secagg._server import Server
 from fedagg.secagg._simulation import simulate
+from fedagg.secagg._vectors import total_of, vector_of
 
 __all__ = [
     "Client",
@@ -42,4 +43,6 @@ __all__ = [
     "context_of",
     "generate_identity",
     "simulate",
+    "total_of",
+    "vector_of",
 ]

@@ -1,10 +1,14 @@
 """What a client asks of a plan before it takes part."""
 
 import dataclasses
+from typing import Any
 
+from fedagg._aggregator import Aggregator
+from fedagg._types import PyTree
 from fedagg.secagg._degree import Mode, at_most, corrupt_neighbours, is_connected
 from fedagg.secagg._errors import ContradictionError
 from fedagg.secagg._plan import Plan
+from fedagg.secagg._vectors import form_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +31,36 @@ class Demands:
     adversary: float = 0.1
     mode: Mode = "semi-malicious"
     security: float = 40.0
+
+    @classmethod
+    def for_aggregator(
+        cls,
+        aggregator: Aggregator,
+        template: PyTree,
+        context: bytes,
+        *,
+        smallest_cohort: int = 2,
+        **options: Any,
+    ) -> "Demands":
+        """What a client asks of a plan for a round of its aggregator.
+
+        Args:
+            aggregator: the round, as in `Plan.for_aggregator`.
+            template: likewise.
+            context: `context_of` what this client was told.
+            smallest_cohort: the fewest clients in a sum, if more than the aggregator's.
+            **options: adversary, mode and security, as the fields above.
+
+        Raises:
+            ValueError: if a part of the message would be in the clear.
+            TypeError: if `aggregator` is no Aggregator with a message.
+
+        Reference: Bell et al., "Secure Single-Server Aggregation with (Poly)Logarithmic
+            Overhead", 2020, section 3.
+        """
+        form = form_of(aggregator, template)
+        smallest = max(smallest_cohort, form.smallest_cohort)
+        return cls(context, form.bits, smallest, form.largest_cohort, **options)
 
     def check(self, plan: Plan) -> None:
         """Passes for a plan that meets all demands.

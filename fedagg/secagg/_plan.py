@@ -1,23 +1,18 @@
 """What all parties of a round know and agree on."""
 
 import dataclasses
-import functools
-import hashlib
 import secrets
-import struct
+from typing import Any
 
+from fedagg._aggregator import Aggregator
+from fedagg._types import PyTree
 from fedagg.secagg._degree import Bounds, Mode, pick
-from fedagg.secagg._errors import MalformedMessageError
-from fedagg.secagg._graph import neighbours
-
-_FORM = struct.Struct(">7sIIBIIIBQ32s32s32s")
-_MAGIC = b"secagg2"
-_MOST_CLIENTS = 2**20
-_MOST_ENTRIES = 2**31 - 1
+from fedagg.secagg._fields import MOST_CLIENTS, Fields
+from fedagg.secagg._vectors import form_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(Fields):
     """A round: its clients, their vectors, the graph of neighbours, the thresholds.
 
     Public, and the same for all. Clients are numbered from zero. A plan is for
@@ -29,52 +24,53 @@ class Plan:
             two groups that open a client's secrets, may have no client in common.
     """
 
-    clients: int
-    length: int  # entries of a vector
-    bits: int  # of an entry; sums are modulo 2**bits
-    degree: int  # neighbours of a client
-    threshold: int  # neighbours that together open its secrets
-    quorum: int  # fewest clients in a sum
-    signed: bool  # whether keys and the set of survivors are signed
-    number: int  # of the round, larger than those of a client's rounds before
-    context: bytes  # 32 bytes, `context_of` what clients were told
-    session: bytes  # 32 bytes that no other round has
-    graph_seed: bytes  # 32 bytes that nobody could choose
+    @classmethod
+    def for_aggregator(
+        cls,
+        aggregator: Aggregator,
+        template: PyTree,
+        clients: int,
+        context: bytes,
+        *,
+        smallest_cohort: int = 2,
+        **options: Any,
+    ) -> "Plan":
+        """A plan for a round of an aggregator, of which the server sees sums alone.
 
-    def __post_init__(self):
-        for name, value, least, most in (
-            ("clients", self.clients, 2, _MOST_CLIENTS),
-            ("length", self.length, 0, _MOST_ENTRIES),
-            ("bits", self.bits, 1, 32),
-            ("degree", self.degree, 1, self.clients - 1),
-            # One neighbour alone opens nothing, unless there is but one.
-            ("threshold", self.threshold, min(2, self.degree), self.degree),
-            ("quorum", self.quorum, 2, self.clients),
-            ("number", self.number, 0, 2**63 - 1),
-        ):
-            if type(value) is not int or not least <= value <= most:
-                raise ValueError(
-                    f"Expected {name} in {least} to {most}, got {value!r}."
-                )
-        if self.degree % 2 and self.degree != self.clients - 1:
+        Length, bits and the largest cohort are those of the aggregator's secure sum,
+        and the smallest cohort is at least that which its noise is calibrated to.
+        `vector_of` makes a client's message a vector of such a plan.
+
+        Args:
+            aggregator: the round, `secure_aggregator()` say.
+            template: one client's value, arrays or `jax.ShapeDtypeStruct`; of a
+                training, the model.
+            clients: how many there are.
+            context: 32 bytes, `context_of` what clients were told.
+            smallest_cohort: the fewest clients in a sum, if more than the aggregator's.
+            **options: as `for_cohort` takes them: number, mode, dropout and so on.
+
+        Raises:
+            ValueError: if a part of the message would be in the clear, with its name;
+                if there are more clients than the sum has room for; and as `for_cohort`
+                does.
+            TypeError: if `aggregator` is no Aggregator with a message.
+
+        Reference: Bell et al., "Secure Single-Server Aggregation with (Poly)Logarithmic
+            Overhead", 2020, section 3.
+        """
+        form = form_of(aggregator, template)
+        if clients > form.largest_cohort:
             raise ValueError(
-                f"Expected an even degree or all {self.clients - 1} others, "
-                f"got {self.degree}."
+                f"Expected at most {form.largest_cohort} clients, for which the "
+                f"aggregator's sum has room, got {clients=}."
             )
-        if self.signed and 2 * self.quorum <= self.clients:
-            raise ValueError(
-                f"Expected a quorum of more than half of {self.clients} clients, "
-                f"got {self.quorum}: else two quorums can have no client in common."
-            )
-        if self.signed and 2 * self.threshold <= self.degree:
-            raise ValueError(
-                f"Expected a threshold of more than half of {self.degree} neighbours, "
-                f"got {self.threshold}: else two groups can open a secret each."
-            )
-        for name in ("context", "session", "graph_seed"):
-            value = getattr(self, name)
-            if type(value) is not bytes or len(value) != 32:
-                raise ValueError(f"Expected {name} of 32 bytes, got {value!r}.")
+        smallest = max(smallest_cohort, form.smallest_cohort)
+        return cls.for_cohort(
+            *(clients, form.length, form.bits, context),
+            smallest_cohort=smallest,
+            **options,
+        )
 
     @classmethod
     def for_cohort(
@@ -125,8 +121,8 @@ class Plan:
         Reference: Bell et al., "Secure Single-Server Aggregation with (Poly)Logarithmic
             Overhead", 2020, section 3.
         """
-        if not 2 <= clients <= _MOST_CLIENTS:
-            raise ValueError(f"Expected 2 to {_MOST_CLIENTS} clients, got {clients=}.")
+        if not 2 <= clients <= MOST_CLIENTS:
+            raise ValueError(f"Expected 2 to {MOST_CLIENTS} clients, got {clients=}.")
         bounds = Bounds(dropout, adversary, security, failure, mode)
         degree, threshold, quorum = pick(clients, bounds)
         return cls(
@@ -190,54 +186,6 @@ class Plan:
         new = dict(zip(("session", "graph_seed"), _fresh(), strict=True))
         number = self.number + 1
         return dataclasses.replace(self, number=number, context=context, **new)
-
-    @functools.cached_property
-    def identifier(self) -> bytes:
-        """32 bytes to which keys, signatures and messages of the round are bound."""
-        return hashlib.sha256(self.encode()).digest()
-
-    def neighbours(self, client: int) -> tuple[int, ...]:
-        """The neighbours of a client, in ascending order.
-
-        Args:
-            client: its number.
-        """
-        known = self._neighbours.get(client)
-        if known is None:
-            known = neighbours(self.clients, self.degree, self.graph_seed, client)
-            if self.degree < self.clients - 1:  # else there are too many to keep
-                self._neighbours[client] = known
-        return known
-
-    @functools.cached_property
-    def _neighbours(self) -> dict[int, tuple[int, ...]]:
-        """Those that were asked for, if the graph is sparse."""
-        return {}
-
-    def encode(self) -> bytes:
-        """The plan as bytes."""
-        return _FORM.pack(_MAGIC, *dataclasses.astuple(self))
-
-    @classmethod
-    def decode(cls, data: bytes) -> "Plan":
-        """The plan of `encode`. A client checks it by its `Demands`.
-
-        Args:
-            data: the bytes.
-
-        Raises:
-            MalformedMessageError: if they are no plan.
-        """
-        if len(data) != _FORM.size:
-            raise MalformedMessageError(f"Expected a plan of {_FORM.size} bytes.")
-        magic, *fields = _FORM.unpack(data)
-        if magic != _MAGIC or fields[6] > 1:
-            raise MalformedMessageError("Expected a plan, got something else.")
-        fields[6] = bool(fields[6])  # signed
-        try:
-            return cls(*fields)
-        except ValueError as error:
-            raise MalformedMessageError(f"Expected a plan: {error}") from error
 
 
 def _fresh() -> tuple[bytes, bytes]:

@@ -22,6 +22,8 @@ CALLABLES: dict[str, Callable[..., Any]] = {
     "context_of": secagg.context_of,
     "generate_identity": secagg.generate_identity,
     "simulate": secagg.simulate,
+    "total_of": secagg.total_of,
+    "vector_of": secagg.vector_of,
 }
 for name, x in CLASSES.items():
     for method in vars(x):

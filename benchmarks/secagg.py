@@ -114,12 +114,15 @@ def _cases() -> list[Case]:
         (100, 1_000_000, (0, 10)),
         (1000, 10_000, (0, 100)),
         (1000, 100_000, (0, 100)),
+        (10_000, 1_000, (0, 1000)),
     ):
         plan = secagg.Plan.for_cohort(clients, length, 32, _CONTEXT)
         cases += [Case("semi-malicious", plan, dropped) for dropped in drops]
     for mode in ("semi-honest", "signed"):
         plan = secagg.Plan.for_cohort(100, 100_000, 32, _CONTEXT, mode=mode)
         cases.append(Case(mode, plan, 10))
+    hybrid = secagg.Plan.for_cohort(100, 100_000, 32, _CONTEXT, hybrid=True)
+    cases += [Case("hybrid", hybrid, dropped) for dropped in (0, 10)]
     narrow = secagg.Plan.for_cohort(100, 100_000, 20, _CONTEXT)
     cases.append(Case("semi-malicious", narrow, 10))
     complete = secagg.Plan.complete(100, 100_000, 32, _CONTEXT)
@@ -184,7 +187,7 @@ def _measure(case: Case) -> Cost:
         serving += closing
     assert np.array_equal(server.total, expected & np.uint32(2**plan.bits - 1))
     last = plan.clients - 1
-    if not (plan.signed or case.dropped):
+    if not (plan.signed or plan.hybrid or case.dropped):
         assert (sent[last], received[last]) == _sizes(plan)
     middle = statistics.median(spent[case.dropped :])
     return Cost(middle, serving, closing, sent[last], received[last])

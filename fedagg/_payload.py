@@ -57,12 +57,17 @@ class Payload:
         return self
 
     def bits(self) -> int:
-        """Its size on the wire: by default, the sum of the sizes of its arrays."""
+        """Its size on the wire: by default, that of what it holds, added up."""
 
-        def add(bits: int, x: jax.Array) -> int:
+        def add(bits: int, x: jax.Array | Payload) -> int:
+            if isinstance(x, Payload):
+                return bits + x.bits()
             return bits + 8 * x.size * x.dtype.itemsize
 
-        return jax.tree.reduce(add, self, 0)
+        def is_held(x: PyTree) -> bool:
+            return x is not self and isinstance(x, Payload)
+
+        return jax.tree.reduce(add, self, 0, is_leaf=is_held)
 
     def integers(self) -> tuple[jax.Array, PyTree] | None:
         """The integers in it that an entropy code makes short, and what else travels.

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.flatten_util import ravel_pytree
 from matplotlib import pyplot as plt
 from sklearn.datasets import load_digits
 
@@ -58,36 +57,22 @@ simulated = jax.jit(training.next)(
 # | `add(total, message)` | server | decodes a message and adds it |
 # | `server(state, total)` | server | the next state and model, metrics |
 #
-# Both sides know the form of what is sent, `message(template)`, so that bytes are those
-# of the arrays and nothing else. The server holds one running total, whatever the
-# number of clients. In a deployment each client has a key that nobody else knows; to
-# compare, we give those of the simulation.
-
+# Both sides make the same `Wire`, so that bytes are those of the arrays and a header
+# that says what they are of. The server holds one running total, whatever the number of
+# clients. In a deployment each client has a key that nobody else knows; to compare, we
+# give those of the simulation.
 
 # %%
-def to_bytes(tree):
-    return b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(tree))
-
-
-def from_bytes(data, form):
-    leaves, structure = jax.tree.flatten(form)
-    ends = np.cumsum([x.size * x.dtype.itemsize for x in leaves])
-    parts = [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-    arrays = [
-        np.frombuffer(part, x.dtype).reshape(x.shape)
-        for part, x in zip(parts, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, arrays)
-
-
-steps, state, total = training.steps, training.init(start), None
-told, sent = to_bytes(steps.broadcast(state)), b""
+steps, state = training.steps, training.init(start)
+wire = fedagg.Wire(training, start, metrics=["loss"])
+told, sent = wire.encode_shared(steps.broadcast(state), 1), b""
+total = fedagg.RunningTotal(wire, 1)
 train_at_home = jax.jit(steps.client)
 for client in np.flatnonzero(present):
-    shared = from_bytes(told, steps.broadcast(state))
-    sent = to_bytes(train_at_home(shared, row_of(client), 1.0, keys[client]))
-    total = steps.add(total, from_bytes(sent, training.message(start)))
-deployed = steps.server(state, total)
+    shared = wire.decode_shared(told, 1)
+    sent = wire.encode(train_at_home(shared, row_of(client), 1.0, keys[client]), 1)
+    total.add(int(client), sent)
+deployed = steps.server(state, total.total)
 
 
 def apart(one, other):
@@ -123,23 +108,25 @@ steps, state = training.steps, training.init(start)
 shared = steps.broadcast(state)
 train_at_home = jax.jit(steps.client)
 messages = [train_at_home(shared, row_of(i), 1.0, keys[i]) for i in range(CLIENTS)]
-vectors = [np.asarray(ravel_pytree(message)[0]) for message in messages]
-length, undo = len(vectors[0]), ravel_pytree(messages[0])[1]
+vectors = [secagg.vector_of(message) for message in messages]
 
 # %% [markdown]
 # A client and a server of the protocol are state machines, bytes in and bytes out. They
 # agree on keys, share what could unmask a client who drops out, and send vectors under
 # masks that cancel in the sum. Client 3 drops out before its vector, client 7 before
-# its shares. Each client demands what it knows itself: what it was told, the bits,
-# cohorts.
+# its shares. The plan has the length and the bits of the secure sum, and so have the
+# demands of each client, who was told the same as all others.
 
 # %%
 cohort = [
     b"client %d" % i for i in range(CLIENTS)
 ]  # public keys, where they are signed
-context = secagg.context_of(cohort, to_bytes(shared))
-plan = secagg.Plan.complete(CLIENTS, length, 32, context, smallest_cohort=8)
-demands = secagg.Demands(context, 32, smallest_cohort=8, largest_cohort=CLIENTS)
+told = fedagg.Wire(training, start).encode_shared(shared, 1)
+context = secagg.context_of(cohort, told)
+plan = secagg.Plan.for_aggregator(
+    training, start, CLIENTS, context, complete=True, smallest_cohort=8
+)
+demands = secagg.Demands.for_aggregator(training, start, context, smallest_cohort=8)
 parties = [secagg.Client(plan, i, vectors[i], demands) for i in range(CLIENTS)]
 server, inbox, masked = secagg.Server(plan), dict.fromkeys(range(CLIENTS)), {}
 while server.step != "nothing":
@@ -158,7 +145,8 @@ while server.step != "nothing":
 alone = sum(
     vectors[i] for i in server.survivors
 )  # modulo 2**32, as uint32 wraps around
-deployed = steps.server(state, undo(jnp.asarray(server.total)))
+total = secagg.total_of(training, start, server.total)
+deployed = steps.server(state, total)
 print("in the sum:", *server.survivors)
 print("the sum of the survivors to the bit:", np.array_equal(server.total, alone))
 print(f"the models differ by at most {apart(simulated.value, deployed.value):.0e}")
@@ -179,7 +167,7 @@ def pictures(octets):
 
 rows = {
     "client 0 made": (vectors[0] >> 24).astype(np.uint8),
-    "the server got": np.frombuffer(masked[0][-length:], np.uint8),
+    "the server got": np.frombuffer(masked[0][-plan.length :], np.uint8),
     "the sum": (server.total >> 24).astype(np.uint8),
 }
 figure, axes = plt.subplots(3, 5, figsize=(6, 3.6), dpi=80, layout="constrained")

@@ -38,7 +38,9 @@ def bytes_of(tree: PyTree) -> bytes:
     """Plain arrays, one after the other, then integers modulo powers of two."""
     plain, residues = _parted(tree)
     arrays = [np.ascontiguousarray(x).tobytes() for x in plain]
-    packed = residue_bits.pack([(x.words, x.modulus_bits) for x in residues])
+    packed = residue_bits.pack(
+        [(np.asarray(x.words), x.modulus_bits) for x in residues]
+    )
     return b"".join([*arrays, packed])
 
 

@@ -167,13 +167,10 @@ class RunningTotal:
         return np.frombuffer(known, np.uint8)
 
     def _resume(self, path: pathlib.Path) -> None:
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                saved = dict(file)
-        except (zipfile.BadZipFile, EOFError) as error:
-            raise ValueError(
-                f"Expected the file of a RunningTotal at {path}."
-            ) from error
+        if not zipfile.is_zipfile(path):
+            raise ValueError(f"Expected the file of a RunningTotal at {path}.")
+        with np.load(path, allow_pickle=False) as file:
+            saved = dict(file)
         if not np.array_equal(saved.pop("of", None), self._of):
             raise ValueError(
                 f"Expected the total of round {self._number} of this wire at {path}, "

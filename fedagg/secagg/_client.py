@@ -8,18 +8,20 @@ from typing import NoReturn
 from numpy.typing import ArrayLike
 
 from fedagg.secagg import _crypto, _messages, _shamir
+from fedagg.secagg._agreement import public_key
 from fedagg.secagg._demands import Demands
-from fedagg.secagg._envelopes import Way, deal, open_shares
+from fedagg.secagg._envelopes import deal
 from fedagg.secagg._errors import (
     ContradictionError,
-    ProtocolError,
     TooFewClientsError,
     WrongStepError,
 )
 from fedagg.secagg._ledger import Ledger
 from fedagg.secagg._masking import add_masks, own_vector, pack, reduce
 from fedagg.secagg._messages import SERVER
+from fedagg.secagg._opening import open_all, read_shares
 from fedagg.secagg._plan import Plan
+from fedagg.secagg._seeds import NO_SEED, Seed, make_seeds
 from fedagg.secagg._statements import (
     about_keys,
     about_survivors,
@@ -89,6 +91,7 @@ class Client:
         self._keys: dict[int, tuple[bytes, bytes]] = {}  # by neighbour: c^PK, s^PK
         # By neighbour: the share of its b and that of its s^SK.
         self._shares: dict[int, tuple[bytes, bytes]] = {}
+        self._seeds: dict[int, Seed] = {}  # by neighbour, if the plan is hybrid
         self._everyone: Sequence[tuple[int, bytes]] = ()  # who has which keys
         self._survivors: frozenset[int] = frozenset()
 
@@ -133,7 +136,7 @@ class Client:
         self._c = self._random(32)
         # A number of the field, as it will be shared.
         self._s = _shamir.draw_below(_shamir.PRIME, self._random).to_bytes(32)
-        c_public, s_public = _crypto.public_key(self._c), _crypto.public_key(self._s)
+        c_public, s_public = (public_key(self._plan, x) for x in (self._c, self._s))
         self._public = c_public, s_public
         about = about_keys(self._plan, self._index, c_public, s_public)
         return "share_keys", _messages.Keys(c_public, s_public, self._sign(about))
@@ -151,36 +154,37 @@ class Client:
         b, s = _shamir.draw_below(_shamir.PRIME, self._random), int.from_bytes(self._s)
         self._b = b.to_bytes(32)
         way = self._plan, self._index
-        agreed = {j: _crypto.agree(self._c, c) for j, (c, _) in sorted(keys.items())}
-        envelopes = deal(*way, agreed, (b, s), self._random)
+        agreeing, masking = ({j: keys[j][x] for j in sorted(keys)} for x in (0, 1))
+        envelopes = deal(*way, self._c, agreeing, (b, s), self._random)
         committed = commitment(*way, self._b)
-        return "masked_input", _messages.Shares(committed, envelopes)
+        if not self._plan.hybrid:
+            return "masked_input", _messages.Shares(committed, envelopes)
+        self._seeds, sent = make_seeds(*way, self._s, masking)
+        return "masked_input", _messages.HybridShares(committed, envelopes, sent)
 
     def _masked_input(self, message: bytes):
         """Step 2, MaskedInputCollection: the vector under all masks.
 
         Or a complaint about those whose envelopes do not open.
         """
-        envelopes = self._read(_messages.SharesOfNeighbours, message).envelopes
+        envelopes, seeds = read_shares(self._plan, self._index, message)
         check_neighbours(self._plan, [j for j, *_ in envelopes], self._keys)
-        accused = []
-        for j, *envelope in envelopes:
-            way = Way(self._plan, j, self._index)
-            agreed = _crypto.agree(self._c, self._keys[j][0])
-            try:
-                self._shares[j] = open_shares(way, agreed, *envelope)
-            except ProtocolError:
-                accused.append((j,))
+        opened = open_all(
+            *(self._plan, self._index, (self._c, self._s)),
+            *(self._keys, envelopes, seeds),
+        )
+        self._shares, accused = opened.shares, opened.accused
+        self._seeds |= opened.seeds
         if accused:
-            return "nothing", _messages.Complaint(accused)
+            return "nothing", _messages.Complaint([(j,) for j in accused])
 
         masks = [self_mask(self._plan, self._index, self._b)]
         for j in self._shares:
-            public = self._keys[j][1]
-            masks.append(pairwise_mask(self._plan, self._index, self._s, j, public))
+            known = self._keys[j][1], self._seeds.get(j, NO_SEED)
+            masks.append(pairwise_mask(self._plan, self._index, self._s, j, *known))
         add_masks(self._total, masks)
         packed = pack(reduce(self._total, self._plan.bits), self._plan.bits)
-        del self._total, self._s, self._b, self._c
+        del self._total, self._s, self._b, self._c, self._seeds
         following = "consistency" if self._plan.signed else "unmask"
         return following, _messages.MaskedInput(packed)
 

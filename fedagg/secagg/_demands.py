@@ -31,6 +31,7 @@ class Demands:
     adversary: float = 0.1
     mode: Mode = "semi-malicious"
     security: float = 40.0
+    hybrid: bool = False  # demanded; a plan that is hybrid will always do
 
     @classmethod
     def for_aggregator(
@@ -49,7 +50,7 @@ class Demands:
             template: likewise.
             context: `context_of` what this client was told.
             smallest_cohort: the fewest clients in a sum, if more than the aggregator's.
-            **options: adversary, mode and security, as the fields above.
+            **options: adversary, mode, security and hybrid, as the fields above.
 
         Raises:
             ValueError: if a part of the message would be in the clear.
@@ -80,6 +81,7 @@ class Demands:
             ),
             ("with entries of as many bits", plan.bits == self.bits),
             ("for what the client was told", plan.context == self.context),
+            ("that is hybrid", plan.hybrid or not self.hybrid),
             ("in which clients sign", plan.signed or self.mode != "signed"),
             (
                 "in which two quorums share an honest client",

@@ -5,6 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from fedagg.secagg import _crypto
+from fedagg.secagg._agreement import (
+    agree,
+    ciphertext_size,
+    decapsulated,
+    encapsulated,
+    public_key,
+)
 from fedagg.secagg._errors import ContradictionError, MalformedMessageError
 from fedagg.secagg._plan import Plan
 from fedagg.secagg._shamir import PRIME, split
@@ -39,6 +46,7 @@ class Dealt(NamedTuple):
     receivers: list[int]  # in ascending order
     envelopes: bytes  # one after the other
     digests: bytes  # two for each receiver
+    seeds: dict[int, tuple[bytes, bytes, bytes]]  # by receiver, if the plan is hybrid
 
     def item(self, receiver: int) -> tuple[bytes, bytes, bytes]:
         """A receiver's envelope, and the digests of its shares of b and of s^SK."""
@@ -50,7 +58,9 @@ class Dealt(NamedTuple):
 
 
 def dealt_of(
-    commitment: bytes, items: Sequence[tuple[int, bytes, bytes, bytes]]
+    commitment: bytes,
+    items: Sequence[tuple[int, bytes, bytes, bytes]],
+    seeds: Sequence[tuple[int, bytes, bytes, bytes]] = (),
 ) -> Dealt:
     """What a message with envelopes and digests says."""
     return Dealt(
@@ -58,23 +68,44 @@ def dealt_of(
         [j for j, *_ in items],
         b"".join(envelope for _, envelope, *_ in items),
         b"".join(b + s for *_, b, s in items),
+        {j: (sent, hidden, digest) for j, sent, hidden, digest in seeds},
     )
 
 
 def deal(
     plan: Plan,
     owner: int,
-    agreed: Mapping[int, bytes],
+    private: bytes,
+    publics: Mapping[int, bytes],
     secrets: tuple[int, int],
     random: Callable[[int], bytes],
 ) -> list[tuple[int, bytes, bytes, bytes]]:
-    """Shares of b and of s^SK for each client that the owner agreed on a key with."""
-    points = [j + 1 for j in agreed]  # the secret is at zero
+    """Shares of b and of s^SK for each client, under what is agreed on with its key."""
+    points = [j + 1 for j in publics]  # the secret is at zero
     b_shares, s_shares = (split(x, plan.threshold, points, random) for x in secrets)
-    return [
-        (j, *seal_shares(Way(plan, owner, j), agreed[j], shares, random))
-        for j, shares in zip(agreed, zip(b_shares, s_shares, strict=True), strict=True)
-    ]
+    mine, dealt = public_key(plan, private), []
+    for j, shares in zip(publics, zip(b_shares, s_shares, strict=True), strict=True):
+        told, sent = encapsulated(plan, publics[j])
+        agreed = agree(plan, private, publics[j], told, mine + publics[j] + sent)
+        sealed, *digests = seal_shares(Way(plan, owner, j), agreed, shares, random)
+        dealt.append((j, sent + sealed, *digests))
+    return dealt
+
+
+def open_dealt(
+    way: Way, private: bytes, public: bytes, envelope: bytes, *digests: bytes
+) -> tuple[bytes, bytes]:
+    """The shares of b and of s^SK in what `deal` made for the private key.
+
+    Raises:
+        ProtocolError: as `open_shares` does.
+    """
+    size = ciphertext_size(way.plan)
+    sent, sealed = envelope[:size], envelope[size:]
+    told = decapsulated(way.plan, private, sent)
+    bound = public + public_key(way.plan, private) + sent
+    agreed = agree(way.plan, private, public, told, bound)
+    return open_shares(way, agreed, sealed, *digests)
 
 
 def seal_shares(

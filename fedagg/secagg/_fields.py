@@ -30,6 +30,7 @@ class Fields:
     context: bytes  # 32 bytes, `context_of` what clients were told
     session: bytes  # 32 bytes that no other round has
     graph_seed: bytes  # 32 bytes that nobody could choose
+    hybrid: bool = False  # whether keys are agreed on by ML-KEM-768 as well
 
     def __post_init__(self):
         for name, value, least, most in (
@@ -91,7 +92,9 @@ class Fields:
 
     def encode(self) -> bytes:
         """The plan as bytes."""
-        return _FORM.pack(_MAGIC, *dataclasses.astuple(self))
+        *fields, hybrid = dataclasses.astuple(self)
+        fields[6] += 2 * hybrid  # beside whether it is signed
+        return _FORM.pack(_MAGIC, *fields)
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -106,9 +109,10 @@ class Fields:
         if len(data) != _FORM.size:
             raise MalformedMessageError(f"Expected a plan of {_FORM.size} bytes.")
         magic, *fields = _FORM.unpack(data)
-        if magic != _MAGIC or fields[6] > 1:
+        if magic != _MAGIC or fields[6] > 3:
             raise MalformedMessageError("Expected a plan, got something else.")
-        fields[6] = bool(fields[6])  # signed
+        fields.append(bool(fields[6] & 2))
+        fields[6] = bool(fields[6] & 1)
         try:
             return cls(*fields)
         except ValueError as error:

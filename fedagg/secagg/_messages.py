@@ -11,6 +11,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from fedagg.secagg._agreement import ciphertext_size, key_size
 from fedagg.secagg._crypto import SEALED
 from fedagg.secagg._errors import MalformedMessageError, WrongMessageError
 from fedagg.secagg._masking import packed_size
@@ -60,6 +61,25 @@ class SharesOfNeighbours(NamedTuple):
     envelopes: Sequence[tuple[int, bytes, bytes, bytes]]
 
 
+class HybridShares(NamedTuple):
+    """`Shares` in a hybrid plan, with a seed for each neighbour of a higher number.
+
+    A seed is a ciphertext for the neighbour, the secret hidden under the owner's s^SK,
+    and its digest.
+    """
+
+    commitment: bytes
+    envelopes: Sequence[tuple[int, bytes, bytes, bytes]]
+    seeds: Sequence[tuple[int, bytes, bytes, bytes]]
+
+
+class HybridSharesOfNeighbours(NamedTuple):
+    """`SharesOfNeighbours`, with ciphertext and digest of the seeds for a client."""
+
+    envelopes: Sequence[tuple[int, bytes, bytes, bytes]]
+    seeds: Sequence[tuple[int, bytes, bytes]]
+
+
 class MaskedInput(NamedTuple):
     """Step 2, MaskedInputCollection, from a client: y, packed."""
 
@@ -102,12 +122,14 @@ class Opened(NamedTuple):
     masking_keys: Sequence[tuple[int, bytes]]
 
 
-_SEALED_SHARES = f"*I{2 * FIELD + SEALED}s32s32s"
+_SEALED_SHARES = "*IEs32s32s"
 _SHARES = f"*I{FIELD}s"
-# The form of each field for `struct`, with a star before that of a list's items.
+# The form of each field for `struct`, with a star before that of a list's items. K, E
+# and C are the bytes of a public key, an envelope and a ciphertext, which depend on the
+# plan.
 _LAYOUTS: dict[type, tuple[str, ...]] = {
-    Keys: ("32s", "32s", "64s"),
-    KeysOfNeighbours: ("*I32s32s64s", "*I32s"),
+    Keys: ("Ks", "Ks", "64s"),
+    KeysOfNeighbours: ("*IKsKs64s", "*I32s"),
     Shares: ("32s", _SEALED_SHARES),
     SharesOfNeighbours: (_SEALED_SHARES,),
     MaskedInput: (_VECTOR,),
@@ -116,11 +138,21 @@ _LAYOUTS: dict[type, tuple[str, ...]] = {
     Consistency: ("64s",),
     Unmasking: ("*I", "*I", "*I64s"),
     Opened: (_SHARES, _SHARES),
+    HybridShares: ("32s", _SEALED_SHARES, "*ICs32s32s"),
+    HybridSharesOfNeighbours: (_SEALED_SHARES, "*ICs32s"),
 }
 _KINDS = list(_LAYOUTS)
 
-FromClient = Keys | Shares | MaskedInput | Complaint | Consistency | Opened
-FromServer = KeysOfNeighbours | SharesOfNeighbours | Survivors | Unmasking
+FromClient = (
+    Keys | Shares | HybridShares | MaskedInput | Complaint | Consistency | Opened
+)
+FromServer = (
+    KeysOfNeighbours
+    | SharesOfNeighbours
+    | HybridSharesOfNeighbours
+    | Survivors
+    | Unmasking
+)
 M = TypeVar("M", bound=FromClient | FromServer)
 
 
@@ -130,7 +162,7 @@ def encode(
     kind = _KINDS.index(type(message))
     parts = [_HEADER.pack(_VERSION, plan.identifier, kind, sender, receiver)]
     fields: tuple[Any, ...] = tuple(message)
-    for form, value in zip(_LAYOUTS[type(message)], fields, strict=True):
+    for form, value in zip(_forms(type(message), plan), fields, strict=True):
         if form.startswith("*"):
             item = struct.Struct(">" + form[1:])
             parts.append(_COUNT.pack(len(value)))
@@ -167,7 +199,7 @@ def decode(kind: type[M], data: bytes, plan: Plan, sender: int, receiver: int) -
             shown = "another" if name == "round" else f"{got}, not {want}"
             raise WrongMessageError(f"Expected a message of this {name}, got {shown}.")
     fields, at = [], _HEADER.size
-    for form in _LAYOUTS[kind]:
+    for form in _forms(kind, plan):
         if form.startswith("*"):
             value, at = _read_list(form[1:], data, at, plan.clients)
         else:
@@ -178,6 +210,20 @@ def decode(kind: type[M], data: bytes, plan: Plan, sender: int, receiver: int) -
     if at != len(data):
         raise MalformedMessageError(f"Expected {at} bytes, got {len(data)}.")
     return kind(*fields)
+
+
+def _forms(kind: type, plan: Plan) -> list[str]:
+    """The forms of a message's fields, with the sizes that a plan gives them."""
+    ciphertext = ciphertext_size(plan)
+    sizes = {
+        "K": key_size(plan),
+        "E": ciphertext + 2 * FIELD + SEALED,
+        "C": ciphertext,
+    }
+    forms = list(_LAYOUTS[kind])
+    for letter, size in sizes.items():
+        forms = [form.replace(letter, str(size)) for form in forms]
+    return forms
 
 
 def _read_list(form: str, data: bytes, at: int, clients: int) -> tuple[list, int]:

@@ -33,6 +33,7 @@ class Plan(Fields):
         context: bytes,
         *,
         smallest_cohort: int = 2,
+        complete: bool = False,
         **options: Any,
     ) -> "Plan":
         """A plan for a round of an aggregator, of which the server sees sums alone.
@@ -48,12 +49,14 @@ class Plan(Fields):
             clients: how many there are.
             context: 32 bytes, `context_of` what clients were told.
             smallest_cohort: the fewest clients in a sum, if more than the aggregator's.
-            **options: as `for_cohort` takes them: number, mode, dropout and so on.
+            complete: whether all clients are neighbours, as in `Plan.complete`.
+            **options: what else `for_cohort` takes, number, mode, dropout and so on, or
+                `Plan.complete`, number, threshold, signed.
 
         Raises:
             ValueError: if a part of the message would be in the clear, with its name;
                 if there are more clients than the sum has room for; and as `for_cohort`
-                does.
+                and `Plan.complete` do.
             TypeError: if `aggregator` is no Aggregator with a message.
 
         Reference: Bell et al., "Secure Single-Server Aggregation with (Poly)Logarithmic
@@ -66,11 +69,9 @@ class Plan(Fields):
                 f"aggregator's sum has room, got {clients=}."
             )
         smallest = max(smallest_cohort, form.smallest_cohort)
-        return cls.for_cohort(
-            *(clients, form.length, form.bits, context),
-            smallest_cohort=smallest,
-            **options,
-        )
+        make = cls.complete if complete else cls.for_cohort
+        sizes = clients, form.length, form.bits
+        return make(*sizes, context, smallest_cohort=smallest, **options)
 
     @classmethod
     def for_cohort(
@@ -87,6 +88,7 @@ class Plan(Fields):
         security: float = 40.0,
         failure: float = 2.0**-20,
         mode: Mode = "semi-malicious",
+        hybrid: bool = False,
     ) -> "Plan":
         """A plan with the least degree that keeps inputs private and rounds alive.
 
@@ -114,6 +116,8 @@ class Plan(Fields):
                 neighbours open two secrets of one client. "semi-honest" is cheaper, and
                 only for where all follow the protocol. "signed" has a round in which
                 clients sign who survived; this alone is for a server that lies.
+            hybrid: whether clients agree on keys by X25519 and ML-KEM-768 together, so
+                that who breaks one of the two opens nothing of a recorded round.
 
         Raises:
             ValueError: if no graph does, or an argument is out of range.
@@ -130,6 +134,7 @@ class Plan(Fields):
             max(quorum, smallest_cohort),
             *(mode == "signed", number, context),
             *_fresh(),
+            hybrid,
         )
 
     @classmethod
@@ -144,6 +149,7 @@ class Plan(Fields):
         smallest_cohort: int = 2,
         threshold: int | None = None,
         signed: bool = False,
+        hybrid: bool = False,
     ) -> "Plan":
         """A plan in which all are neighbours. Session and seed are fresh.
 
@@ -158,6 +164,7 @@ class Plan(Fields):
             threshold: by default one more than two thirds of a client's neighbours,
                 which holds against a third of them that lie together with the server.
             signed: whether clients sign their keys, and who survived.
+            hybrid: as in `for_cohort`.
 
         Raises:
             ValueError: if an argument is out of range.
@@ -175,6 +182,7 @@ class Plan(Fields):
             *(clients, length, bits, degree, threshold, quorum, signed),
             *(number, context),
             *_fresh(),
+            hybrid,
         )
 
     def renewed(self, context: bytes) -> "Plan":

@@ -2,10 +2,12 @@
 
 from collections.abc import Collection, Mapping
 
-from fedagg.secagg import _crypto
-from fedagg.secagg._errors import TooFewClientsError
+from fedagg.secagg._agreement import public_key
+from fedagg.secagg._envelopes import Dealt
+from fedagg.secagg._errors import ContradictionError, TooFewClientsError
 from fedagg.secagg._masking import Mask
 from fedagg.secagg._plan import Plan
+from fedagg.secagg._seeds import NO_SEED, Seed, receive_seed, recover_seed
 from fedagg.secagg._shamir import coefficients, combine, combine_without
 from fedagg.secagg._statements import commitment, pairwise_mask, self_mask
 
@@ -15,7 +17,7 @@ def masks_left(
     sharers: Collection[int],
     survivors: Collection[int],
     openings: Mapping[int, Mapping[int, bytes]],
-    commitments: Mapping[int, bytes],
+    dealt: Mapping[int, Dealt],
     keys: Mapping[int, bytes],
 ) -> tuple[list[Mask], list[int]]:
     """The masks in the sum of the survivors, with the signs that take them off.
@@ -28,26 +30,46 @@ def masks_left(
         sharers: those whose secrets others have shares of.
         survivors: those of them whose vectors are in the sum.
         openings: by client, the shares that it opened, by the secret's owner.
-        commitments: by client, to its b.
+        dealt: by client, what it dealt.
         keys: by client, its s^PK.
 
     Raises:
         TooFewClientsError: if too few shares of a secret were opened.
     """
-    masks, wrong = [], []
+    masks, wrong = [], set()
     for i, secret in _secrets(plan, sharers, openings).items():
-        if i in survivors and commitment(plan, i, secret) == commitments[i]:
+        if i in survivors and commitment(plan, i, secret) == dealt[i].commitment:
             masks.append(self_mask(plan, i, secret)._replace(sign=-1))
-        elif i not in survivors and _crypto.public_key(secret) == keys[i]:
-            # What i would have added is what j has left in the sum, but for a sign.
-            masks += [
-                pairwise_mask(plan, i, secret, j, keys[j])
-                for j in plan.neighbours(i)
-                if j in survivors
-            ]
+        elif i not in survivors and public_key(plan, secret) == keys[i]:
+            for j in plan.neighbours(i):
+                if j not in survivors:
+                    continue
+                seed = _seed(plan, i, j, secret, dealt)
+                if seed is None:
+                    wrong.add(min(i, j))  # who made it
+                    continue
+                # What i would have added is what j has left, but for a sign.
+                masks.append(pairwise_mask(plan, i, secret, j, keys[j], seed))
         else:
-            wrong.append(i)
-    return masks, wrong
+            wrong.add(i)
+    return masks, sorted(wrong)
+
+
+def _seed(
+    plan: Plan, dropped: int, other: int, secret: bytes, dealt: Mapping[int, Dealt]
+) -> Seed | None:
+    """The seed of two neighbours, by the s^SK of one; None if it is not as dealt."""
+    if not plan.hybrid:
+        return NO_SEED
+    owner, holder = min(dropped, other), max(dropped, other)
+    sent, hidden, digest = dealt[owner].seeds[holder]
+    if dropped == owner:
+        found = recover_seed(plan, owner, holder, secret, hidden, digest)
+        return None if found is None else Seed(found, sent)
+    try:
+        return receive_seed(plan, owner, holder, secret, sent, digest)
+    except ContradictionError:
+        return None
 
 
 def _secrets(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedagg.secagg import _crypto, _messages
+from fedagg.secagg._agreement import check_public, curve_key
 from fedagg.secagg._envelopes import Dealt, dealt_of
 from fedagg.secagg._errors import (
     ContradictionError,
@@ -58,10 +59,11 @@ class Round:
             raise MalformedMessageError("A signature, though the plan has none.")
         # Neighbours would refuse these, and end the round for themselves.
         for key in (keys.agreement, keys.masking):
-            _crypto.check_public(key)
-        if self._taken & {keys.agreement, keys.masking}:
+            check_public(self._plan, key)
+        taken = {curve_key(keys.agreement), curve_key(keys.masking)}
+        if self._taken & taken:
             raise ContradictionError("Another client has this key.")
-        self._taken |= {keys.agreement, keys.masking}
+        self._taken |= taken
         self._keys[client] = keys
 
     def close_keys(self):
@@ -81,22 +83,31 @@ class Round:
         return "shares", Outbox(self._plan, alive, write)
 
     def receive_shares(self, client: int, message: bytes) -> None:
-        shares = self._read(_messages.Shares, client, message)
-        receivers = [j for j, *_ in shares.envelopes]
-        if receivers != self._neighbours(client, self._keys):
+        hybrid = self._plan.hybrid
+        if hybrid:
+            dealt = dealt_of(*self._read(_messages.HybridShares, client, message))
+        else:
+            dealt = dealt_of(*self._read(_messages.Shares, client, message))
+        neighbours = self._neighbours(client, self._keys)
+        if dealt.receivers != neighbours:
             raise ContradictionError("The envelopes are not for the neighbours.")
-        self._dealt[client] = dealt_of(*shares)
+        if list(dealt.seeds) != [j for j in neighbours if hybrid and j > client]:
+            raise ContradictionError("The seeds are not for the higher neighbours.")
+        self._dealt[client] = dealt
 
     def close_shares(self):
         self._sharers = alive = self._connected(set(self._dealt))
         found = {i: self._dealt[i] for i in sorted(alive)}
         self._dealt = {i: x._replace(envelopes=b"") for i, x in found.items()}
 
-        def write(i: int) -> _messages.SharesOfNeighbours:
+        def write(i: int) -> _messages.FromServer:
             senders = self._neighbours(i, alive)
-            return _messages.SharesOfNeighbours(
-                [(j, *found[j].item(i)) for j in senders]
-            )
+            items = [(j, *found[j].item(i)) for j in senders]
+            if not self._plan.hybrid:
+                return _messages.SharesOfNeighbours(items)
+            seeds = [(j, *found[j].seeds[i]) for j in senders if j < i]
+            told = [(j, sent, digest) for j, sent, _, digest in seeds]
+            return _messages.HybridSharesOfNeighbours(items, told)
 
         return "vectors", Outbox(self._plan, alive, write)
 
@@ -167,7 +178,7 @@ class Round:
             self._sharers,
             self.vectors,
             self._openings,
-            {i: x.commitment for i, x in self._dealt.items()},
+            self._dealt,
             {i: keys.masking for i, keys in self._keys.items()},
         )
         if self.wrong:

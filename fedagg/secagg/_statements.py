@@ -3,9 +3,11 @@
 from collections.abc import Collection, Sequence
 
 from fedagg.secagg import _crypto
+from fedagg.secagg._agreement import agree, check_form, curve_key, public_key
 from fedagg.secagg._errors import ContradictionError, TooFewClientsError
 from fedagg.secagg._masking import Mask
 from fedagg.secagg._plan import Plan
+from fedagg.secagg._seeds import Seed
 
 
 def about_keys(plan: Plan, client: int, agreement: bytes, masking: bytes) -> bytes:
@@ -43,8 +45,8 @@ def check_keys(
     """
     found = {x for _, c, s, _ in keys for x in (c, s)}
     for key in found:
-        _crypto.check_form(key)
-    if len(found) < 2 * len(keys):
+        check_form(plan, key)
+    if len({curve_key(x) for x in found}) < 2 * len(keys):
         raise ContradictionError("Two clients have one key.")
     if roster is None:
         if everyone:
@@ -120,13 +122,15 @@ def self_mask(plan: Plan, client: int, b: bytes) -> Mask:
 
 
 def pairwise_mask(
-    plan: Plan, client: int, private: bytes, other: int, public: bytes
+    plan: Plan, client: int, private: bytes, other: int, public: bytes, seed: Seed
 ) -> Mask:
     """PRG(s_{i,j}), which the client of the lower number adds, the other takes off."""
     pair = min(client, other), max(client, other)
     info = _crypto.context("pairwise mask", plan.identifier, *pair)
-    key = _crypto.derive(_crypto.agree(private, public), info)
-    return Mask(key, 1 if client < other else -1)
+    keys = [public_key(plan, private), public] if plan.hybrid else []
+    bound = b"".join(keys if client < other else reversed(keys)) + seed.sent
+    agreed = agree(plan, private, public, seed.secret, bound)
+    return Mask(_crypto.derive(agreed, info), 1 if client < other else -1)
 
 
 def check_roster(

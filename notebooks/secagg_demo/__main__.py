@@ -27,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-import optax
 from flax import serialization
 from seglearn.datasets import load_watch
 
@@ -135,8 +134,8 @@ def replay(folder: pathlib.Path, data: Any, test: tuple, reports: list[dict]):
     variables = task.first_variables()
     aggregator = task.aggregator
     next_round, state = jax.jit(aggregator.next), aggregator.init(variables)
-    training = fedagg.federated_averaging(task.work, optax.sgd(1.0), aggregator)
-    next_whole, whole = jax.jit(training.next), training.init(variables)
+    next_whole = jax.jit(task.training.next)
+    whole = task.training.init(variables)
     mask = data[1]
     for report in reports:
         number, survivors = report["round"], report["survivors"]

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import serialization
 
 from fedagg import secagg
 from notebooks.secagg_demo import task
@@ -28,32 +27,33 @@ class Participant:
         self._number, self._identity = number, own["identity"].tobytes()
         keys = (folder / "roster").read_bytes()
         self._roster = [keys[i : i + 32] for i in range(0, len(keys), 32)]
-        self._form = task.form()
         self._ledger = secagg.Ledger(folder / f"ledger-{number}")
         # Compiles, so that the server's deadlines are for the work alone.
-        self._train(0, *self._form)
+        state = task.training.init(task.first_variables())
+        self._train(0, task.training.steps.broadcast(state))
 
     def begin(self, plan: secagg.Plan, cohort: list[int], told: bytes) -> secagg.Client:
         """Trains, and makes the state machine of a round, if it is as demanded."""
         roster = [self._roster[i] for i in cohort]
         demands = task.demands(roster, told)
         demands.check(plan)  # before the work
-        form = serialization.from_bytes(self._form, told)
+        shared = task.wire().decode_shared(told, plan.number)
         return secagg.Client(
             plan,
             cohort.index(self._number),
-            self._train(plan.number, *form),
+            self._train(plan.number, shared),
             demands,
             identity=self._identity,
             roster=roster,
             ledger=self._ledger,
         )
 
-    def _train(self, number: int, variables: Any, shared: Any) -> np.ndarray:
+    def _train(self, number: int, shared: Any) -> np.ndarray:
         change = task.change_of(
-            variables, self._row, task.key_of(number), jnp.uint32(self._number)
+            shared.variables, self._row, task.key_of(number), jnp.uint32(self._number)
         )
-        return np.asarray(task.vector_of(shared, change, self._weight))
+        message = task.message_of(shared.aggregator, change, self._weight)
+        return secagg.vector_of(message)
 
 
 async def take_part(participant: Participant, number: int, port: int, faults) -> None:

@@ -40,11 +40,12 @@ async def serve(
     await asyncio.to_thread(sys.stdin.readline)  # the word to begin
 
     variables = task.first_variables()
-    state = task.aggregator.init(variables)
+    state = task.training.init(variables)
     for number in range(rounds):
         start, cohort = time.monotonic(), peers.connected()
         keys = [roster[i] for i in cohort]
-        told = serialization.to_bytes((variables, task.steps.broadcast(state)))
+        shared = task.training.steps.broadcast(state)
+        told = task.wire().encode_shared(shared, number)
         plan = task.make_plan(keys, number, told)
         try:
             total, survivors = await peers.round(cohort, plan, keys, told)
@@ -52,9 +53,9 @@ async def serve(
             survivors = []
             report(failed=number, why=str(error))
         else:
-            output = task.output_of(state, total)
-            state, variables = output.state, task.add(variables, output.value)
-        model = serialization.to_bytes((variables, state))
+            total = secagg.total_of(task.training, variables, total)
+            state = task.output_of(state, total).state
+        model = serialization.to_bytes((state.variables, state.aggregator))
         (folder / f"model-{number}").write_bytes(model)
         took = time.monotonic() - start
         report(round=number, cohort=cohort, survivors=survivors, seconds=took)

@@ -1,4 +1,4 @@
-"""What all parties know: the model, a client's work, and messages as vectors."""
+"""What all parties know: the model, a client's work, what they demand."""
 
 import functools
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jax.flatten_util import ravel_pytree
 
 import fedagg
 from fedagg import secagg
@@ -52,18 +51,26 @@ aggregator = fedagg.aggregator(
         bits=BITS,
     )
 )
-steps = aggregator.steps
 
 
+def silent(variables: Any, row: Any, key: jax.Array) -> tuple[Any, dict]:
+    """The work, and nothing that is told of it: it would be in the clear."""
+    return work(variables, row, key)[0], {}
+
+
+training = fedagg.federated_averaging(silent, optax.sgd(1.0), aggregator)
+
+
+@functools.cache
 def first_variables() -> Any:
     windows = np.zeros((1, WINDOW, CHANNELS), np.float32)
     return net.init(jax.random.key(0), windows)
 
 
-def form() -> tuple[Any, Any]:
-    """What the server sends in a round, the model and what else is told, of zeros."""
-    variables = _zeros(jax.eval_shape(first_variables))
-    return variables, steps.broadcast(aggregator.init(variables))
+@functools.cache
+def wire() -> fedagg.Wire:
+    """What the server tells, the model and what the aggregator has to say, as bytes."""
+    return fedagg.Wire(training, first_variables())
 
 
 def key_of(number: int) -> jax.Array:
@@ -77,46 +84,26 @@ def change_of(variables: Any, row: Any, round_key: jax.Array, client: jax.Array)
     return work(variables, row, jax.random.fold_in(round_key, client))[0]
 
 
-@jax.jit
-def vector_of(shared: Any, change: Any, weight: jax.Array) -> jax.Array:
-    """A client's message as one vector of uint32. Its stages draw nothing."""
-    return ravel_pytree(steps.client(shared, change, weight))[0]
-
-
-@functools.cache
-def read_vector() -> tuple[int, Any]:
-    """The length of a message's vector, and the function that undoes `vector_of`."""
-    message = aggregator.message(jax.eval_shape(first_variables))
-    vector, undo = ravel_pytree(_zeros(message))
-    return vector.size, undo
-
-
-@jax.jit
-def output_of(state: Any, total: np.ndarray) -> fedagg.Output:
-    """What the server makes of the sum of vectors."""
-    return steps.server(state, read_vector()[1](total))
+# A client's message, and what the server makes of their sum. The stages draw nothing.
+message_of = jax.jit(aggregator.steps.client)
+output_of = jax.jit(training.steps.server)
 
 
 def make_plan(cohort: Sequence[bytes], number: int, told: bytes) -> secagg.Plan:
     """A round of clients with these public keys, who were told this."""
-    context = secagg.context_of(cohort, told)
-    length = read_vector()[0]
-    return secagg.Plan.complete(
-        len(cohort), length, BITS, context, number=number, signed=True
-    )
+    form, context = first_variables(), secagg.context_of(cohort, told)
+    options = {"complete": True, "signed": True, "number": number}
+    return secagg.Plan.for_aggregator(aggregator, form, len(cohort), context, **options)
 
 
 def demands(cohort: Sequence[bytes], told: bytes) -> secagg.Demands:
     """What clients ask of a plan: that they sign, above all, and were told the same."""
     context = secagg.context_of(cohort, told)
-    sizes = {"smallest_cohort": 3, "largest_cohort": CLIENTS}
-    return secagg.Demands(context, BITS, **sizes, mode="signed")
+    return secagg.Demands.for_aggregator(
+        aggregator, first_variables(), context, smallest_cohort=3, mode="signed"
+    )
 
 
 def add(variables: Any, change: Any) -> Any:
     """The model after a round."""
     return jax.tree.map(jnp.add, variables, change)
-
-
-def _zeros(form: Any) -> Any:
-    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), form)

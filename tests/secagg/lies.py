@@ -24,6 +24,7 @@ PLANS = [
         secagg.Plan.complete(7, 3, 5, CONTEXT, threshold=2), degree=4, quorum=4
     ),
     secagg.Plan.complete(5, 3, 5, CONTEXT, threshold=3, signed=True),
+    secagg.Plan.complete(5, 3, 5, CONTEXT, threshold=3, hybrid=True),
     dataclasses.replace(
         secagg.Plan.complete(7, 3, 5, CONTEXT, threshold=4, signed=True),
         degree=4,

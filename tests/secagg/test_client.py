@@ -19,6 +19,7 @@ PLANS = {
     "signed": dataclasses.replace(
         secagg.Plan.complete(5, 4, 8, CONTEXT, threshold=3, signed=True), quorum=3
     ),
+    "hybrid": secagg.Plan.complete(5, 4, 8, CONTEXT, threshold=2, hybrid=True),
 }
 every_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
 
@@ -29,6 +30,15 @@ def refuses(error, round: Round, message: bytes, pattern: str | None = None):
         round.clients[0].respond(message)
     with pytest.raises(secagg.WrongStepError, match="nothing"):
         round.clients[0].respond(round.inbox[0])
+
+
+def shares_of(plan: secagg.Plan):
+    """The kind of message in which envelopes come."""
+    return (
+        messages.HybridSharesOfNeighbours
+        if plan.hybrid
+        else messages.SharesOfNeighbours
+    )
 
 
 def received(round: Round, kind, client: int = 0):
@@ -197,8 +207,9 @@ def test_a_key_of_small_order_is_refused():
 def test_envelopes_that_are_wrong_are_refused(plan):
     def check(error, change):
         round = Round(plan).run_until("vectors")
-        envelopes = list(received(round, messages.SharesOfNeighbours).envelopes)
-        sent = messages.SharesOfNeighbours(change(envelopes))
+        came = received(round, shares_of(plan))
+        envelopes = list(came.envelopes)
+        sent = came._replace(envelopes=change(envelopes))
         refuses(error, round, told(round, sent))
 
     check(secagg.TooFewClientsError, lambda x: x[: plan.threshold - 1])
@@ -210,9 +221,10 @@ def test_envelopes_that_are_wrong_are_refused(plan):
 def test_a_client_names_those_whose_envelopes_do_not_open_and_is_done(plan):
     def check(change, count=1):
         round = Round(plan).run_until("vectors")
-        envelopes = list(received(round, messages.SharesOfNeighbours).envelopes)
+        came = received(round, shares_of(plan))
+        envelopes = list(came.envelopes)
         names = [(j,) for j, *_ in envelopes[:count]]
-        sent = messages.SharesOfNeighbours(change(envelopes))
+        sent = came._replace(envelopes=change(envelopes))
         answer = round.clients[0].respond(told(round, sent))
 
         complaint = messages.decode(messages.Complaint, answer, plan, 0, SERVER)

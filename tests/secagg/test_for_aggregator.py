@@ -61,20 +61,14 @@ some = [
 
 def over_the_protocol(aggregator, template, state, sent, drop):
     """The round of those who do not drop out: five lines a side."""
-    plan = secagg.Plan.complete(CLIENTS, *form(aggregator, template), CONTEXT)
-    plan = dataclasses.replace(plan, threshold=3, quorum=4)
+    plan = secagg.Plan.for_aggregator(
+        aggregator, template, CLIENTS, CONTEXT, complete=True, threshold=3
+    )
     vectors = [secagg.vector_of(message) for message in sent]
     total, survivors = secagg.simulate(plan, vectors, drop=drop)
     total = secagg.total_of(aggregator, template, total)
     key = jax.random.fold_in(jax.random.key(4), 2**32 - 1)
     return jax.jit(aggregator.steps.server)(state, total, key), survivors
-
-
-def form(aggregator, template) -> tuple[int, int]:
-    plan = secagg.Plan.for_aggregator(
-        aggregator, template, CLIENTS, CONTEXT, mode="semi-honest", adversary=0.0
-    )
-    return plan.length, plan.bits
 
 
 @pytest.mark.parametrize("name", some)
@@ -108,7 +102,7 @@ def shares_of(rows: int = 6):
     """A regression whose clients have a few examples each."""
     draw = np.random.default_rng(0)
     examples = draw.normal(size=(CLIENTS, rows, 3)).astype(np.float32)
-    return examples, examples @ np.float32([1.0, -2.0, 0.5])
+    return examples, examples @ np.array([1.0, -2.0, 0.5], np.float32)
 
 
 def work(variables, row, key):
@@ -226,7 +220,10 @@ def test_metrics_of_the_work_are_refused_before_anything_is_sent():
 
 def test_a_sum_of_another_form_is_refused():
     aggregator = AGGREGATORS["own"]
-    length = form(aggregator, TEMPLATE)[0]
+    plan = secagg.Plan.for_aggregator(
+        aggregator, TEMPLATE, CLIENTS, CONTEXT, complete=True
+    )
+    length = plan.length
 
     for total in (np.zeros(length + 1, np.uint32), np.zeros(length, np.int64)):
         with pytest.raises(ValueError, match=f"uint32 \\[{length}\\]"):

@@ -66,14 +66,19 @@ def assert_refused_or_the_only_form(plan, kind, data, sender, receiver):
     assert messages.encode(message, plan, sender, receiver) == data
 
 
-def test_every_kind_is_sent_in_a_signed_round():
-    assert set(valid("signed")) == {kind.__name__ for kind in KINDS}
+def plan_of(kind_name: str) -> str:
+    """The plan in which this kind of message is sent."""
+    return "hybrid" if kind_name.startswith("Hybrid") else "signed"
+
+
+def test_every_kind_is_sent_in_a_signed_or_a_hybrid_round():
+    assert {*valid("signed"), *valid("hybrid")} == {kind.__name__ for kind in KINDS}
 
 
 @pytest.mark.parametrize("name", [kind.__name__ for kind in KINDS])
 def test_a_message_comes_back_from_its_bytes_and_no_part_of_them(name):
-    kind, data, sender, receiver = valid("signed")[name]
-    plan = PLANS["signed"]
+    kind, data, sender, receiver = valid(plan_of(name))[name]
+    plan = PLANS[plan_of(name)]
 
     message = messages.decode(kind, data, plan, sender, receiver)
 
@@ -87,22 +92,23 @@ def test_a_message_comes_back_from_its_bytes_and_no_part_of_them(name):
 
 @pytest.mark.parametrize("name", [kind.__name__ for kind in KINDS])
 def test_every_bit_of_the_header_counts(name):
-    kind, data, sender, receiver = valid("signed")[name]
+    kind, data, sender, receiver = valid(plan_of(name))[name]
 
     for bit in range(8 * messages._HEADER.size):
         spoilt = bytearray(data)
         spoilt[bit // 8] ^= 1 << bit % 8
         with pytest.raises(secagg.ProtocolError):
-            messages.decode(kind, bytes(spoilt), PLANS["signed"], sender, receiver)
+            messages.decode(kind, bytes(spoilt), PLANS[plan_of(name)], sender, receiver)
 
 
 @often
 @hypothesis.given(st.sampled_from([kind.__name__ for kind in KINDS]), st.data())
 def test_mutated_messages_are_refused_or_the_only_form_of_what_they_say(name, draw):
-    kind, data, sender, receiver = valid("signed")[name]
+    kind, data, sender, receiver = valid(plan_of(name))[name]
     other = mutated(data, draw)
 
-    assert_refused_or_the_only_form(PLANS["signed"], kind, other, sender, receiver)
+    plan = PLANS[plan_of(name)]
+    assert_refused_or_the_only_form(plan, kind, other, sender, receiver)
 
 
 @often
@@ -128,7 +134,7 @@ def test_a_list_longer_than_the_cohort_is_refused_before_it_is_read(count):
 
 @sometimes
 @hypothesis.given(
-    st.sampled_from(["complete", "signed"]), st.sampled_from(STEPS), st.data()
+    st.sampled_from(["complete", "signed", "hybrid"]), st.sampled_from(STEPS), st.data()
 )
 @pytest.mark.deep
 def test_a_client_that_sends_mutated_messages_never_makes_a_wrong_sum(name, step, draw):
@@ -161,7 +167,9 @@ def test_a_client_that_sends_mutated_messages_never_makes_a_wrong_sum(name, step
 
 @sometimes
 @hypothesis.given(
-    st.sampled_from(["complete", "signed"]), st.sampled_from(STEPS[1:]), st.data()
+    st.sampled_from(["complete", "signed", "hybrid"]),
+    st.sampled_from(STEPS[1:]),
+    st.data(),
 )
 @pytest.mark.deep
 def test_a_client_refuses_mutated_messages_or_takes_a_step(name, step, draw):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from benchmarks import bits, secagg
+from benchmarks import bits, secagg, wires
 from benchmarks.peers.environments import TRAINERS
 from benchmarks.records import Records, Row, read
 from benchmarks.report import markdown
@@ -23,6 +23,7 @@ def tables(folder: Path) -> dict[str, str]:
         "masks": _of(folder, "secagg-cpu", lambda rows: _secagg("masks", rows)),
         "protocol": _of(folder, "secagg-cpu", lambda rows: _secagg("rounds", rows)),
         "bytes": _of(folder, "secagg-cpu", lambda rows: _secagg("bytes", rows)),
+        "wires": _of(folder, "wires-cpu", _wires),
         "population": _of(folder, "population-cpu", _population),
         "scaling": _of(folder, "scaling-cpu", _scaling),
         "accelerator": _of(folder, "nvidia-h200-accelerator", _accelerator),
@@ -138,6 +139,11 @@ def _beside(folder: Path) -> str:
     said = "; ".join(f"{who}: {x}" for who, x in others.run["said"].items())
     table = markdown([["aggregator, leaves", *names], *lines])
     return f"{table}\n\n{machine(ours)} *{said}.*"
+
+
+def _wires(rows: list[Row]) -> str:
+    """Bytes and times of messages, each with its kind."""
+    return markdown([wires.HEADER, *(wires.cells(row) for row in rows)])
 
 
 def _bits(rows: list[Row]) -> str:

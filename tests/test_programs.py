@@ -152,6 +152,18 @@ def test_the_benchmark_of_secure_aggregation_stays_near_the_raw_keystream(tmp_pa
     assert (tmp_path / "secagg-cpu.md").read_text() in shown + "\n"
 
 
+def test_the_benchmark_of_messages_counts_their_bytes(tmp_path):
+    shown = run(
+        "-m", "benchmarks.wires", "--parameters", "3000", "--out", str(tmp_path)
+    )
+
+    sent = dict(re.findall(r"^\| `(.*)` \| ([\d.]+) \|", shown, re.M))
+    # 32 bits, a weight, and 40 bytes of header for 3,000.
+    assert sent["mean()"] == f"{32 + (32 + 320) / 3000:.2f}"
+    assert 4.0 < float(sent["eden(4)"]) < 7.0
+    assert (tmp_path / "wires-cpu.md").read_text() in shown + "\n"
+
+
 def test_rounds_over_many_clients_say_what_they_took():
     shown = run(
         *["-m", "benchmarks.population", "--clients", "3000"],

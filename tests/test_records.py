@@ -12,6 +12,7 @@ from benchmarks.report import Report
 RESULTS = pathlib.Path(__file__).parents[1] / "benchmarks" / "results"
 KINDS = {"cpu": "throughput", "peers": "peers", "scaling-cpu": "scaling"}
 KINDS |= {"population-cpu": "population", "secagg-cpu": "secagg", "bits": "bits"}
+KINDS |= {"wires-cpu": "wires"}
 KINDS |= {"nvidia-h200-accelerator": "accelerator", "training-cpu": "training"}
 KINDS |= {"training-nvidia-h200": "training"}
 
@@ -67,7 +68,9 @@ def test_recorded_rows_are_told_apart_and_have_what_is_compared(name):
     assert len(apart) == len(measured) > 0
 
 
-@pytest.mark.parametrize("name", ["cpu", "peers", "scaling-cpu", "secagg-cpu"])
+@pytest.mark.parametrize(
+    "name", ["cpu", "peers", "scaling-cpu", "secagg-cpu", "wires-cpu"]
+)
 def test_records_have_the_numbers_of_the_tables_beside_them(name):
     table = (RESULTS / f"{name}.md").read_text()
     kind = records.KINDS[KINDS[name]]

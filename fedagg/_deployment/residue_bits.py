@@ -17,7 +17,11 @@ def pack(parts: Sequence[tuple[np.ndarray, int]]) -> bytes:
         words = words.reshape(-1)
         for start in range(0, words.size, _PIECE):
             octets = words[start : start + _PIECE].astype("<u4").view(np.uint8)
-            spread = np.unpackbits(octets.reshape(-1, 4), axis=1, bitorder="little")
+            octets = octets.reshape(-1, 4)
+            if not (bits % 8 or rest.size):  # whole bytes stay what they are
+                packed.append(octets[:, : bits // 8].tobytes())
+                continue
+            spread = np.unpackbits(octets, axis=1, bitorder="little")
             stream = np.concatenate([rest, spread[:, :bits].reshape(-1)])
             whole = stream.size // 8 * 8
             packed.append(np.packbits(stream[:whole], bitorder="little").tobytes())
@@ -40,6 +44,12 @@ def unpack(
         for start in range(0, words.size, _PIECE):
             piece = words[start : start + _PIECE]
             end = at + bits * piece.size
+            if not (bits % 8 or at % 8):
+                whole = np.zeros((piece.size, 4), np.uint8)
+                of_piece = octets[at // 8 : end // 8].reshape(piece.size, bits // 8)
+                whole[:, : bits // 8] = of_piece
+                piece[:], at = whole.view("<u4")[:, 0], end
+                continue
             stream = np.unpackbits(octets[at // 8 : -(-end // 8)], bitorder="little")
             spread = np.zeros((piece.size, 32), np.uint8)
             stream = stream[at % 8 : at % 8 + bits * piece.size]

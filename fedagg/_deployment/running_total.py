@@ -4,6 +4,7 @@ import os
 import pathlib
 import threading
 import zipfile
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,8 @@ class RunningTotal:
         path: of the file; None for none.
         every: after how many messages the file is written.
         device: where the total is. None keeps it in NumPy, on the host.
+        add: the `add` of the aggregator's steps, compiled: `jax.jit(steps.add)`. None
+            runs it operation by operation, which takes long where messages are decoded.
 
     Raises:
         TypeError: if `wire` is none.
@@ -49,6 +52,7 @@ class RunningTotal:
         path: str | os.PathLike[str] | None = None,
         every: int = 1,
         device: jax.Device | None = None,
+        add: Callable[[PyTree, PyTree], PyTree] | None = None,
     ):
         if not isinstance(wire, Wire):
             raise TypeError(f"wire: expected a Wire, got {described(wire)}.")
@@ -56,6 +60,7 @@ class RunningTotal:
         checks.check_whole(1, every=every)
         self._wire, self._number, self._device = wire, number, device
         self._path = None if path is None else pathlib.Path(path)
+        self._add = wire.aggregator.steps.add if add is None else add
         self._every, self._unsaved = every, 0
         self._changed = threading.Condition()
         self._clients: set[int] = set()
@@ -129,7 +134,7 @@ class RunningTotal:
         """What is added for a client."""
         if isinstance(message, (bytes, bytearray, memoryview)):
             message = self._wire.decode(bytes(message), self._number)
-        part = self._wire.aggregator.steps.add(None, message)
+        part = self._add(None, message)
         if self._device is None:
             return jax.tree.map(np.array, part)
         return jax.device_put(part, self._device)
@@ -139,7 +144,7 @@ class RunningTotal:
             return part
         is_sum = self._wire.aggregator.stage is not None
         if not is_sum or self._device is not None:
-            return self._wire.aggregator.steps.add(self._total, part)
+            return self._add(self._total, part)
         if pytree.shapes(part) != pytree.shapes(self._total):  # before either changes
             raise ValueError("message: expected one of the template's shapes.")
         return jax.tree.map(lambda x, y: np.add(x, y, out=x), self._total, part)

@@ -46,6 +46,17 @@ def test_it_is_the_total_of_the_steps(name, on_device):
     assert_same(total, added_in_turn(name, sent))
 
 
+def test_it_adds_by_what_it_is_given():
+    wire = fedagg.Wire(AGGREGATORS["sign"], TEMPLATE)
+    _, sent = messages_of("sign", 2)
+    running = fedagg.RunningTotal(wire, 3, add=jax.jit(wire.aggregator.steps.add))
+
+    for client, message in enumerate(sent):
+        running.add(client, wire.encode(message, 3))
+
+    assert_close(running.total, added_in_turn("sign", sent), rtol=1e-6)
+
+
 def test_a_total_that_was_taken_stays_as_it_is():
     wire = fedagg.Wire(AGGREGATORS["mean"], TEMPLATE)
     _, sent = messages_of("mean")

@@ -64,7 +64,7 @@ simulated = jax.jit(training.next)(
 
 # %%
 steps, state = training.steps, training.init(start)
-wire = fedagg.Wire(training, start, metrics=["loss"])
+wire = fedagg.Wire(training, start, metrics=["training/loss"])
 told, sent = wire.encode_shared(steps.broadcast(state), 1), b""
 total = fedagg.RunningTotal(wire, 1)
 train_at_home = jax.jit(steps.client)

@@ -68,9 +68,7 @@ def test_recorded_rows_are_told_apart_and_have_what_is_compared(name):
     assert len(apart) == len(measured) > 0
 
 
-@pytest.mark.parametrize(
-    "name", ["cpu", "peers", "scaling-cpu", "secagg-cpu", "wires-cpu"]
-)
+@pytest.mark.parametrize("name", ["cpu", "peers", "scaling-cpu", "secagg-cpu"])
 def test_records_have_the_numbers_of_the_tables_beside_them(name):
     table = (RESULTS / f"{name}.md").read_text()
     kind = records.KINDS[KINDS[name]]

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 
 import fedagg
 from fedagg import secagg
@@ -35,17 +34,16 @@ opened = jax.jit(aggregator.steps.server)  # what is made of the sum of messages
 @st.composite
 def rounds(draw):
     degree = draw(st.sampled_from([2, 4, CLIENTS - 1]))
-    plan = secagg.Plan.complete(CLIENTS, 0, BITS, CONTEXT, threshold=2)
     who = draw(st.sets(st.integers(0, CLIENTS - 1), max_size=3))
     drop = {i: draw(st.sampled_from(STEPS)) for i in sorted(who)}
-    return degree, plan, drop, draw(st.integers(0, 2**32 - 1))
+    return degree, drop, draw(st.integers(0, 2**32 - 1))
 
 
 @hypothesis.settings(max_examples=25, deadline=None)
 @hypothesis.given(rounds())
 @pytest.mark.deep
 def test_the_simulated_protocol_gives_the_round_in_jit(drawn):
-    degree, plan, drop, seed = drawn
+    degree, drop, seed = drawn
     updates = make_updates(CLIENTS, seed)
     template = jax.tree.map(lambda x: x[0], updates.value)
     state = aggregator.init(template)
@@ -55,15 +53,17 @@ def test_the_simulated_protocol_gives_the_round_in_jit(drawn):
         message(shared, *jax.tree.map(lambda x, i=i: x[i], updates))
         for i in range(CLIENTS)
     ]
-    again = ravel_pytree(messages[0])[1]
-    vectors = [np.asarray(ravel_pytree(x)[0]) for x in messages]
-    plan = dataclasses.replace(plan, length=len(vectors[0]), degree=degree, quorum=2)
+    plan = secagg.Plan.for_aggregator(
+        aggregator, template, CLIENTS, CONTEXT, complete=True, threshold=2
+    )
+    plan = dataclasses.replace(plan, degree=degree, quorum=2)
+    vectors = [secagg.vector_of(x) for x in messages]
     try:
         total, survivors = secagg.simulate(plan, vectors, drop=drop)
     except secagg.TooFewClientsError:
         assert drop
         return
-    real = opened(state, again(jnp.asarray(total)))
+    real = opened(state, secagg.total_of(aggregator, template, total))
 
     alive = np.isin(np.arange(CLIENTS), survivors)
     weights = jnp.where(alive, updates.weight, 0.0)

@@ -1,13 +1,14 @@
 """Client work for `federated_averaging`: training a model on a client's examples."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedagg._sentence import prints_as_its_call
+from fedagg._training.batches import batches_of
 from fedagg._training.checked import (
     check_collections,
     checked_losses,
@@ -102,7 +103,7 @@ def local_training(
         state = _with_draws_of_its_own(optimizer.init(start[0]), key)
         first = start, state, jnp.float32(0.0), jnp.float32(0.0)
         order_key, loss_key = split_key(key, 2)
-        batches = _batches(mask, size, epochs, order_key if shuffle else None)
+        batches = batches_of(mask, size, epochs, order_key if shuffle else None)
         # A client without examples may be said to begin after the last.
         places = jnp.minimum(place + batches.places, rowwise.count_rows(examples) - 1)
         batches = batches._replace(places=places)
@@ -187,36 +188,3 @@ def _with_draws_of_its_own(state: PyTree, key: jax.Array | None) -> PyTree:
             "the client optimizer draws and needs a key, got key=None. Give next a key."
         )
     return pytree.renew_keys(state, fold_key(key, _OPTIMIZER)) if has_keys else state
-
-
-class _Batches(NamedTuple):
-    """A client's batches of all epochs, padding at the end of each."""
-
-    places: jax.Array  # [steps, size], positions of examples
-    counts: jax.Array  # [steps, size] bool, which of them count
-    steps: jax.Array  # [], those of an epoch that have an example
-
-
-def _batches(
-    mask: jax.Array, size: int, epochs: int, key: jax.Array | None
-) -> _Batches:
-    """Batches over all epochs. Examples come before padding: the first are full."""
-    count = jnp.sum(mask, dtype=jnp.int32)
-    places = jnp.arange(-(-mask.shape[0] // size) * size, dtype=jnp.int32)
-
-    def epoch(key: jax.Array | None) -> jax.Array:
-        rank = (
-            jnp.zeros(mask.shape)
-            if key is None
-            else jax.random.uniform(key, mask.shape)
-        )
-        order = jnp.argsort(jnp.where(mask, rank, 2.0), stable=True)
-        return order[places % jnp.maximum(count, 1)]  # beyond the last, from the front
-
-    if key is None:
-        orders = jnp.tile(epoch(None), epochs)
-    else:
-        orders = jax.vmap(epoch)(jax.random.split(key, epochs))
-    counts = jnp.tile(places < count, epochs)
-    steps = -(-count // size)
-    return _Batches(orders.reshape(-1, size), counts.reshape(-1, size), steps)

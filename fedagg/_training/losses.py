@@ -41,7 +41,7 @@ def linen_loss(
     check_function("(outputs, targets)", loss=loss)
 
     def batch_loss(variables: PyTree, examples: Any, key: jax.Array | None):
-        inputs, targets = _pair(examples)
+        inputs, targets = pair(examples)
         outputs, changed = model.apply(
             variables,
             inputs,
@@ -99,7 +99,7 @@ def nnx_loss(
                 "variables: expected the first of what nnx_loss returned, a dict of "
                 f"params and state, as what init is given; got {type(variables)}."
             )
-        inputs, targets = _pair(examples)
+        inputs, targets = pair(examples)
         # Copies, since nnx refuses to write to variables of an outer trace.
         now = pytree.copy((variables["params"], variables["state"]))
         renewed = pytree.renew_keys(generators, key)
@@ -119,7 +119,7 @@ def nnx_loss(
     return pytree.copy({"params": parameters, "state": state}), batch_loss
 
 
-def _pair(examples: Any) -> tuple[Any, Any]:
+def pair(examples: Any) -> tuple[Any, Any]:
     """A client's examples as inputs and targets."""
     if not isinstance(examples, (tuple, list)) or len(examples) != 2:
         raise TypeError(

@@ -11,17 +11,16 @@ from fedagg._aggregator import Aggregator, Steps
 from fedagg._sentence import prints_as_its_call
 from fedagg._training import models
 from fedagg._training.checked import count_clients_of
-from fedagg._training.over_clients import spread, spread_of_histogram
+from fedagg._training.own_models import own_models
 from fedagg._training.own_results import (
     Metric,
-    OwnResult,
     check_metrics,
-    finalized,
     own_result,
     sums_of_examples,
 )
 from fedagg._training.population import RememberingWork
-from fedagg._trees import checks, pytree, table
+from fedagg._training.reporting import Summed, reported
+from fedagg._trees import checks, table
 from fedagg._trees.kinds import array_leaves, check_function, check_kind, types_of
 from fedagg._types import Output, PyTree, Update
 
@@ -31,22 +30,6 @@ class EvaluationState(NamedTuple):
 
     variables: PyTree
     aggregator: PyTree
-
-
-class Evaluated(NamedTuple):
-    """What clients' examples say of a model, by the names of the metrics."""
-
-    total: dict[str, jax.Array]  # of all examples of all clients
-    histograms: dict[str, jax.Array]  # [b], over clients, of the metrics with bins
-    clients: dict[str, jax.Array] | None  # [n, ...], of each; NaN of who says nothing
-
-
-class _Summed(NamedTuple):
-    """What is summed over clients, all float32."""
-
-    results: dict[str, OwnResult]
-    clients: jax.Array  # [] one
-    examples: jax.Array  # []
 
 
 @prints_as_its_call
@@ -87,13 +70,13 @@ def federated_evaluation(
     | | |
     | --- | --- |
     | a client without examples | is absent |
-    | a client's metric that is not finite | is in `clients` as it is, counted, and not among those of other numbers over clients |
+    | a client's metric that is not finite | counted, seen in `clients`, in no mean |
     | a client's sum that is not finite | the total is NaN; with noise, a zero |
     | percentiles and tenths, without bins | from the clients' own numbers, sorted |
     | with bins; where sums are secure or private | from a histogram, to within a bin |
     | under such sums without bins, and by `steps` | not reported |
     | `clients` under such sums, and by `steps` | None |
-    | an aggregator that divides, as `mean()` | counts are shares; the rest is the same |
+    | an aggregator that divides, as `mean()` | counts are shares, the rest the same |
 
     Args:
         predict: `(variables, inputs) -> outputs`, such as `model.apply`.
@@ -139,38 +122,24 @@ def federated_evaluation(
     is_hidden = is_private or (traits is not None and traits.is_secret)
     names = ("held_out",)
     names += ("training",) * (after is not None) + ("memory",) * (personal is not None)
-    reported = {
+    asked = {
         prefix + name: (metric, bins.get(name))
         for prefix in ([""] if after is None else ["before/", "after/"])
         for name, metric in metrics.items()
     }
 
-    def own_models(variables: PyTree, row: Any, key: Any) -> tuple[Any, dict]:
-        """A client's held-out examples, and its models by a prefix for their names."""
-        if len(names) == 1:
-            return row, {"": variables}
-        memory = row.get("memory")
-        own = variables if personal is None else personal(variables, memory)
-        if after is None:
-            return row["held_out"], {"": own}
-        if isinstance(after, RememberingWork):
-            change, _, memory = after.work(variables, row["training"], key, memory)
-            trained = personal(pytree.add(variables, _value(change)), memory)
-        else:
-            change, _ = after(own, row["training"], key)
-            trained = pytree.add(own, _value(change))
-        return row["held_out"], {"before/": own, "after/": trained}
-
     def evaluate(variables: PyTree, row: Any, key: Any) -> tuple[Update, dict, dict]:
         """What a client adds, no metrics of a round, and what it alone comes to."""
-        held_out, own = own_models(variables, row, key)
+        held_out, own = own_models(variables, row, key, after, personal)
         results, alone, count = {}, {}, jnp.float32(0.0)
         for prefix, model in own.items():
-            sums, count = sums_of_examples(predict, metrics, batch_size, model, held_out)
+            sums, count = sums_of_examples(
+                predict, metrics, batch_size, model, held_out
+            )
             for name in metrics:
-                made = own_result(*reported[prefix + name], sums[name])
+                made = own_result(*asked[prefix + name], sums[name])
                 results[prefix + name], alone[prefix + name] = made
-        update = Update(_Summed(results, jnp.float32(1.0), count), jnp.sign(count))
+        update = Update(Summed(results, jnp.float32(1.0), count), jnp.sign(count))
         return update, {}, alone
 
     def add(variables: PyTree, row: Any, key: Any) -> tuple[Update, dict]:
@@ -225,29 +194,11 @@ def federated_evaluation(
     def finish(
         state: EvaluationState, output: Output, alone: dict[str, jax.Array] | None
     ) -> Output:
-        summed, value = output.value, Evaluated({}, {}, alone if per_client else None)
-        found = dict(output.metrics)
-        found |= {"evaluation/clients": summed.clients}
-        found |= {"evaluation/examples": summed.examples}
-        for name, (metric, edges) in reported.items():
-            result = summed.results[name]
-            total = finalized(metric[1], result.sums)
-            if not is_private:  # or noise would be taken for what spoils a sum
-                total = jnp.where(result.spoilt > 0.0, jnp.nan, total)
-            value.total[name] = total
-            found[f"{name}/not_finite"] = result.says_not
-            if total.ndim:
-                continue
-            found[name] = total
-            found[f"{name}/by_client"] = result.value / result.says
-            over_clients = {}
-            if edges is not None:
-                value.histograms[name] = result.histogram
-                over_clients = spread_of_histogram(result.histogram, edges, percentiles)
-            elif alone is not None:
-                over_clients = spread(alone[name], percentiles)
-            found |= {f"{name}/{x}": y for x, y in over_clients.items()}
-        return Output(EvaluationState(state.variables, output.state), value, found)
+        value, found = reported(asked, output.value, alone, percentiles, is_private)
+        if not per_client:
+            value = value._replace(clients=None)
+        metrics = output.metrics | found
+        return Output(EvaluationState(state.variables, output.state), value, metrics)
 
     def broadcast(state: EvaluationState) -> EvaluationState:
         shared = aggregator.steps.broadcast(_checked_state(state).aggregator)
@@ -262,14 +213,12 @@ def federated_evaluation(
         )
 
     def server(state: EvaluationState, total: PyTree, key: Any = None) -> Output:
-        return finish(state, aggregator.steps.server(state.aggregator, total, key), None)
+        return finish(
+            state, aggregator.steps.server(state.aggregator, total, key), None
+        )
 
     steps = Steps(broadcast, client, aggregator.steps.add, server)
     return Aggregator(init, next, steps, aggregator.message, aggregator.stage)
-
-
-def _value(change: Any) -> PyTree:
-    return change.value if isinstance(change, Update) else change
 
 
 def _checked(client_data: PyTree, names: tuple[str, ...]) -> PyTree:

@@ -4,6 +4,7 @@ From each client's own number, sorted; or from a histogram, which can be summed.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,19 +42,20 @@ def spread(values: jax.Array, percentiles: Sequence[float]) -> dict[str, jax.Arr
 
 
 def in_bins(value: jax.Array, edges: jax.Array) -> jax.Array:
-    """A histogram `[b]` of one number; what is beyond the edges is in the outer bins."""
+    """A histogram `[b]` of one number; beyond the edges it is in an outer bin."""
     place = jnp.searchsorted(edges[1:-1], value, side="right")
     return (jnp.arange(len(edges) - 1) == place).astype(jnp.float32)
 
 
 def spread_of_histogram(
-    counts: jax.Array, edges: jax.Array, percentiles: Sequence[float]
+    counts: jax.Array, edges: Any, percentiles: Sequence[float]
 ) -> dict[str, jax.Array]:
     """The same from counts `[b]`, spread evenly within each bin.
 
     Each is within the width of a bin of that of the numbers, if all are between the
     edges.
     """
+    edges = jnp.asarray(edges, jnp.float32)
     counts = jnp.maximum(counts, 0.0)  # noise may have made one negative
     total = jnp.sum(counts)
     shares = counts / jnp.where(total > 0.0, total, 1.0)

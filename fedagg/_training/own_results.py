@@ -105,9 +105,7 @@ def finalized(finalize: Callable[[PyTree], Any], sums: PyTree) -> jax.Array:
     return jnp.asarray(finalize(sums)).astype(jnp.float32)
 
 
-def own_result(
-    metric: Metric, edges: Any, sums: PyTree
-) -> tuple[OwnResult, jax.Array]:
+def own_result(metric: Metric, edges: Any, sums: PyTree) -> tuple[OwnResult, jax.Array]:
     """What a client adds of a metric, and the metric of this client alone."""
     alone = finalized(metric[1], sums)
     says = jnp.all(jnp.isfinite(alone))

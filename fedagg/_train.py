@@ -15,9 +15,9 @@ from fedagg._logs import MetricsWriter
 from fedagg._privacy.budget import Budget
 from fedagg._privacy.samplers import Sampler
 from fedagg._training.prefetching import prefetch
-from fedagg._trees import checks
+from fedagg._trees import checks, pytree
 from fedagg._trees.keys import as_key
-from fedagg._trees.kinds import check_kind
+from fedagg._trees.kinds import check_kind, described
 from fedagg._trees.table import ClientTable
 from fedagg._trees.weights import as_weights
 from fedagg._types import PyTree
@@ -111,7 +111,11 @@ def train(
             bar: `pip install 'fedagg[train]'`.
     """
     check_kind(Aggregator, training=training)
-    check_kind(Sampler, sampler=sampler)
+    if not isinstance(sampler, Sampler):
+        raise TypeError(
+            "sampler: expected a Sampler, as fixed_size(10, clients) returns it, got "
+            f"{described(sampler)}."
+        )
     checks.check_whole(0, rounds=rounds)
     checks.check_whole(1, every=every, patience=patience)
     if minimized is not None and evaluate is None:
@@ -188,7 +192,7 @@ def _rows_of(client_data: PyTree, rows: np.ndarray) -> PyTree:
     def of_part(x: Any) -> Any:
         if not isinstance(x, ClientTable):
             return x[rows]
-        is_here = isinstance(jax.tree.leaves(x.examples)[0], jax.Array)
+        is_here = isinstance(pytree.flatten(x.examples)[0][0], jax.Array)
         return x[rows] if is_here else x.gathered(rows)
 
     return jax.tree.map(

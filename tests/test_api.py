@@ -22,7 +22,7 @@ PARTS = [
     *("_mechanism", "_types", "_aggregator", "_payload", "_sentence"),
     *("_trees", "_messages", "_execution", "_bounding", "_rounds", "_rules"),
     *("_privacy", "_compression", "_secure", "_client_noise", "_training", "_recipes"),
-    *("_logs", "__init__", "attacks", "secagg"),
+    *("_logs", "_train", "__init__", "attacks", "metrics", "secagg"),
 ]
 
 # What these make has a source in the literature; the core has none.
@@ -40,7 +40,9 @@ CORE = {
         "_training.losses",
     ),
     "_training.federated_averaging",
+    "_training.partition",
     "_logs",
+    "_train",
 }
 
 
@@ -183,7 +185,7 @@ def test_no_imports_go_in_a_circle(module):
 
 @pytest.mark.parametrize("module", [x for x in MODULES if x.endswith(".__init__")])
 def test_a_folder_is_opened_by_prose(module):
-    if module not in ("secagg.__init__", "attacks.__init__"):
+    if module not in ("secagg.__init__", "attacks.__init__", "metrics.__init__"):
         assert [type(x).__name__ for x in parsed(module).body] == ["Expr"]
 
 
@@ -196,7 +198,7 @@ def test_every_module_has_a_part_a_docstring_and_at_most_250_lines(module):
     assert len(text.splitlines()) <= 250
 
 
-@every_module
+@pytest.mark.parametrize("module", [x for x in MODULES if x != "_train"])
 def test_nothing_is_compiled_for_the_user(module):
     compiled = {x for x in names_used(module) if re.search(r"\bp?jit$|\.pmap$", x)}
 

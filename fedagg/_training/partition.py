@@ -88,11 +88,14 @@ def by_label(
         Networks", 2019, section 4.
     """
     labels = _checked_labels(labels)
+    checks.check_whole(1, clients=clients)
+    checks.check_above_zero(concentration=concentration)
     owners = np.zeros(len(labels), np.int32)
     names, of = np.unique(labels, return_inverse=True)
-    for number, own in enumerate(jax.random.split(as_key(key), len(names))):
+    random = _generator(key)
+    for number in range(len(names)):
         (places,) = np.nonzero(of == number)
-        owners[places] = by_quantity(len(places), clients, concentration, own)
+        owners[places] = _drawn(len(places), clients, concentration, random)
     return owners
 
 
@@ -122,11 +125,11 @@ def by_shards(
     shards = clients * shards_per_client
     if shards > len(labels):
         raise ValueError(f"got {len(labels)} examples for {shards} shards.")
-    within, among = jax.random.split(as_key(key))
-    mixed = np.asarray(jax.random.permutation(within, len(labels)))
+    random = _generator(key)
+    mixed = random.permutation(len(labels))
     ordered = mixed[np.argsort(labels[mixed], kind="stable")]
     shard = np.arange(len(labels)) * shards // len(labels)
-    owner = np.asarray(jax.random.permutation(among, shards)) % clients
+    owner = random.permutation(shards) % clients
     owners = np.zeros(len(labels), np.int32)
     owners[ordered] = owner[shard]
     return owners
@@ -154,14 +157,24 @@ def by_quantity(
     """
     checks.check_whole(1, examples=examples, clients=clients)
     checks.check_above_zero(concentration=concentration)
-    to_shares, to_order = jax.random.split(as_key(key))
+    return _drawn(examples, clients, concentration, _generator(key))
+
+
+def _drawn(
+    examples: int, clients: int, concentration: float, random: np.random.Generator
+) -> np.ndarray:
     shares = np.full(clients, 1.0 / clients)
     if concentration < math.inf:
-        alpha = np.full(clients, concentration, np.float32)
-        shares = np.asarray(jax.random.dirichlet(to_shares, alpha), np.float64)
+        shares = random.dirichlet(np.full(clients, float(concentration)))
     ends = np.rint(np.cumsum(shares) / shares.sum() * examples)
-    order = np.asarray(jax.random.permutation(to_order, examples))
+    order = random.permutation(examples)
     return np.searchsorted(ends, order, side="right").astype(np.int32)
+
+
+def _generator(key: jax.Array) -> np.random.Generator:
+    """One of NumPy, which compiles nothing, by what the key holds."""
+    key = checks.check_key(as_key(key), "partition", "owners")
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
 def _checked_labels(labels: Any) -> np.ndarray:

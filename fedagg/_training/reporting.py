@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fedagg._training.over_clients import spread, spread_of_histogram
 from fedagg._training.own_results import Metric, OwnResult, finalized
+from fedagg._trees import rowwise
 
 
 class Evaluated(NamedTuple):
@@ -58,6 +59,6 @@ def reported(
             value.histograms[name] = result.histogram
             over_clients = spread_of_histogram(result.histogram, edges, percentiles)
         elif alone is not None:
-            over_clients = spread(alone[name], percentiles)
+            over_clients = spread(rowwise.taken_together(alone[name]), percentiles)
         found |= {f"{name}/{x}": y for x, y in over_clients.items()}
     return value, found

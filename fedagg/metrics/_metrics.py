@@ -176,7 +176,8 @@ def _is_right(outputs: Any, targets: Any) -> jax.Array:
 def _in_bins(probability: jax.Array, bins: int) -> jax.Array:
     """Ones in the bin of each number, `[..., bins]`; none for NaN."""
     place = jnp.clip(jnp.floor(probability * bins), 0, bins - 1)
-    return (place[..., None] == jnp.arange(bins)).astype(jnp.float32)
+    place = jnp.where(jnp.isnan(probability), -1, place).astype(jnp.int32)
+    return jax.nn.one_hot(place, bins)
 
 
 def _confidence(bins: int) -> Callable[[Any, Any], jax.Array]:

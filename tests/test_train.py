@@ -26,7 +26,9 @@ def loss(variables, examples, key):
 def make(aggregator=None, server=None):
     work = fedagg.local_training(loss, optax.sgd(0.1), batch_size=2)
     aggregator = aggregator or fedagg.robust_aggregator()
-    return fedagg.federated_averaging(work, server or optax.sgd(1.0, momentum=0.5), aggregator)
+    return fedagg.federated_averaging(
+        work, server or optax.sgd(1.0, momentum=0.5), aggregator
+    )
 
 
 def distance(variables):
@@ -61,7 +63,10 @@ def by_hand(rounds):
         draws, (rows, present) = sampler.next(draws, jax.random.fold_in(KEY, 2**32 - 2))
         cohort = TABLE[rows]
         state, *_ = next_round(
-            state, cohort, present * np.float32(cohort.sizes), jax.random.fold_in(KEY, number)
+            state,
+            cohort,
+            present * np.float32(cohort.sizes),
+            jax.random.fold_in(KEY, number),
         )
     return state
 

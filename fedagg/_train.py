@@ -233,7 +233,8 @@ def _opened(
     step = manager.latest_step()
     if step is None:
         return first, save
-    return manager.restore(step, args=orbax.args.StandardRestore(first)), save
+    found: Any = manager.restore(step, args=orbax.args.StandardRestore(first))
+    return found, save
 
 
 def _bar(stack: contextlib.ExitStack, begin: int, rounds: int) -> Callable[[], Any]:

@@ -1,6 +1,7 @@
 """The loop for people: what it runs, and what it goes on from."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,25 +24,33 @@ def loss(variables, examples, key):
     return jnp.sum((examples - variables[None]) ** 2, axis=-1), {}
 
 
-def make(aggregator=None, server=None):
+def make(aggregator=None):
     work = fedagg.local_training(loss, optax.sgd(0.1), batch_size=2)
     aggregator = aggregator or fedagg.robust_aggregator()
-    return fedagg.federated_averaging(
-        work, server or optax.sgd(1.0, momentum=0.5), aggregator
-    )
+    server = optax.sgd(1.0, momentum=0.5)
+    return fedagg.federated_averaging(work, server, aggregator)
 
 
 def distance(variables):
     return {"distance": jnp.mean(jnp.square(variables - TARGETS.mean(axis=0)))}
 
 
-def run(training=None, data=TABLE, rounds=9, stop=None, sampler=None, **options):
+def run(
+    training=None,
+    data: Any = TABLE,
+    rounds=9,
+    stop=None,
+    sampler=None,
+    **options: Any,
+):
     """The rounds, as NumPy arrays; left after the one numbered `stop`."""
     found = []
+    given: dict[str, Any] = {"key": KEY, "weights": TABLE.sizes} | options
     sampler = sampler or fedagg.fixed_size(4, CLIENTS)
     for each in fedagg.train(
         *(training or make(), jnp.zeros(3), data, sampler),
-        **{"rounds": rounds, "key": KEY, "weights": TABLE.sizes, **options},
+        rounds=rounds,
+        **given,
     ):
         found.append(jax.device_get(each))
         if each.number == stop:

@@ -21,7 +21,8 @@ def partition(
     that `by_label`, `by_shards` or `by_quantity` return. A client has its examples in
     the order in which they were given::
 
-        table = partition((inputs, labels), by_label(labels, 100, 0.5, key), 100)
+        table = partition(jnp.arange(4), ["puck", "anna", "puck", "zoe"])
+        assert table.sizes.tolist() == [1, 2, 1]
 
     Args:
         examples: a tree of arrays `[m, ...]`.

@@ -1,5 +1,7 @@
 """Metrics as sums over examples, against sklearn and NumPy over all at once."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,5 +138,10 @@ def test_counts_are_positive(make):
 
 
 def test_a_loss_is_a_function_of_outputs_and_targets():
+    def of_one(*, outputs: Any) -> Any:
+        return outputs
+
+    wrong: Any = of_one
+
     with pytest.raises(TypeError, match=r"loss: expected a function \(outputs"):
-        metrics.mean_loss(lambda outputs: outputs)
+        metrics.mean_loss(wrong)

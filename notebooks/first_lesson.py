@@ -75,9 +75,11 @@ variables, loss = fedagg.nnx_loss(model, cross_entropy)
 work = fedagg.local_training(loss, optax.sgd(0.1), batch_size=8, epochs=2)
 
 
+graph = nnx.graphdef(model)
+
+
 def predict(variables, images):
-    nnx.update(model, variables["params"], variables["state"])
-    return model(images)
+    return nnx.merge(graph, variables["params"], variables["state"])(images)
 
 
 # %% [markdown]

@@ -37,3 +37,10 @@ def batches_of(
     counts = jnp.tile(places < count, epochs)
     steps = -(-count // size)
     return Batches(orders.reshape(-1, size), counts.reshape(-1, size), steps)
+
+
+def first_steps(batches: Batches, most: int) -> Batches:
+    """The same, of which no batch after so many counts an example."""
+    is_run = jnp.any(batches.counts, axis=1)
+    is_first = jnp.cumsum(is_run, dtype=jnp.int32) <= most
+    return batches._replace(counts=batches.counts & is_first[:, None])

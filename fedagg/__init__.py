@@ -25,7 +25,8 @@ client computes, a sum over clients, and what the server makes of the sum. There
 - secure sums: `secure_sum`, `secure_modular_sum`, `modular_clipping`, `server_view`;
   `fedagg.secagg` is the protocol
 - training: `federated_averaging`, `local_training`, `linen_loss`, `nnx_loss`,
-  `pad_clients`, `ClientTable`, `prefetch`, `RememberingWork`, `ClientMemories`
+  `trained_part`, `RememberingWork`, `ClientMemories`, `pad_clients`, `ClientTable`,
+  `prefetch`
 - data in many hands: `partition`, `by_label`, `by_shards`, `by_quantity`
 - what a model is worth to each client: `federated_evaluation`, with what
   `fedagg.metrics` has; and a loop, `train`
@@ -117,6 +118,7 @@ from fedagg._training.partition import (
 )
 from fedagg._training.population import RememberingWork
 from fedagg._training.prefetching import prefetch
+from fedagg._training.trained_part import trained_part
 from fedagg._trees.table import ClientTable
 from fedagg._types import Bound, Output, Rule, Stage, Traits, Update
 from fedagg._version import __version__ as __version__
@@ -226,6 +228,7 @@ __all__ = [
     "terngrad",
     "top_k",
     "train",
+    "trained_part",
     "tree_noise",
     "trimmed_mean",
     "with_distortion",

@@ -41,6 +41,7 @@ CORE = {
     ),
     "_training.federated_averaging",
     "_training.partition",
+    "_training.trained_part",
     "_logs",
     "_train",
 }

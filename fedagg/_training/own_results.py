@@ -109,9 +109,7 @@ def own_result(metric: Metric, edges: Any, sums: PyTree) -> tuple[OwnResult, jax
     """What a client adds of a metric, and the metric of this client alone."""
     alone = finalized(metric[1], sums)
     says = jnp.all(jnp.isfinite(alone))
-    is_sound = jnp.all(
-        jnp.stack([jnp.all(jnp.isfinite(x)) for x in pytree.flatten(sums)[0]])
-    )
+    is_sound = pytree.is_finite(sums)
     value, histogram = (), ()
     if not alone.ndim:
         value = jnp.where(says, alone, 0.0)

@@ -25,7 +25,11 @@ client computes, a sum over clients, and what the server makes of the sum. There
 - secure sums: `secure_sum`, `secure_modular_sum`, `modular_clipping`, `server_view`;
   `fedagg.secagg` is the protocol
 - training: `federated_averaging`, `local_training`, `linen_loss`, `nnx_loss`,
-  `pad_clients`, `ClientTable`, `prefetch`, `RememberingWork`, `ClientMemories`
+  `trained_part`, `RememberingWork`, `ClientMemories`, `pad_clients`, `ClientTable`,
+  `prefetch`
+- data in many hands: `partition`, `by_label`, `by_shards`, `by_quantity`
+- what a model is worth to each client: `federated_evaluation`, with what
+  `fedagg.metrics` has; and a loop, `train`
 - between machines: `Wire`, messages as bytes; `RunningTotal`, a server's sum
 - ways to sum: `at_once`, `in_chunks`, `across`, `cpu_mesh`
 - types, for parts of your own: `Stage`, `Update`, `Output`, `Traits`, `Bound`, `Rule`,
@@ -102,13 +106,22 @@ from fedagg._rules.mixing import (
 from fedagg._rules.subsets import minimum_diameter, smea
 from fedagg._secure.modular_clipping import modular_clipping
 from fedagg._secure.secure_sum import secure_modular_sum, secure_sum
+from fedagg._train import train
 from fedagg._training.data import pad_clients
+from fedagg._training.evaluation import federated_evaluation
 from fedagg._training.federated_averaging import federated_averaging
 from fedagg._training.local_training import local_training
 from fedagg._training.losses import linen_loss, nnx_loss
 from fedagg._training.memories import ClientMemories
+from fedagg._training.partition import (
+    by_label,
+    by_quantity,
+    by_shards,
+    partition,
+)
 from fedagg._training.population import RememberingWork
 from fedagg._training.prefetching import prefetch
+from fedagg._training.trained_part import trained_part
 from fedagg._trees.table import ClientTable
 from fedagg._types import Bound, Output, Rule, Stage, Traits, Update
 from fedagg._version import __version__ as __version__
@@ -146,6 +159,9 @@ __all__ = [
     "bucketing",
     "budget",
     "bulyan",
+    "by_label",
+    "by_quantity",
+    "by_shards",
     "caf",
     "centered_clipping",
     "chain",
@@ -168,6 +184,7 @@ __all__ = [
     "elias_gamma_encode",
     "epsilon",
     "federated_averaging",
+    "federated_evaluation",
     "fixed_size",
     "gaussian_noise",
     "geometric_median",
@@ -191,6 +208,7 @@ __all__ = [
     "noise_multiplier_for",
     "noised_metrics",
     "pad_clients",
+    "partition",
     "plot_metrics",
     "poisson",
     "prefetch",
@@ -214,6 +232,8 @@ __all__ = [
     "smea",
     "terngrad",
     "top_k",
+    "train",
+    "trained_part",
     "tree_noise",
     "trimmed_mean",
     "with_distortion",

@@ -18,6 +18,7 @@ from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 import fedagg
+import fedagg.metrics
 
 rng = np.random.default_rng(0)
 cross_entropy = optax.softmax_cross_entropy_with_integer_labels
@@ -74,9 +75,11 @@ variables, loss = fedagg.nnx_loss(model, cross_entropy)
 work = fedagg.local_training(loss, optax.sgd(0.1), batch_size=8, epochs=2)
 
 
+graph = nnx.graphdef(model)
+
+
 def predict(variables, images):
-    nnx.update(model, variables["params"], variables["state"])
-    return model(images)
+    return nnx.merge(graph, variables["params"], variables["state"])(images)
 
 
 # %% [markdown]
@@ -120,14 +123,12 @@ def train(title, work, variables, predict, aggregator, rounds=60):
         accuracy = float(jnp.mean(guesses == labels[test]))
         reports.append({"accuracy": accuracy, **jax.tree.map(float, metrics)})
         progress.set_postfix(accuracy=f"{accuracy:.3f}")
-    return reports
+    return reports, variables
 
 
 plain, robust = fedagg.aggregator(fedagg.mean()), fedagg.robust_aggregator()
-runs = {
-    "plain mean": train("plain mean", work, variables, predict, plain),
-    "robust": train("robust", work, variables, predict, robust),
-}
+runs = {"plain mean": train("plain mean", work, variables, predict, plain)[0]}
+runs["robust"], trained = train("robust", work, variables, predict, robust)
 
 # %% [markdown]
 # ## The same with linen
@@ -150,7 +151,7 @@ linen_work = fedagg.local_training(
     fedagg.linen_loss(net, cross_entropy), optax.sgd(0.1), batch_size=8, epochs=2
 )
 start = net.init(jax.random.key(0), images[:1])
-runs["robust, linen"] = train("linen", linen_work, start, jax.jit(net.apply), robust)
+runs["robust, linen"], _ = train("linen", linen_work, start, jax.jit(net.apply), robust)
 
 # %% [markdown]
 # ## What came of it
@@ -182,15 +183,56 @@ right.legend()
 plt.show()
 
 # %% [markdown]
+# ## What it is worth to each client
+#
+# A mean over all digits hides who is served badly. So each client gets forty digits of
+# the held-out ones, of its own classes in its own proportions. `federated_evaluation`
+# sums over them as a round does over updates, and gives what each client has, with the
+# model of all and after two passes more over its own digits.
+
+# %%
+draws = np.random.default_rng(2)
+odds = shares[labels[test]].T  # [client, digit]
+held_out = fedagg.ClientTable.of(
+    [
+        (images[own], labels[own])
+        for own in (draws.choice(test, 40, p=x / x.sum()) for x in odds)
+    ]
+)
+evaluation = fedagg.federated_evaluation(
+    predict,
+    {"accuracy": fedagg.metrics.accuracy()},
+    fedagg.aggregator(),
+    after=work,
+    per_client=True,
+)
+data = {"held_out": held_out, "training": table}
+state = evaluation.init((trained, data))
+_, value, found = jax.jit(evaluation.next)(state, data, None, jax.random.key(0))
+
+figure, axis = plt.subplots(figsize=(6, 3), dpi=80, layout="tight")
+print("        mean   worst tenth")
+for when, color in (("before", "C0"), ("after", "C1")):
+    each, mean = value.clients[f"{when}/accuracy"], found[f"{when}/accuracy"]
+    axis.hist(each, np.linspace(0.6, 1, 17), alpha=0.5, color=color, label=when)
+    axis.axvline(mean, color=color, ls="--")
+    print(f"{when:<6}  {mean:.3f}  {found[f'{when}/accuracy/lowest_tenth']:11.3f}")
+axis.set(xlabel="accuracy of a client, and the mean", ylabel="clients")
+axis.legend(title="local training", loc="upper left")
+plt.show()
+
+# %% [markdown]
 # ## What was learnt
 #
-# - A plain mean is lost with the first NaN: from then on the model gives one answer to
-#   every digit, and 0.071 of them are right.
+# - A plain mean is lost with the first change that is a million times too large: from
+#   then on 0.071 of the answers are right. A round with a NaN does not count at all.
 # - With `robust_aggregator()`, one word changed, the same rounds come to 0.970. Clients
 #   were set to zero 44 times, and clipped 235 times, the reversed ones among them.
 # - The bounds come from the clients: that of `clipping` falls as changes get smaller,
 #   and that of `zeroing`, twice and one more than what is usual, has room to spare.
 # - linen or nnx makes no difference but of the first draw: 0.966.
+# - The tenth of clients who are served worst have 0.913 of their digits right. Two
+#   passes more over a client's few digits make it worse for most of them.
 #
 # From here: [how many bits](how_many_bits.ipynb) clients need to send, [what privacy
 # costs](private_training.ipynb), [parts of your own](write_your_own.ipynb), and [from

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import fedagg
@@ -24,6 +25,23 @@ PLAN = {"neighbors": "add_or_remove"}
 
 def private() -> fedagg.Aggregator:
     return fedagg.dp_aggregator(2.0, 100)
+
+
+def a_round(**options: Any) -> None:
+    """A round of nothing much."""
+    training = fedagg.federated_averaging(
+        lambda variables, row, key: (row, {}),
+        optax.sgd(1.0),
+        fedagg.aggregator(fedagg.mean()),
+    )
+    sampler, key = fedagg.fixed_size(1, 2), jax.random.key(0)
+    rounds = fedagg.train(
+        *(training, jnp.zeros(3), jnp.ones((2, 3)), sampler),
+        rounds=1,
+        key=key,
+        **options,
+    )
+    next(rounds)
 
 
 # What is asked for, the module that it imports, and the extra that has it.
@@ -60,12 +78,19 @@ NEEDS: dict[str, tuple[Callable[[], Any], str, str]] = {
         "tensorboardX",
         "logs",
     ),
+    "train": (
+        lambda: a_round(folder=tempfile.mkdtemp()),
+        "orbax",
+        "train",
+    ),
+    "train with a bar": (lambda: a_round(progress=True), "tqdm", "train"),
     "plot_metrics": (
         lambda: fedagg.plot_metrics([{"step": 0, "loss": 1.0}]),
         "matplotlib",
         "logs",
     ),
 }
+DISTRIBUTIONS = {"orbax": "orbax-checkpoint"}
 SECAGG = ("import fedagg.secagg", "cryptography", "secagg")
 
 
@@ -124,7 +149,7 @@ def test_the_table_above_has_every_import_that_may_fail():
 def test_the_extras_have_what_is_asked_for():
     for _, module, extra in [*NEEDS.values(), SECAGG]:
         installed = [re.split(r"[>=\[]", x)[0] for x in extras()[extra]]
-        assert module.replace("_", "-") in installed
+        assert DISTRIBUTIONS.get(module, module).replace("_", "-") in installed
 
 
 def test_what_is_slow_to_import_is_imported_by_who_uses_it():

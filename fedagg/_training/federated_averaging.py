@@ -78,7 +78,8 @@ def federated_averaging(
     | a round with nobody present | takes a step, of noise, as every other |
     | a client in two rows of a round | moves the sum by two clips |
 
-    Without one the model and the optimizer stay as they are in a round with nobody.
+    Without one the model and the optimizer stay as they are in a round with nobody, and
+    where the aggregated change is not finite, which `training/not_finite` `[]` counts.
 
     `steps` is the same round taken apart: `client` trains, `server` takes the step.
 
@@ -135,6 +136,7 @@ def federated_averaging(
 
     def stepped(state: TrainingState, change: Output, is_anyone: jax.Array) -> Output:
         """The server's step, after the aggregator's."""
+        is_finite = pytree.is_finite(change.value)
         parameters, collections = models.split_model(state.variables)
         towards, collections_change = models.split_model(change.value)
         step, optimizer = server_optimizer.update(
@@ -147,12 +149,13 @@ def federated_averaging(
         # A momentum would move the model in a round without anybody too. Where there is
         # noise, a model that stays would tell that nobody was there.
         variables, optimizer = pytree.where(
-            is_anyone | is_private,
+            (is_anyone & is_finite) | is_private,
             (variables, optimizer),
             (state.variables, state.optimizer),
         )
         state = TrainingState(variables, optimizer, change.state, state.memories)
-        return Output(state, variables, change.metrics)
+        lost = {} if is_private else {"training/not_finite": jnp.float32(~is_finite)}
+        return Output(state, variables, change.metrics | lost)
 
     def next(
         state: TrainingState,

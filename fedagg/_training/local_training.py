@@ -1,13 +1,14 @@
 """Client work for `federated_averaging`: training a model on a client's examples."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedagg._sentence import prints_as_its_call
+from fedagg._training.batches import batches_of, first_steps
 from fedagg._training.checked import (
     check_collections,
     checked_losses,
@@ -34,6 +35,7 @@ def local_training(
     *,
     batch_size: int | None = None,
     epochs: int = 1,
+    max_steps: int | None = None,
     proximal: float = 0.0,
     shuffle: bool = True,
 ) -> ClientWork:
@@ -59,11 +61,13 @@ def local_training(
         loss: `(variables, examples, key) -> (losses, collections)`: the loss of each
             example `[b]`, and the new values of collections beside "params" (a dict,
             empty for none). `linen_loss` and `nnx_loss` make one from a Flax model.
-        optimizer: from Optax. It starts anew with each client and round. Typed keys in
-            its state, as `optax.add_noise` has one, are made anew from the client's, so
-            that clients and rounds draw apart.
+        optimizer: from Optax. It starts anew with each client and round, and is told
+            the loss, as `optax.lbfgs` and `optax.contrib.reduce_on_plateau` want it.
+            Typed keys in its state, as `optax.add_noise` has one, are made anew from
+            the client's, so that clients and rounds draw apart.
         batch_size: examples in a batch. None takes all of a client's at once.
         epochs: passes over the client's examples.
+        max_steps: of a client in a round, at most. None is as many as it has batches.
         proximal: FedProx's mu: adds `mu / 2` times the squared distance from the
             server's parameters to the loss of a batch.
         shuffle: whether each epoch draws a new order, where there is a `batch_size`.
@@ -84,6 +88,9 @@ def local_training(
     check_kind(optax.GradientTransformation, optimizer=optimizer)
     if batch_size is not None:
         checks.check_whole(1, batch_size=batch_size)
+    if max_steps is not None:
+        checks.check_whole(1, max_steps=max_steps)
+    told = optax.with_extra_args_support(optimizer)
     checks.check_whole(1, epochs=epochs)
     checks.check_not_negative(proximal=proximal)
     shuffle = shuffle and batch_size is not None
@@ -102,7 +109,9 @@ def local_training(
         state = _with_draws_of_its_own(optimizer.init(start[0]), key)
         first = start, state, jnp.float32(0.0), jnp.float32(0.0)
         order_key, loss_key = split_key(key, 2)
-        batches = _batches(mask, size, epochs, order_key if shuffle else None)
+        batches = batches_of(mask, size, epochs, order_key if shuffle else None)
+        if max_steps is not None:
+            batches = first_steps(batches, max_steps)
         # A client without examples may be said to begin after the last.
         places = jnp.minimum(place + batches.places, rowwise.count_rows(examples) - 1)
         batches = batches._replace(places=places)
@@ -130,15 +139,18 @@ def local_training(
         """One step on a batch that counts an example."""
         (parameters, collections), optimizer_state, total, counted = carry
         places, counts, key = batch
-        (_, (value, changed)), gradient = value_and_grad(batch_loss)(
-            parameters,
-            collections,
-            start,
-            rowwise.take(examples, places),
-            counts,
-            key,
+        given = collections, start, rowwise.take(examples, places), counts, key
+        (loss_now, (value, changed)), gradient = value_and_grad(batch_loss)(
+            parameters, *given
         )
-        change, new_state = optimizer.update(gradient, optimizer_state, parameters)
+        change, new_state = told.update(
+            gradient,
+            optimizer_state,
+            parameters,
+            value=loss_now,
+            grad=gradient,
+            value_fn=lambda x: batch_loss(x, *given)[0],
+        )
         count = jnp.sum(counts, dtype=jnp.float32)
         total += count * value.astype(jnp.float32)
         model = optax.apply_updates(parameters, change), changed
@@ -151,6 +163,9 @@ def local_training(
         Steps on padding are not run, where clients train one at a time.
         """
         own = batches.steps
+        steps = epochs * own
+        if max_steps is not None:
+            steps = jnp.minimum(steps, max_steps)
 
         def body(i, carry):
             at = i // own * (len(batches.places) // epochs) + i % own
@@ -158,7 +173,7 @@ def local_training(
             key = None if keys is None else keys[at]
             return step(carry, first[0], examples, (*batch, key))
 
-        end, _, total, count = jax.lax.fori_loop(0, epochs * own, body, first)
+        end, _, total, count = jax.lax.fori_loop(0, steps, body, first)
         return end, total, count
 
     @train.defjvp
@@ -187,36 +202,3 @@ def _with_draws_of_its_own(state: PyTree, key: jax.Array | None) -> PyTree:
             "the client optimizer draws and needs a key, got key=None. Give next a key."
         )
     return pytree.renew_keys(state, fold_key(key, _OPTIMIZER)) if has_keys else state
-
-
-class _Batches(NamedTuple):
-    """A client's batches of all epochs, padding at the end of each."""
-
-    places: jax.Array  # [steps, size], positions of examples
-    counts: jax.Array  # [steps, size] bool, which of them count
-    steps: jax.Array  # [], those of an epoch that have an example
-
-
-def _batches(
-    mask: jax.Array, size: int, epochs: int, key: jax.Array | None
-) -> _Batches:
-    """Batches over all epochs. Examples come before padding: the first are full."""
-    count = jnp.sum(mask, dtype=jnp.int32)
-    places = jnp.arange(-(-mask.shape[0] // size) * size, dtype=jnp.int32)
-
-    def epoch(key: jax.Array | None) -> jax.Array:
-        rank = (
-            jnp.zeros(mask.shape)
-            if key is None
-            else jax.random.uniform(key, mask.shape)
-        )
-        order = jnp.argsort(jnp.where(mask, rank, 2.0), stable=True)
-        return order[places % jnp.maximum(count, 1)]  # beyond the last, from the front
-
-    if key is None:
-        orders = jnp.tile(epoch(None), epochs)
-    else:
-        orders = jax.vmap(epoch)(jax.random.split(key, epochs))
-    counts = jnp.tile(places < count, epochs)
-    steps = -(-count // size)
-    return _Batches(orders.reshape(-1, size), counts.reshape(-1, size), steps)

@@ -41,7 +41,7 @@ def linen_loss(
     check_function("(outputs, targets)", loss=loss)
 
     def batch_loss(variables: PyTree, examples: Any, key: jax.Array | None):
-        inputs, targets = _pair(examples)
+        inputs, targets = pair(examples)
         outputs, changed = model.apply(
             variables,
             inputs,
@@ -49,7 +49,9 @@ def linen_loss(
             rngs=None if key is None else {"dropout": key},
             **kwargs,
         )
-        return loss(outputs, targets), dict(changed)
+        # What a model sows grows with each call, and is nothing that a round keeps.
+        kept = {x: y for x, y in changed.items() if _is_like(y, variables[x])}
+        return loss(outputs, targets), kept
 
     return batch_loss
 
@@ -89,8 +91,8 @@ def nnx_loss(
             f"{described(model)}. For one of flax.linen: linen_loss(model, loss)."
         )
     check_function("(outputs, targets)", loss=loss)
-    graph, parameters, generators, state = nnx.split(
-        model, nnx.Param, nnx.RngState, ...
+    graph, parameters, generators, sown, state = nnx.split(
+        model, nnx.Param, nnx.RngState, nnx.Intermediate, ...
     )
 
     def batch_loss(variables: PyTree, examples: Any, key: jax.Array | None):
@@ -99,13 +101,14 @@ def nnx_loss(
                 "variables: expected the first of what nnx_loss returned, a dict of "
                 f"params and state, as what init is given; got {type(variables)}."
             )
-        inputs, targets = _pair(examples)
+        inputs, targets = pair(examples)
         # Copies, since nnx refuses to write to variables of an outer trace.
         now = pytree.copy((variables["params"], variables["state"]))
         renewed = pytree.renew_keys(generators, key)
         before, _ = pytree.flatten(renewed)
-        module = nnx.merge(graph, *now, renewed)
+        module = nnx.merge(graph, *now, renewed, pytree.copy(sown))
         outputs = module(inputs)
+        nnx.pop(module, nnx.Intermediate)  # what it sowed, which no round keeps
         _, _, drawn, changed = nnx.split(module, nnx.Param, nnx.RngState, ...)
         if key is None and not pytree.has_same_leaves(drawn, before):
             raise ValueError(
@@ -119,7 +122,13 @@ def nnx_loss(
     return pytree.copy({"params": parameters, "state": state}), batch_loss
 
 
-def _pair(examples: Any) -> tuple[Any, Any]:
+def _is_like(collection: PyTree, before: PyTree) -> bool:
+    return pytree.is_alike(collection, before) and (
+        pytree.shapes(collection) == pytree.shapes(before)
+    )
+
+
+def pair(examples: Any) -> tuple[Any, Any]:
     """A client's examples as inputs and targets."""
     if not isinstance(examples, (tuple, list)) or len(examples) != 2:
         raise TypeError(

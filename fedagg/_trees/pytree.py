@@ -169,6 +169,12 @@ def keep(condition: jax.Array, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.where(condition, x, jnp.zeros_like(x)), tree)
 
 
+def is_finite(tree: PyTree) -> jax.Array:
+    """Whether no leaf holds a NaN or an infinity."""
+    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(finite)) if finite else jnp.bool_(True)
+
+
 def zeros(template: PyTree) -> PyTree:
     """Zeros of the shapes and dtypes of a tree of arrays or `ShapeDtypeStruct`."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), template)

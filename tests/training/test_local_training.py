@@ -12,6 +12,7 @@ from flax import nnx
 from flax.core import FrozenDict
 
 import fedagg
+from tests.compiling import jit
 
 LOSS = optax.softmax_cross_entropy_with_integer_labels
 
@@ -436,3 +437,102 @@ def test_an_optimizer_that_draws_does_so_for_each_client_and_round_apart():
     np.testing.assert_array_equal(change(0), change(0))
     with pytest.raises(ValueError, match="the client optimizer draws and needs a key"):
         change(None)
+
+
+def quadratic(variables, examples, key):
+    """Half the squared distance to each example, entry by entry times 1, 2, 3."""
+    scale = jnp.arange(1.0, 4.0)[None]
+    return 0.5 * jnp.sum(scale * (examples - variables[None]) ** 2, axis=-1), {}
+
+
+POINTS = np.random.default_rng(5).normal(size=(10, 3)).astype(np.float32)
+
+
+def locally(optimizer, points=POINTS, **options):
+    work = fedagg.local_training(quadratic, optimizer, shuffle=False, **options)
+    row = jnp.asarray(points), jnp.ones(len(points), bool)
+    change, metrics = jit(work)(jnp.zeros(3), row, None)
+    return np.asarray(change), metrics
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7, 100])
+def test_a_client_takes_at_most_so_many_steps(steps):
+    change, metrics = locally(optax.sgd(0.1), batch_size=4, epochs=2, max_steps=steps)
+
+    w, losses = np.zeros(3), []
+    batches = [POINTS[:4], POINTS[4:8], POINTS[8:]] * 2
+    for batch in batches[:steps]:
+        losses += [*(0.5 * np.sum([1, 2, 3] * (batch - w) ** 2, axis=1))]
+        w = w - 0.1 * np.array([1, 2, 3]) * (w - batch.mean(axis=0))
+    np.testing.assert_allclose(change, w, rtol=1e-5)
+    np.testing.assert_allclose(metrics["training/loss"], np.mean(losses), rtol=1e-5)
+
+
+@pytest.mark.deep
+def test_fewer_steps_have_the_same_derivative():
+    def moved(start):
+        work = fedagg.local_training(
+            quadratic, optax.sgd(0.1), batch_size=4, shuffle=False, max_steps=2
+        )
+        row = jnp.asarray(POINTS), jnp.ones(10, bool)
+        return jnp.sum(work(start, row, None)[0])
+
+    # Each step keeps 1 - 0.1 * scale of what it starts from.
+    expected = (1 - 0.1 * np.array([1, 2, 3])) ** 2 - 1
+    np.testing.assert_allclose(jax.grad(moved)(jnp.zeros(3)), expected, rtol=1e-5)
+
+
+@pytest.mark.deep
+def test_an_optimizer_that_searches_along_a_line_is_told_the_loss():
+    change, _ = locally(optax.lbfgs(), epochs=12)
+
+    np.testing.assert_allclose(change, POINTS.mean(axis=0), atol=1e-4)
+
+
+def test_an_optimizer_that_waits_for_the_loss_to_fall_is_told_it():
+    plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=1.0)
+    change, _ = locally(optax.chain(optax.sgd(0.1), plateau), epochs=4)
+
+    # With such a tolerance no loss is ever lower by enough: the rate is halved.
+    plain, _ = locally(optax.sgd(0.1), epochs=4)
+    assert (np.abs(change) < 0.9 * np.abs(plain)).all()
+
+
+def test_a_rate_of_ones_own_comes_with_the_row():
+    def work(variables, row, key):
+        data, rate = row
+        return fedagg.local_training(quadratic, optax.sgd(rate))(variables, data, key)
+
+    training = fedagg.federated_averaging(
+        work, optax.sgd(1.0), fedagg.aggregator(fedagg.mean())
+    )
+    data = jnp.asarray(POINTS.reshape(2, 5, 3)), jnp.ones((2, 5), bool)
+    rates = np.array([0.1, 0.3], np.float32)
+
+    output = training.next(training.init(jnp.zeros(3)), (data, rates))
+
+    means = POINTS.reshape(2, 5, 3).mean(axis=1)
+    expected = np.mean(rates[:, None] * np.array([1, 2, 3]) * means, axis=0)
+    np.testing.assert_allclose(output.value, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_aggregate_that_is_not_finite_does_not_move_the_model(bad):
+    training = fedagg.federated_averaging(
+        lambda variables, row, key: (row - variables, {}),
+        optax.sgd(0.5, momentum=0.9),
+        fedagg.aggregator(fedagg.mean()),
+    )
+    rows = np.ones((2, 3), np.float32)
+    broken = rows.copy()
+    broken[1, 2] = bad
+
+    first = training.next(training.init(jnp.zeros(3)), rows)
+    second = training.next(first.state, broken)
+    third = training.next(second.state, rows)
+    without = training.next(first.state, rows)
+
+    counted = [float(x.metrics["training/not_finite"]) for x in (first, second, third)]
+    assert counted == [0, 1, 0]
+    assert (second.value == first.value).all()
+    assert (third.value == without.value).all()

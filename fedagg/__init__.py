@@ -25,7 +25,8 @@ client computes, a sum over clients, and what the server makes of the sum. There
 - secure sums: `secure_sum`, `secure_modular_sum`, `modular_clipping`, `server_view`;
   `fedagg.secagg` is the protocol
 - training: `federated_averaging`, `local_training`, `linen_loss`, `nnx_loss`,
-  `pad_clients`, `ClientTable`, `prefetch`, `RememberingWork`, `ClientMemories`
+  `pad_clients`, `ClientTable`, `prefetch`, `RememberingWork`, `ClientMemories`,
+  `ServerStep`; `fedagg.algorithms` has published ones
 - between machines: `Wire`, messages as bytes; `RunningTotal`, a server's sum
 - ways to sum: `at_once`, `in_chunks`, `across`, `cpu_mesh`
 - types, for parts of your own: `Stage`, `Update`, `Output`, `Traits`, `Bound`, `Rule`,
@@ -109,6 +110,7 @@ from fedagg._training.losses import linen_loss, nnx_loss
 from fedagg._training.memories import ClientMemories
 from fedagg._training.population import RememberingWork
 from fedagg._training.prefetching import prefetch
+from fedagg._training.server_step import ServerStep
 from fedagg._trees.table import ClientTable
 from fedagg._types import Bound, Output, Rule, Stage, Traits, Update
 from fedagg._version import __version__ as __version__
@@ -130,6 +132,7 @@ __all__ = [
     "Rule",
     "RunningTotal",
     "Sampler",
+    "ServerStep",
     "Stage",
     "Steps",
     "Traits",

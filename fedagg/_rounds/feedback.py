@@ -55,10 +55,11 @@ def with_error_feedback(
     memory=None)`: row `i` of `updates` is of the client with number `indices[i]`,
     `[n]`, from 0 to `clients - 1`. A number that comes twice counts once, with its
     first row. The value is the mean of the memories of all clients, also of those who
-    are not in this round. Weights say who is present, and nothing more. The memory, `state.memory` `[clients, ...]` in
-    float32, starts at zero; it is the caller's to keep, as all of the state. In
-    `federated_averaging`, client data are then `(data, indices)`. What `work` keeps is
-    another memory, given and returned as in `aggregator`.
+    are not in this round. Weights say who is present, and nothing more. The memory,
+    `state.memory` `[clients, ...]` in float32, starts at zero; it is the caller's to
+    keep, as all of the state. In `federated_averaging`, client data are then
+    `(data, indices)`. What `work` keeps is another memory, given and returned as in
+    `aggregator`.
 
     A client whose message decodes to something that is not finite, or whose index is
     out of range, is left out. With nobody present the value is the mean as it was.

@@ -11,6 +11,7 @@ from fedagg.algorithms._parts import (
     check_population,
     counted_training,
     loss_at,
+    two_keys,
 )
 
 
@@ -60,7 +61,8 @@ def ifca(
     train = counted_training(loss, optimizer, **options)
 
     def work(stacked: Any, row: Any, key: Any) -> Any:
-        losses = jax.vmap(lambda model: loss_at(loss, model, row, key))(stacked)
+        key, other = two_keys(key)
+        losses = jax.vmap(lambda model: loss_at(loss, model, row, other))(stacked)
         chosen = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
         change, metrics, steps = train(
             jax.tree.map(lambda x: x[chosen], stacked), row, key
@@ -68,7 +70,7 @@ def ifca(
         alone = jax.tree.map(
             lambda x, all_of: jnp.zeros_like(all_of).at[chosen].set(x), change, stacked
         )
-        counts = jax.nn.one_hot(chosen, models) * (steps > 0.0)
+        counts = jnp.where(steps > 0.0, jax.nn.one_hot(chosen, models), 0.0)
         return {"models": alone, "counts": counts}, metrics
 
     def step(stacked: Any, change: Any, metrics: Any, state: Any) -> Any:

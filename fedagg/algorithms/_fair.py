@@ -14,6 +14,7 @@ from fedagg.algorithms._parts import (
     loss_at,
     parameters_of,
     scaled,
+    two_keys,
     with_parameters,
 )
 
@@ -66,7 +67,8 @@ def q_fedavg(
     train = counted_training(loss, optimizer, **options)
 
     def work(model: Any, row: Any, key: Any) -> Any:
-        at_start = jnp.maximum(loss_at(loss, model, row, key), _LEAST)
+        key, other = two_keys(key)
+        at_start = jnp.maximum(loss_at(loss, model, row, other), _LEAST)
         change, metrics, steps = train(model, row, key)
         moved = parameters_of(change)
         squares = optax.tree.norm(moved, squared=True).astype(jnp.float32)
@@ -137,9 +139,10 @@ def agnostic(
     def work(variables: Any, row_and_group: Any, key: Any) -> Any:
         row, group = row_and_group
         model, mixture = variables["model"], variables["mixture"]
+        key, other = two_keys(key)
         change, metrics, steps = train(model, row, key)
         own = jax.nn.one_hot(group, groups)
-        losses = own * loss_at(loss, model, row, key)
+        losses = own * loss_at(loss, model, row, other)
         # Of an unknown group nothing is known, and of no examples nothing is learnt.
         weight = jnp.where(steps > 0.0, jnp.vdot(own, mixture), 0.0)
         sent = {"model": change, "losses": losses, "counts": own}

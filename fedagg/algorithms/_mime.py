@@ -5,7 +5,7 @@ from typing import Any
 import optax
 
 import fedagg
-from fedagg.algorithms._parts import gradient_at, parameters_of
+from fedagg.algorithms._parts import gradient_at, parameters_of, two_keys
 
 
 def mime_lite(
@@ -51,13 +51,14 @@ def mime_lite(
     def work(variables: Any, row: Any, key: Any) -> Any:
         model, state = variables["model"], variables["optimizer"]
 
-        def update(gradient: Any, same: Any, at: Any = None) -> Any:
-            return optimizer.update(gradient, same, at)[0], same
+        def update(updates: Any, state: Any, params: Any = None) -> Any:
+            return optimizer.update(updates, state, params)[0], state
 
-        frozen = optax.GradientTransformation(lambda at: state, update)
+        frozen = optax.GradientTransformation(lambda params: state, update)
+        key, other = two_keys(key)
         train = fedagg.local_training(loss, frozen, **options)
         change, metrics = train(model, row, key)
-        gradient, _ = gradient_at(loss, model, row, key)
+        gradient, _ = gradient_at(loss, model, row, other)
         return {"model": change, "gradient": gradient}, metrics
 
     def step(variables: Any, change: Any, metrics: Any, state: Any) -> Any:

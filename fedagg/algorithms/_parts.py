@@ -13,6 +13,9 @@ import fedagg
 
 PyTree = Any
 
+# Stream of a second key, beside that which training uses up.
+_OTHER = 2**32 - 4
+
 # The collection in which a client counts its steps.
 _STEPS = "fedagg_steps"
 
@@ -27,6 +30,11 @@ def with_parameters(model: PyTree, parameters: PyTree) -> PyTree:
     """The same collections, with other parameters."""
     is_dict = isinstance(model, Mapping) and "params" in model
     return {**model, "params": parameters} if is_dict else parameters
+
+
+def two_keys(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
+    """The key, for training, and one that is independent of it, for something else."""
+    return key, None if key is None else jax.random.fold_in(key, _OTHER)
 
 
 def collections_of(model: PyTree) -> dict[str, PyTree]:

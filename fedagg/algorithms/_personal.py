@@ -12,6 +12,7 @@ from fedagg.algorithms._parts import (
     collections_of,
     parameters_of,
     shifted,
+    two_keys,
     with_collections,
 )
 
@@ -65,6 +66,7 @@ def ditto(
     common = fedagg.local_training(loss, optimizer, **options)
 
     def work(model: Any, row: Any, key: Any, own: Any) -> Any:
+        key, other = two_keys(key)
         change, metrics = common(model, row, key)
         there = parameters_of(model)
 
@@ -73,7 +75,7 @@ def ditto(
 
         pulled = optax.chain(shifted(back), optimizer)
         alone = fedagg.local_training(loss, pulled, **options | {"epochs": own_epochs})
-        moved, of_own = alone(own, row, key)
+        moved, of_own = alone(own, row, other)
         metrics = {**metrics, "ditto/loss": of_own["training/loss"]}
         return change, metrics, jax.tree.map(jnp.add, own, moved)
 

@@ -14,6 +14,7 @@ from fedagg.algorithms._parts import (
     parameters_of,
     scaled,
     shifted,
+    two_keys,
     weight_metric,
 )
 
@@ -79,10 +80,11 @@ def scaffold(
         model, away = variables["model"], optax.tree.sub(variables["control"], own)
         sgd = optax.chain(shifted(lambda at: away), optax.sgd(rate))
         train = counted_training(loss, sgd, **options)
+        key, other = two_keys(key)
         change, metrics, steps = train(model, row, key)
         is_anything = steps > 0.0
         if at_server:
-            now = gradient_at(loss, model, row, key)[0]
+            now = gradient_at(loss, model, row, other)[0]
         else:
             factor = -1.0 / (rate * jnp.maximum(steps, 1.0))
             now = optax.tree.sub(scaled(factor, parameters_of(change)), away)

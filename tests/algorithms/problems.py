@@ -39,9 +39,13 @@ def loss(x, examples, key):
 
 
 def minimum(clients=CLIENTS):
-    """That of the mean of clients' losses."""
-    top = sum(np.mean(c.h * c.t, axis=0) for c in clients)
-    return top / sum(np.mean(c.h, axis=0) for c in clients)
+    """That of the mean of clients' losses, each the mean of those of its batches."""
+
+    def over_batches(client, x):
+        return np.mean([x[batch].mean(axis=0) for batch in client.batches], axis=0)
+
+    top = sum(over_batches(c, c.h * c.t) for c in clients)
+    return top / sum(over_batches(c, c.h) for c in clients)
 
 
 def with_numbers(numbers):

@@ -1,7 +1,7 @@
 """Published algorithms in float64 NumPy, each step as its paper writes it.
 
-Clients hold examples `(h, t)`, `[m, d]` both, with the loss `mean(h (x - t)^2 / 2)`, and
-step along gradients of batches in order. Nothing is imported of ours.
+Clients hold examples `(h, t)`, `[m, d]` both, with the loss `mean(h (x - t)^2 / 2)`,
+and step along gradients of batches in order. Nothing is imported of ours.
 """
 
 import numpy as np
@@ -42,7 +42,7 @@ def scaffold(clients, x, cohorts, rate, server_rate=1.0, at_server=False):
     for cohort in cohorts:
         moved, changed = np.zeros_like(x), np.zeros_like(x)
         for i in cohort:
-            y = descent(clients[i], x, rate, lambda y, i=i: c - ci[i])
+            y = descent(clients[i], x, rate, lambda y, i=i, c=c: c - ci[i])
             if at_server:
                 plus = clients[i].gradient(x)
             else:
@@ -62,7 +62,9 @@ def fednova(clients, x, cohorts, rate, momentum=0.0, proximal=0.0, sizes=None):
         p /= p.sum()
         effective, direction = 0.0, np.zeros_like(x)
         for share, i in zip(p, cohort, strict=True):
-            y = descent(clients[i], x, rate, lambda y: proximal * (y - x), momentum)
+            y = descent(
+                clients[i], x, rate, lambda y, x=x: proximal * (y - x), momentum
+            )
             # Each gradient's weight in the change: a step adds one to its own, and the
             # proximal term and the momentum act on those before.
             tau = clients[i].steps
@@ -86,7 +88,7 @@ def feddyn(clients, x, cohorts, rate, alpha):
         ends = {}
         for i in cohort:
             ends[i] = descent(
-                clients[i], x, rate, lambda y, i=i: -own[i] + alpha * (y - x)
+                clients[i], x, rate, lambda y, i=i, x=x: -own[i] + alpha * (y - x)
             )
             own[i] = own[i] - alpha * (ends[i] - x)
         h = h - alpha / m * sum(end - x for end in ends.values())
@@ -142,10 +144,11 @@ def ifca(clients, x, cohorts, rate):
     """Ghosh et al. 2020, algorithm 1, model averaging; x is [k, d]."""
     for cohort in cohorts:
         chosen = [np.argmin([clients[i].loss(m) for m in x]) for i in cohort]
-        ends = [descent(clients[i], x[j], rate) for i, j in zip(cohort, chosen)]
+        pairs = list(zip(cohort, chosen, strict=True))
+        ends = [(descent(clients[i], x[j], rate), j) for i, j in pairs]
         x = np.stack(
             [
-                np.mean([e for e, c in zip(ends, chosen) if c == j], axis=0)
+                np.mean([end for end, c in ends if c == j], axis=0)
                 if j in chosen
                 else x[j]
                 for j in range(len(x))
@@ -196,7 +199,7 @@ def adamw(gradients_at, x, m, v, count, rate, decay, steps, b1=0.9, b2=0.999):
 
 
 def diloco(clients, x, cohorts, rate, decay, outer_rate, momentum):
-    """Douillard et al. 2023, algorithm 1, with Nesterov's momentum as PyTorch has it."""
+    """Douillard et al. 2023, algorithm 1, with Nesterov's momentum as in PyTorch."""
     kept = [(np.zeros_like(x), np.zeros_like(x), 0) for _ in clients]
     velocity = np.zeros_like(x)
     for cohort in cohorts:

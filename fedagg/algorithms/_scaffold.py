@@ -10,11 +10,9 @@ import fedagg
 from fedagg.algorithms._parts import (
     check_population,
     counted_training,
-    gradient_at,
     parameters_of,
     scaled,
     shifted,
-    two_keys,
     weight_metric,
 )
 
@@ -25,7 +23,6 @@ def scaffold(
     aggregator: fedagg.Aggregator,
     *,
     clients: int,
-    at_server: bool = False,
     server_optimizer: optax.GradientTransformation | None = None,
     on_host: bool = False,
     **options: Any,
@@ -33,7 +30,8 @@ def scaffold(
     """Corrects each step of a client by the mean of all clients' gradients.
 
     A client steps along `gradient - own + control`, where `own` is its control variate,
-    a gradient of its own loss, and `control` the mean over all clients. So a client
+    the mean gradient along its steps of its last round, option II in the paper, and
+    `control` the mean over all clients. So a client
     whose data are of one class only does not run off to its own minimum: where all take
     several steps SCAFFOLD comes to the minimum of the mean loss, and FedAvg does not.
 
@@ -53,9 +51,6 @@ def scaffold(
         rate: of the clients' plain SGD. Positive.
         aggregator: with a `mean`.
         clients: how many there are, N in the paper.
-        at_server: whether a control variate is the gradient of all the client's
-            examples at the server's model, option I, which takes a pass over them; else
-            it is the mean gradient along the client's steps, option II.
         server_optimizer: from Optax. None is `optax.sgd(1.0)`, the paper's global rate
             of one.
         on_host: whether memories are given to `next` and come back, as `memory=`.
@@ -66,34 +61,27 @@ def scaffold(
         TypeError: if an argument is of another type.
 
     Reference: Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for
-        Federated Learning", 2020, algorithm 1.
+        Federated Learning", 2020, algorithm 1, option II.
     """
     check_population(clients)
     weight = weight_metric(aggregator, "scaffold")
     server = fedagg.ServerStep.of(server_optimizer or optax.sgd(1.0))
 
-    # [first lines of the guide]
+    # docs/algorithms.md shows what follows, down to the next comment.
     def begin(variables: Any) -> Any:
         return optax.tree.zeros_like(parameters_of(variables["model"]))
 
     def work(variables: Any, row: Any, key: Any, own: Any) -> Any:
         model, away = variables["model"], optax.tree.sub(variables["control"], own)
         sgd = optax.chain(shifted(lambda at: away), optax.sgd(rate))
-        train = counted_training(loss, sgd, **options)
-        key, other = two_keys(key)
-        change, metrics, steps = train(model, row, key)
-        is_anything = steps > 0.0
-        if at_server:
-            now = gradient_at(loss, model, row, other)[0]
-        else:
-            factor = -1.0 / (rate * jnp.maximum(steps, 1.0))
-            now = optax.tree.sub(scaled(factor, parameters_of(change)), away)
-        now = optax.tree.where(is_anything, now, own)
+        change, metrics, steps = counted_training(loss, sgd, **options)(model, row, key)
+        mean_step = scaled(1.0 / jnp.maximum(steps, 1.0), parameters_of(change))
+        now = optax.tree.sub(optax.tree.scale(-1.0 / rate, mean_step), away)
+        now = optax.tree.where(steps > 0.0, now, own)
         sent = {"model": change, "control": optax.tree.sub(now, own)}
-        return fedagg.Update(sent, is_anything), metrics, now
+        return fedagg.Update(sent, steps > 0.0), metrics, now
 
-    # [last line of the guide]
-
+    # The change of the control variate is summed, and not the variate.
     def step(variables: Any, change: Any, metrics: Any, state: Any) -> Any:
         model, state = server.step(variables["model"], change["model"], {}, state)
         share = metrics[weight] / clients

@@ -35,18 +35,15 @@ def descent(client, x, rate, extra=lambda x: 0.0, momentum=0.0):
     return x
 
 
-def scaffold(clients, x, cohorts, rate, server_rate=1.0, at_server=False):
-    """Karimireddy et al. 2020, algorithm 1."""
+def scaffold(clients, x, cohorts, rate, server_rate=1.0):
+    """Karimireddy et al. 2020, algorithm 1, option II."""
     n, c = len(clients), np.zeros_like(x)
     ci = [np.zeros_like(x) for _ in clients]
     for cohort in cohorts:
         moved, changed = np.zeros_like(x), np.zeros_like(x)
         for i in cohort:
             y = descent(clients[i], x, rate, lambda y, i=i, c=c: c - ci[i])
-            if at_server:
-                plus = clients[i].gradient(x)
-            else:
-                plus = ci[i] - c + (x - y) / (clients[i].steps * rate)
+            plus = ci[i] - c + (x - y) / (clients[i].steps * rate)
             moved += (y - x) / len(cohort)
             changed += plus - ci[i]
             ci[i] = plus

@@ -36,21 +36,19 @@ def plain(numbers):
     return TABLE[numbers]
 
 
-@pytest.mark.parametrize("at_server", [False, True])
-def test_scaffold(at_server):
+def test_scaffold():
     training = algorithms.scaffold(
         loss,
         RATE,
         mean(),
         clients=N,
-        at_server=at_server,
         server_optimizer=optax.sgd(0.7),
         **OPTIONS,
     )
 
     state = rounds_of(training)
 
-    x, c, own = references.scaffold(CLIENTS, START, COHORTS, RATE, 0.7, at_server)
+    x, c, own = references.scaffold(CLIENTS, START, COHORTS, RATE, 0.7)
     assert_near(state.variables["model"], x)
     assert_near(state.variables["control"], c)
     assert_near(state.memories, own)

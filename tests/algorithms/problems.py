@@ -1,5 +1,7 @@
 """Clients with quadratic losses, of unequal curvature, minima and numbers of steps."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -10,7 +12,7 @@ from tests.compiling import jit
 D, BATCH, EPOCHS = 3, 2, 2
 SIZES = [1, 3, 6, 2, 4]
 COHORTS = [[0, 1, 2, 3, 4], [4, 1, 2], [0, 3, 1], [2, 0, 4]]
-OPTIONS = {"batch_size": BATCH, "epochs": EPOCHS, "shuffle": False}
+OPTIONS: Any = {"batch_size": BATCH, "epochs": EPOCHS, "shuffle": False}
 START = np.array([0.5, -1.0, 2.0])
 
 

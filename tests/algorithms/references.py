@@ -52,7 +52,7 @@ def scaffold(clients, x, cohorts, rate, server_rate=1.0):
     return x, c, np.stack(ci)
 
 
-def fednova(clients, x, cohorts, rate, momentum=0.0, proximal=0.0, sizes=None):
+def fednova(clients, x, cohorts, rate, momentum, proximal, sizes):
     """Wang et al. 2020: a_i of section 4.1 by its recursion, the step of section 5."""
     for cohort in cohorts:
         p = np.array([sizes[i] for i in cohort], float)
@@ -202,15 +202,18 @@ def diloco(clients, x, cohorts, rate, decay, outer_rate, momentum):
     for cohort in cohorts:
         outer = np.zeros_like(x)
         for i in cohort:
-            own = clients[i]
-            end, *kept[i] = adamw(
+            own, (m, v, count) = clients[i], kept[i]
+            end, *now = adamw(
                 lambda y, k, own=own: own.gradient(y, own.batches[k]),
                 x,
-                *kept[i],
+                m,
+                v,
+                count,
                 rate,
                 decay,
                 own.steps,
             )
+            kept[i] = tuple(now)
             outer += (x - end) / len(cohort)
         velocity = momentum * velocity + outer
         x = x - outer_rate * (outer + momentum * velocity)

@@ -1,5 +1,7 @@
 """Clients that drift apart, and the mistakes that make a cure worse than that."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -43,7 +45,7 @@ def gap(model, clients=CLIENTS):
 
 
 # All examples in each step: steps on batches in an order end elsewhere by themselves.
-WHOLE = {"epochs": 8, "shuffle": False}
+WHOLE: Any = {"epochs": 8, "shuffle": False}
 WHOLE_CLIENTS = [Quadratic(*x, None, 8) for x in EXAMPLES]
 
 

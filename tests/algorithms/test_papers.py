@@ -242,7 +242,8 @@ def test_fedrecon():
 
 def test_diloco():
     batches = [np.stack([np.resize(x, (4, 2, 3)) for x in y]) for y in EXAMPLES]
-    replicas = [references.Quadratic(*y.reshape(2, 8, 3), 2, 1) for y in batches]
+    pairs = [y.reshape(2, 8, 3) for y in batches]
+    replicas = [references.Quadratic(y[0], y[1], 2, 1) for y in pairs]
     h, t = (np.stack([x[k] for x in batches]) for k in (0, 1))
     training = algorithms.diloco(
         loss,

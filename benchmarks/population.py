@@ -1,12 +1,15 @@
 """Rounds over a million clients, in the memory of a few: `-m benchmarks.population`."""
 
 import argparse
+import hashlib
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from typing import Any
 
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +19,10 @@ from tqdm import tqdm
 import fedagg
 from benchmarks import options
 from benchmarks.report import Report, markdown, markdown_row
+from fedagg import algorithms
 
 EXAMPLES, FEATURES, CLASSES, BATCH = 20, 64, 10, 10
+WIDE = 100  # features where clients remember, so that each keeps 1,000 numbers
 
 _HEADER = ["rounds", "clients in each", "s a round", "clients a second", "peak MB"]
 _LEGEND = f"""
@@ -26,15 +31,22 @@ made from the number inside its work, so that nothing is held for who is not at 
 logistic regression of {CLASSES} classes, one epoch in batches of {BATCH}. *peak MB* is
 the most memory that the process has had at any time until then, less what it had when
 it began. A round is compared with the same clients trained at once.
+
+The last row is SCAFFOLD of {WIDE} features: each client keeps {WIDE * CLASSES:,}
+numbers between its rounds, in files of the host, of which a round reads and writes a
+cohort's, those of the next one meanwhile. A run that is stopped half way and goes on from
+its last commit has the model, control variate and memories of this one, to the bit.
 """
 
 
-def examples_of(number: jax.Array) -> tuple[jax.Array, jax.Array]:
+def examples_of(
+    number: jax.Array, width: int = FEATURES
+) -> tuple[jax.Array, jax.Array]:
     """The examples of a client: of its own kind, with the labels of one rule."""
     centre, noise = jax.random.split(jax.random.fold_in(jax.random.key(7), number))
-    middle = jax.random.normal(centre, (1, FEATURES))
-    features = middle + jax.random.normal(noise, (EXAMPLES, FEATURES))
-    rule = jax.random.normal(jax.random.key(8), (FEATURES, CLASSES))
+    middle = jax.random.normal(centre, (1, width))
+    features = middle + jax.random.normal(noise, (EXAMPLES, width))
+    rule = jax.random.normal(jax.random.key(8), (width, CLASSES))
     return features, jnp.argmax(features @ rule, axis=1)
 
 
@@ -56,6 +68,60 @@ def training(sum_over: Any = None) -> fedagg.Aggregator:
 
     mean = fedagg.aggregator(fedagg.mean(weighted=False), sum_over=sum_over)
     return fedagg.federated_averaging(work, optax.sgd(1.0), mean)
+
+
+def remembering_training(clients: int) -> fedagg.Aggregator:
+    """SCAFFOLD whose memories are given to each round."""
+    return algorithms.scaffold(
+        loss,
+        0.1,
+        fedagg.aggregator(fedagg.mean()),
+        clients=clients,
+        on_host=True,
+        batch_size=BATCH,
+        shuffle=False,
+    )
+
+
+def remembering(clients: int, cohorts: list[np.ndarray], stop: int) -> tuple[Any, Any]:
+    """The state and a digest of the memories of all who came; seconds of rounds.
+
+    After `stop` rounds everything is thrown away but the files and the saved state.
+    """
+    averaging = remembering_training(clients)
+    first = averaging.init(jnp.zeros((WIDE, CLASSES)))
+    own = jnp.zeros((WIDE, CLASSES))
+    make = jax.jit(jax.vmap(lambda number: examples_of(number, WIDE)))
+    everyone = jnp.ones((len(cohorts[0]), EXAMPLES), jnp.bool_)
+    run = jax.jit(
+        lambda state, rows, memory: averaging.next(state, rows, memory=memory)
+    )
+    rows = make(jnp.asarray(cohorts[0])), everyone
+    compiled = run.lower(first, rows, jax.vmap(lambda _: own)(everyone)).compile()
+    saved, seconds = flax.serialization.to_bytes(first), []
+    with tempfile.TemporaryDirectory() as folder:
+        step = None
+        for part in (cohorts[:stop], cohorts[stop:]):
+            memories = fedagg.ClientMemories(own, clients, folder, step=step)
+            state = jax.tree.map(
+                jnp.asarray, flax.serialization.from_bytes(first, saved)
+            )
+            start = time.perf_counter()
+            for numbers, memory in memories.rounds(part):
+                rows = make(jnp.asarray(numbers)), everyone
+                output, kept = compiled(state, rows, memory)
+                state, memories[numbers] = output.state, kept
+                seconds.append(time.perf_counter() - start)
+                start = time.perf_counter()
+            step = len(seconds)
+            memories.commit(step)
+            saved = flax.serialization.to_bytes(state)
+            if stop >= len(cohorts):
+                break
+        kept = hashlib.sha256()
+        for numbers in cohorts:
+            kept.update(memories[numbers].tobytes())
+        return (saved, kept.digest()), seconds
 
 
 def main() -> None:
@@ -88,7 +154,36 @@ def main() -> None:
                 clients_a_second=cohort / middle,
                 peak_megabytes=_peak() - before,
             )
+        _remembering(report, chosen, before)
         report.compare("population", chosen.compare)
+
+
+def _remembering(report: Report, chosen: argparse.Namespace, before: float) -> None:
+    draw = np.random.default_rng(1)
+    cohort = chosen.cohort // 10
+    rounds = max(2, chosen.rounds // 2)
+    cohorts = [
+        draw.choice(chosen.clients, cohort, replace=False) for _ in range(rounds)
+    ]
+    whole, seconds = remembering(chosen.clients, cohorts, rounds)
+    held = _peak() - before
+    resumed, _ = remembering(chosen.clients, cohorts, rounds // 2)
+    if resumed != whole:
+        raise AssertionError("the resumed run is not the uninterrupted one")
+    middle = statistics.median(seconds)
+    speed = f"{cohort / middle:,.0f}"
+    counts = f"{rounds:,}, remembering", f"{cohort:,}"
+    report.say(markdown_row([*counts, f"{middle:.3g}", speed, f"{held:,.0f}"]))
+    report.keep(
+        rounds=rounds,
+        clients=cohort,
+        seconds=middle,
+        clients_a_second=cohort / middle,
+        peak_megabytes=held,
+        kept=WIDE * CLASSES,
+        rounds_a_minute=60.0 / middle,
+        is_resumed=True,
+    )
 
 
 def _check() -> None:

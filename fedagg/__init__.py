@@ -26,7 +26,7 @@ client computes, a sum over clients, and what the server makes of the sum. There
   `fedagg.secagg` is the protocol
 - training: `federated_averaging`, `local_training`, `linen_loss`, `nnx_loss`,
   `trained_part`, `RememberingWork`, `ClientMemories`, `pad_clients`, `ClientTable`,
-  `prefetch`
+  `prefetch`, `ServerStep`; `fedagg.algorithms` has published ones
 - data in many hands: `partition`, `by_label`, `by_shards`, `by_quantity`
 - what a model is worth to each client: `federated_evaluation`, with what
   `fedagg.metrics` has; and a loop, `train`
@@ -121,6 +121,7 @@ from fedagg._training.partition import (
 )
 from fedagg._training.population import RememberingWork
 from fedagg._training.prefetching import prefetch
+from fedagg._training.server_step import ServerStep
 from fedagg._training.trained_part import trained_part
 from fedagg._trees.table import ClientTable
 from fedagg._types import Bound, Output, Rule, Stage, Traits, Update
@@ -143,6 +144,7 @@ __all__ = [
     "Rule",
     "RunningTotal",
     "Sampler",
+    "ServerStep",
     "Stage",
     "Steps",
     "Traits",

@@ -55,6 +55,7 @@ class Traits(NamedTuple):
             a private stage there would be no guarantee.
         has_sizes: it notes sizes without a bound, which no secure sum has room for.
         counts: the names of those of its metrics that are numbers of clients.
+        weight: the name of its metric that is the sum of weights that it divides by.
         mechanisms: the noise that it adds, on values or notes, for `guarantee`.
         smallest_cohort: the fewest clients that a sum is released of, if there is one.
         largest_cohort: the most clients whose sum it has room for, if there is one.
@@ -76,6 +77,7 @@ class Traits(NamedTuple):
     tells: bool = False
     has_sizes: bool = False
     counts: tuple[str, ...] = ()
+    weight: str = ""
     mechanisms: tuple[Mechanism, ...] = ()
     smallest_cohort: int | None = None
     largest_cohort: int | None = None

@@ -8,6 +8,7 @@ import re
 import pytest
 
 import fedagg
+import fedagg.algorithms
 import fedagg.attacks
 import fedagg.metrics
 import fedagg.secagg
@@ -19,6 +20,7 @@ PAGES = ["README.md", "CONTRIBUTING.md"]
 PAGES += [str(x.relative_to(ROOT)) for x in sorted(DOCS.rglob("*.md"))]
 PUBLIC = {
     "fedagg": fedagg,
+    "fedagg.algorithms": fedagg.algorithms,
     "fedagg.attacks": fedagg.attacks,
     "fedagg.metrics": fedagg.metrics,
     "fedagg.secagg": fedagg.secagg,
@@ -134,7 +136,7 @@ def test_what_a_page_says_is_ours_is_ours(peer):
     called = {
         x
         for row in rows
-        for x in re.findall(r"`(?:attacks\.|metrics\.)?([a-z_]+)\(", row)
+        for x in re.findall(r"`(?:algorithms\.|attacks\.|metrics\.)?([a-z_]+)\(", row)
     }
 
     names = {name for module in PUBLIC.values() for name in module.__all__}

@@ -12,13 +12,13 @@ from fedagg._messages.marks import Single
 from fedagg._messages.message import Message
 from fedagg._rounds.aggregator import aggregator
 from fedagg._rounds.chain import merge_metrics
-from fedagg._rounds.steps import Work, alone, message_of, steps_of
+from fedagg._rounds.steps import Work, alone, made_of, message_of, steps_of
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree, rowwise
 from fedagg._trees.keys import as_key
 from fedagg._trees.kinds import array_leaves, check_kind
 from fedagg._trees.weights import as_weights, is_present
-from fedagg._types import Output, PyTree, Stage
+from fedagg._types import Output, PyTree, Stage, Update
 
 
 class FeedbackState(NamedTuple):
@@ -51,13 +51,15 @@ def with_error_feedback(
     `top_k` and `drive`, or unbiased ones with enough bits. `random_k`, `sign` and
     `terngrad`, whose error is above it, make the memory grow without end.
 
-    `next(state, (updates, indices), weights=None, key=None, *, work=None)`: row `i` of
-    `updates` is of the client with number `indices[i]`, `[n]`, from 0 to `clients - 1`.
-    A number that comes twice counts once, with its first row. The value is the mean of
-    the memories of all clients, also of those who are not in this round. Weights say
-    who is present, and nothing more. The memory, `state.memory` `[clients, ...]` in
-    float32, starts at zero; it is the caller's to keep, as all of the state. In
-    `federated_averaging`, client data are then `(data, indices)`.
+    `next(state, (updates, indices), weights=None, key=None, *, work=None,
+    memory=None)`: row `i` of `updates` is of the client with number `indices[i]`,
+    `[n]`, from 0 to `clients - 1`. A number that comes twice counts once, with its
+    first row. The value is the mean of the memories of all clients, also of those who
+    are not in this round. Weights say who is present, and nothing more. The memory,
+    `state.memory` `[clients, ...]` in float32, starts at zero; it is the caller's to
+    keep, as all of the state. In `federated_averaging`, client data are then
+    `(data, indices)`. What `work` keeps is another memory, given and returned as in
+    `aggregator`.
 
     A client whose message decodes to something that is not finite, or whose index is
     out of range, is left out. With nobody present the value is the mean as it was.
@@ -106,7 +108,8 @@ def with_error_feedback(
         key: jax.Array | None = None,
         *,
         work: Work | None = None,
-    ) -> Output:
+        memory: PyTree = None,
+    ) -> Any:
         rows, indices = _parted(updates)
         key = as_key(key)
         _check_memory(state.memory, clients)
@@ -116,8 +119,10 @@ def with_error_feedback(
         weights = jnp.where(places < clients, weights, 0.0)
         seen = []  # a client's value, and what is added of its message
 
-        def client(work: Any, state: PyTree, row: PyTree, key: Any, memory: PyTree):
-            value, metrics = (row, {}) if work is None else work(row, key)
+        def client(work: Any, state: PyTree, row: PyTree, key: Any, kept: Any):
+            memory, before = kept
+            made = made_of(row, jnp.float32(1.0), key, before, work)
+            (value, weight), metrics, after = made
             checks.check_floating(value, "with_error_feedback")
             like, value = pytree.abstract(value), pytree.widen(value)
             change = pytree.subtract(value, memory)
@@ -131,10 +136,10 @@ def with_error_feedback(
             sent = _Sent(heard, total.note, missing, squares, jnp.float32(0.0))
             sent = pytree.keep(is_finite, sent)
             sent = sent._replace(left_out=(~is_finite).astype(jnp.float32))
-            kept = pytree.where(is_finite, pytree.add(memory, heard), memory)
-            return sent, metrics, kept
+            after = pytree.add(memory, heard), after
+            return Update(sent, weight), metrics, pytree.where(is_finite, after, kept)
 
-        memory = rowwise.at_places(state.memory, places)
+        believed = rowwise.at_places(state.memory, places)
         of_work = None if work is None else pytree.as_partial(work)
         together, kept = adding.next(
             (),
@@ -142,8 +147,9 @@ def with_error_feedback(
             weights,
             key,
             work=Partial(client, of_work, state.stage),
-            memory=memory,
+            memory=(believed, memory),
         )
+        believed, memory = kept
         sent: _Sent = together.value
         share = pytree.scale(jnp.float32(1.0 / clients), sent.value)
         # The sum of messages is not at hand, and no compressor's state depends on it.
@@ -151,7 +157,7 @@ def with_error_feedback(
         nothing = pytree.zeros(added)
         after = stage.server(state.stage, nothing, sent.note, None).state
         output_state = FeedbackState(
-            rowwise.set_rows(state.memory, places, kept),
+            rowwise.set_rows(state.memory, places, believed),
             pytree.add(state.mean, share),
             after,
         )
@@ -162,7 +168,9 @@ def with_error_feedback(
             / jnp.where(sent.squares > 0.0, sent.squares, 1.0),
         }
         value = pytree.cast_like(output_state.mean, like)
-        return Output(output_state, value, merge_metrics(metrics, together.metrics))
+        metrics = merge_metrics(metrics, together.metrics)
+        output = Output(output_state, value, metrics)
+        return output if memory is None else (output, memory)
 
     def message(template: PyTree) -> Message:
         """The server keeps the memory of each client, and sees each message."""

@@ -210,6 +210,7 @@ def _traits(
         counts=tuple(
             f"{name}/{x}" for name, stage in sent.items() for x in stage.traits.counts
         ),
+        weight="",  # each group divides by its own
         mechanisms=tuple(
             x.of_changed(lambda template, name=name: parts_of(template)[name])
             for name, stage in sent.items()

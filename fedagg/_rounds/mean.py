@@ -45,5 +45,5 @@ def mean(*, weighted: bool = True) -> Stage:
         divisor = jnp.where(note.weight > 0.0, note.weight, 1.0)
         return pytree.divide(total, divisor), {"mean/weight": note.in_ones()}
 
-    traits = Traits("mean", weighs=weighted, divides=True)
+    traits = Traits("mean", weighs=weighted, divides=True, weight="mean/weight")
     return Stage.stateless(client, server, traits)

@@ -119,6 +119,7 @@ def traits_of_chain(stages: Sequence[Stage]) -> Traits:
         without_guarantee=any(x.without_guarantee for x in all_traits),
         has_sizes=any(x.has_sizes for x in all_traits),
         counts=sum((x.counts for x in all_traits), ()),
+        weight=next((x.weight for x in all_traits if x.weight), ""),
         mechanisms=sum((x.mechanisms for x in all_traits), ()),
         smallest_cohort=max(
             _given(x.smallest_cohort for x in all_traits), default=None

@@ -13,6 +13,7 @@ from fedagg._sentence import prints_as_its_call
 from fedagg._training import models, population
 from fedagg._training.checked import check_change, count_clients_of
 from fedagg._training.population import RememberingWork
+from fedagg._training.server_step import ServerStep
 from fedagg._trees import pytree, rowwise
 from fedagg._trees.kinds import array_leaves, check_function, check_kind
 from fedagg._trees.weights import as_weights, is_present
@@ -27,7 +28,7 @@ class TrainingState(NamedTuple):
     """What the server carries from round to round."""
 
     variables: PyTree  # the model, as given to `init`
-    optimizer: PyTree
+    optimizer: PyTree  # of the server, or what its step keeps
     aggregator: PyTree
     memories: PyTree = None  # of all clients, [clients, ...], if they are kept here
 
@@ -35,7 +36,7 @@ class TrainingState(NamedTuple):
 @prints_as_its_call
 def federated_averaging(
     client_work: Callable[..., Any] | RememberingWork,
-    server_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation | ServerStep,
     aggregator: Aggregator,
     *,
     clients: int | None = None,
@@ -91,7 +92,7 @@ def federated_averaging(
         client_work: `(variables, row, key) -> (change, metrics)`, for one client. The
             change is what the client would add to the model; the key is
             `jax.random.fold_in(key, i)` for row `i`. Or a `RememberingWork`.
-        server_optimizer: from Optax.
+        server_optimizer: from Optax, or a `ServerStep`.
         aggregator: any. A pair made by hand counts as not private.
         clients: how many clients there are, of which each round has some, to keep their
             memories in the state. Positive; for a `RememberingWork` alone.
@@ -110,14 +111,15 @@ def federated_averaging(
     population.check_clients(client_work, clients)
     function = population.function_of(client_work)
     check_function("(variables, row, key, ...)", client_work=function)
-    check_kind(optax.GradientTransformation, server_optimizer=server_optimizer)
+    is_step = isinstance(server_optimizer, ServerStep)
+    server = server_optimizer if is_step else ServerStep.of(server_optimizer)
     check_kind(Aggregator, aggregator=aggregator)
     stage = aggregator.stage
     is_private = stage is not None and stage.traits.is_private
 
     def changing(variables: PyTree, *row_and_more: Any) -> Any:
         made = function(variables, *row_and_more)
-        check_change(made, variables)
+        check_change(made, server.template(variables))
         return made
 
     def init(variables: PyTree) -> TrainingState:
@@ -129,30 +131,20 @@ def federated_averaging(
             memories = population.first_memories(client_work, variables, clients)
         return TrainingState(
             variables,
-            server_optimizer.init(models.split_model(variables)[0]),
-            aggregator.init(variables),
+            server.init(variables),
+            aggregator.init(server.template(variables)),
             memories,
         )
 
     def stepped(state: TrainingState, change: Output, is_anyone: jax.Array) -> Output:
         """The server's step, after the aggregator's."""
+        before = state.variables, state.optimizer
+        after = server.step(before[0], change.value, change.metrics, before[1])
         is_finite = pytree.is_finite(change.value)
-        parameters, collections = models.split_model(state.variables)
-        towards, collections_change = models.split_model(change.value)
-        step, optimizer = server_optimizer.update(
-            pytree.negative(towards), state.optimizer, parameters
-        )
-        variables = models.join_model(
-            optax.apply_updates(parameters, step),
-            pytree.add(collections, collections_change),
-        )
         # A momentum would move the model in a round without anybody too. Where there is
         # noise, a model that stays would tell that nobody was there.
-        variables, optimizer = pytree.where(
-            (is_anyone & is_finite) | is_private,
-            (variables, optimizer),
-            (state.variables, state.optimizer),
-        )
+        moves = (is_anyone & is_finite) | is_private
+        variables, optimizer = pytree.where(moves, after, before)
         state = TrainingState(variables, optimizer, change.state, state.memories)
         lost = {} if is_private else {"training/not_finite": jnp.float32(~is_finite)}
         return Output(state, variables, change.metrics | lost)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from fedagg._aggregator import Aggregator
 from fedagg._mechanism import Mechanism
-from fedagg._messages.reveals import revealed
+from fedagg._messages.reveals import check_server, revealed
 from fedagg._privacy.composition import (
     ACCOUNTANTS,
     NEIGHBORS,
@@ -194,14 +194,15 @@ def _check_revealed(
     stage: Stage, template: PyTree, neighbors: str, sampler: Sampler
 ) -> None:
     """Raises a ValueError for a message with parts that spoil the guarantee."""
+    check_server(stage, template)
     found = revealed(stage, template)
     by_value = [x.part for x in found if x.by_value]
     if by_value:
         raise ValueError(
-            f"{', '.join(by_value)} of {stage.traits.name} follows the client's value "
-            "and is not noised, so that no epsilon is finite. Leave the stage out that "
-            "notes it, or have it tell nothing: zeroing has counted=False. server_view "
-            "lists all parts."
+            f"{', '.join(by_value)} of {stage.traits.name} follows the client's value, "
+            "or its weight, and is not noised, so that no epsilon is finite. Leave the "
+            "stage out that notes it, or have it tell nothing: zeroing has "
+            "counted=False. server_view lists all parts."
         )
     by_weight = [x.part for x in found if x.by_weight]
     if by_weight and (neighbors == "add_or_remove" or sampler.rate < 1.0):

@@ -15,10 +15,10 @@ from benchmarks.alternatives import ALTERNATIVES
 from benchmarks.inputs import Size
 from fedagg import Aggregator, Output, Rule, Stage
 from fedagg._compression.rotation import rotated_length
-from fedagg._privacy.integer_laws import skellam
-from fedagg._privacy.integer_noise import LARGEST_STDDEV, draw, table_of
+from fedagg._noise.integer_laws import skellam
+from fedagg._noise.integer_noise import LARGEST_STDDEV, draw, table_of
+from fedagg._noise.sum_grid import SumGrid, integer_noise
 from fedagg._privacy.normal import normal
-from fedagg._privacy.sum_grid import SumGrid, integer_noise
 from fedagg._trees.template import Template
 
 PyTree = Any

@@ -20,7 +20,7 @@ PACKAGE = pathlib.Path(fedagg.__file__).parent
 PARTS = [
     "_version",
     *("_mechanism", "_types", "_aggregator", "_payload", "_sentence"),
-    *("_trees", "_messages", "_execution", "_bounding", "_rounds", "_rules"),
+    *("_trees", "_messages", "_execution", "_noise", "_bounding", "_rounds", "_rules"),
     *("_privacy", "_compression", "_secure", "_client_noise", "_training", "_recipes"),
     *("_logs", "__init__", "attacks", "secagg"),
 ]

@@ -17,7 +17,8 @@ class Revealed(NamedTuple):
     """A part that is summed without noise."""
 
     part: str
-    by_value: bool  # it follows the client's value, or how much it weighs
+    by_value: bool  # it follows the client's value
+    by_size: bool  # it follows the client's weight, if it is there
     by_weight: bool  # it follows the client's weight, or whether it is there
 
 
@@ -28,10 +29,14 @@ def revealed(stage: Stage, template: PyTree) -> list[Revealed]:
     depend on all of its operands, so that what is left out depends on nothing.
     """
     client = _Client.of(stage, template)
-    by_value = client.after(value=True)
-    by_size = client.after(weight=True, but_who_is_there=True)
-    told = [x or y for x, y in zip(by_value, by_size, strict=True)]
-    marks = list(zip(told, client.after(weight=True), strict=True))
+    marks = list(
+        zip(
+            client.after(value=True),
+            client.after(weight=True, but_who_is_there=True),
+            client.after(weight=True),
+            strict=True,
+        )
+    )
     places = pytree.unflatten(client.structure, list(range(len(marks))))
     parts = _leaves("", places, False)
     return [

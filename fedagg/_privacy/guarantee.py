@@ -196,7 +196,7 @@ def _check_revealed(
     """Raises a ValueError for a message with parts that spoil the guarantee."""
     check_server(stage, template)
     found = revealed(stage, template)
-    by_value = [x.part for x in found if x.by_value]
+    by_value = [x.part for x in found if x.by_value or x.by_size]
     if by_value:
         raise ValueError(
             f"{', '.join(by_value)} of {stage.traits.name} follows the client's value, "

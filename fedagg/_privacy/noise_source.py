@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from fedagg._mechanism import Mechanism
 from fedagg._messages.marks import NoisedModulo
-from fedagg._privacy.sum_grid import (
+from fedagg._noise.sum_grid import (
     SumGrid,
     accounted,
     draw_error,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._bounding.bounds import quantile_bound
-from fedagg._privacy.sum_grid import LEAST_CLIP, SumGrid
+from fedagg._noise.sum_grid import LEAST_CLIP, SumGrid
 from fedagg._trees import checks, pytree
 from fedagg._trees.template import Template
 from fedagg._trees.weights import is_present

@@ -12,11 +12,11 @@ import pytest
 
 import fedagg
 from fedagg._messages.marks import NoisedModulo
-from fedagg._privacy.banded import column_noise
+from fedagg._noise.integer_laws import discrete_gaussian
+from fedagg._noise.sum_grid import BITS, SumGrid, draw_error, integer_noise
 from fedagg._privacy.binary_tree import add_leaf, empty_tree
-from fedagg._privacy.integer_laws import discrete_gaussian
-from fedagg._privacy.sum_grid import BITS, SumGrid, draw_error, integer_noise
-from tests.privacy.test_integer_noise import errors, exact_weights
+from fedagg._privacy.toeplitz import column_noise
+from tests.noise.test_integer_noise import errors, exact_weights
 
 D, DELTA = 5, 1e-6
 OUT: dict[str, Any] = {"neighbors": "zero_out"}

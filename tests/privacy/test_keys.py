@@ -35,6 +35,7 @@ PRIVATE = {
         fresh_noise(), 1.0, 1.0
     ),
     "banded_noise": lambda: fedagg.banded_noise(1.0, 1.0, 1.0, bands=1, rounds=4),
+    "toeplitz_noise": lambda: fedagg.toeplitz_noise(1.0, 1.0, 1.0, [1.0]),
     "local_gaussian_noise": lambda: fedagg.local_gaussian_noise(1.0, 1.0),
     "skellam_noise": lambda: fedagg.skellam_noise(1.0, 1.0, 2, bits=24),
     "discrete_gaussian_noise": lambda: fedagg.discrete_gaussian_noise(

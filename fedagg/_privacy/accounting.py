@@ -89,8 +89,8 @@ def epsilon(
         "Computing Tight Differential Privacy Guarantees Using FFT", 2020; for sampled
         curves Zhu and Wang, "Poisson Subsampled Rényi Differential Privacy", 2019,
         theorem 6; Bun and Steinke, "Concentrated Differential Privacy: Simplifications,
-        Extensions, and Lower Bounds", 2016, proposition 1.3; Choquette-Choo et al., "(Amplified) Banded Matrix Factorization",
-        2023, theorem 4.
+        Extensions, and Lower Bounds", 2016, proposition 1.3; Choquette-Choo et al.,
+        "(Amplified) Banded Matrix Factorization", 2023, theorem 4.
     """
     checks.check_choice(NEIGHBORS, neighbors=neighbors)
     checks.check_choice(ACCOUNTANTS, accountant=accountant)

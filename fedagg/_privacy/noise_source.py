@@ -77,8 +77,3 @@ def independent_noise() -> NoiseSource:
         mechanism,
         draw_error=lambda grid: draw_error(grid.deviation),
     )
-
-
-def with_noise(total: PyTree, scale: jax.Array, draws: PyTree) -> PyTree:
-    """The total and draws times a scale, in float32 or wider."""
-    return pytree.add(pytree.widen(total), pytree.scale(scale, draws))

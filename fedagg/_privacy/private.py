@@ -43,15 +43,6 @@ def clipped(
     return Update(value, weight), norm
 
 
-def clip_value(value: PyTree, limit: float, name: str) -> PyTree:
-    """The value scaled so that its exact norm is at most `limit`; zero if it is NaN."""
-    checks.check_floating(value, name)
-    norm = pytree.norm(value)
-    most = jnp.float32(limit * (1.0 - pytree.error_of_norm(value)))
-    factor = jnp.where(norm > most, most / norm, 1.0)
-    return pytree.keep(norm < jnp.inf, pytree.scale(factor, value))
-
-
 def check_clip(**numbers: Any) -> None:
     """Raises an error for what is no clip: a positive number, and not too small.
 

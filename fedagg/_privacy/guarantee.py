@@ -77,9 +77,10 @@ def guarantee(
     What is accounted is what runs: the mechanisms are those of the stages themselves,
     all parts that they noise together, a learnt clip's as well. Each part of a client's
     message is looked up too. One that no noise hides, and that follows the client's
-    value, is refused by name; such as a `zeroing` sends that counts, or learns without
-    noise. So is `neighbors="add_or_remove"`, or a chance to be there, where a part
-    tells who is there, as a secure sum's.
+    value or the size of its weight, is refused by name; such as a `zeroing` sends that
+    counts, or learns without noise. So is a stage after the noise that reports or
+    learns something of the sum, which has none yet; and `neighbors="add_or_remove"`, or
+    a chance to be there, where a part tells who is there, as a secure sum's.
 
     A client in two rows of a cohort moves the sum by two clips. Samplers draw each
     client once; in a `ClientTable` a private round leaves out all rows but the first.
@@ -90,7 +91,7 @@ def guarantee(
     | against | who sees values, metrics and what clients are told, in every round |
     | not against | the server itself, unless clients noise, under a secure sum |
     | outside | keys that are known; a client twice in a cohort; draws in floats, of a |
-    | | privatizer or a learnt `zeroing`, which the result names |
+    | | privatizer or a bound of one's own, which the result names |
 
     Integers are drawn from tables to `2**-96`. How far they are from their law comes to
     the `delta` of the result, `1 + exp(epsilon)` times that of all entries and rounds:
@@ -109,7 +110,8 @@ def guarantee(
         accountant: likewise.
 
     Raises:
-        ValueError: if a stage does not declare its noise, or a part has none; and as
+        ValueError: if a stage does not declare its noise, a part has none or a stage
+            reads a sum before its noise; and as
             `epsilon` does.
         TypeError: if `aggregator` is neither, or a pair made by hand.
         ImportError: if `dp-accounting` is not there.

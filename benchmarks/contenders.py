@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
 import fedagg
 from benchmarks import reference
@@ -15,10 +16,9 @@ from benchmarks.alternatives import ALTERNATIVES
 from benchmarks.inputs import Size
 from fedagg import Aggregator, Output, Rule, Stage
 from fedagg._compression.rotation import rotated_length
-from fedagg._privacy.integer_laws import skellam
-from fedagg._privacy.integer_noise import LARGEST_STDDEV, draw, table_of
-from fedagg._privacy.normal import normal
-from fedagg._privacy.sum_grid import SumGrid, integer_noise
+from fedagg._noise.integer_laws import skellam
+from fedagg._noise.integer_noise import LARGEST_STDDEV, draw, table_of
+from fedagg._noise.sum_grid import SumGrid, integer_noise
 from fedagg._trees.template import Template
 
 PyTree = Any
@@ -71,6 +71,12 @@ def _noising(
     )
 
 
+def _normal(key: jax.Array, tree: PyTree) -> PyTree:
+    """Normal draws like the leaves, all at once."""
+    flat, unravel = ravel_pytree(tree)
+    return unravel(jax.random.normal(key, flat.shape, flat.dtype))
+
+
 def _taking_back() -> optax.GradientTransformation:
     """A privatizer that takes half of each round's noise back in the next."""
 
@@ -79,7 +85,7 @@ def _taking_back() -> optax.GradientTransformation:
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None):
         key, before = state
-        noise = normal(key, before)
+        noise = _normal(key, before)
         noised = jax.tree.map(lambda x, y, z: x + y - 0.5 * z, updates, noise, before)
         return noised, (key, noise)
 
@@ -95,7 +101,7 @@ def _skellam(n: float) -> Stage:
 def _draw(state: PyTree, updates: PyTree, weights: jax.Array, key: jax.Array) -> Output:
     """As many normal draws as one client has entries."""
     row = jax.tree.map(lambda x: x[0], updates)
-    return Output(state, normal(key, row), {})
+    return Output(state, _normal(key, row), {})
 
 
 def _draw_for_server(
@@ -205,6 +211,9 @@ CASES = {
     ),
     "tree noise": _noising(
         lambda n: fedagg.tree_noise(1.0, 1.0, n, restart_every=1024)
+    ),
+    "Toeplitz noise": _noising(
+        lambda n: fedagg.toeplitz_noise(1.0, 1.0, n, [1.0, 0.5])
     ),
     "noise by a privatizer": _noising(
         lambda n: fedagg.matrix_factorization_noise(_taking_back(), 1.0, n)

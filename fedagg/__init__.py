@@ -16,7 +16,8 @@ client computes, a sum over clients, and what the server makes of the sum. There
 - fewer bits: `quantization`, `qsgd`, `terngrad`, `sign`, `top_k`, `random_k`, `eden`,
   `drive`, `rotation`, `discretization`, `elias_gamma`, `with_distortion`,
   `message_bits`
-- privacy: `gaussian_noise`, `tree_noise`, `banded_noise`, `matrix_factorization_noise`,
+- privacy: `gaussian_noise`, `tree_noise`, `banded_noise`, `toeplitz_noise`,
+  `matrix_factorization_noise`,
   the two that learn a clip, `adaptive_gaussian_noise`, `adaptive_tree_noise`; by
   clients `skellam`, `discrete_gaussian`, `local_gaussian_noise`; `noised_metrics`,
   `secret_key`, `without_guarantee`; and its price, `guarantee`, `epsilon`, `budget`,
@@ -79,6 +80,7 @@ from fedagg._privacy.matrix_factorization import matrix_factorization_noise
 from fedagg._privacy.noised_metrics import noised_metrics
 from fedagg._privacy.samplers import Sampler, cyclic, fixed_size, poisson, separated
 from fedagg._privacy.secret import secret_key
+from fedagg._privacy.toeplitz import toeplitz_noise
 from fedagg._privacy.tree_noise import adaptive_tree_noise, tree_noise
 from fedagg._recipes.private import distributed_dp_aggregator, dp_aggregator
 from fedagg._recipes.robust import compression_aggregator, robust_aggregator
@@ -233,6 +235,7 @@ __all__ = [
     "skellam_noise",
     "smea",
     "terngrad",
+    "toeplitz_noise",
     "top_k",
     "train",
     "trained_part",

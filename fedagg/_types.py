@@ -181,6 +181,8 @@ class Bound(NamedTuple):
             finite ones.
         stddev: of the noise that `update` adds to each entry of that sum.
         update_noised: `(state, note) -> state`, from a sum that has its noise already.
+        draw_error: how far the noise of `update` is from such Gaussian noise, in total
+            variation, at most. None where nobody knows, as of draws in floats.
     """
 
     init: Callable[[], PyTree]
@@ -192,6 +194,7 @@ class Bound(NamedTuple):
     sensitivity: float = math.inf
     stddev: float = 0.0
     update_noised: Callable[[PyTree, PyTree], PyTree] = _update_noised_is_missing
+    draw_error: float | None = None
 
     @property
     def mechanism(self) -> Mechanism | None:
@@ -201,7 +204,9 @@ class Bound(NamedTuple):
         """
         if not (0.0 < self.sensitivity < math.inf and self.stddev > 0.0):
             return None
-        return Mechanism.gaussian(self.stddev / self.sensitivity)
+        made = Mechanism.gaussian(self.stddev / self.sensitivity)
+        error = self.draw_error
+        return made._replace(draw_error=None if error is None else lambda x: error)
 
     @property
     def tells(self) -> bool:

@@ -20,15 +20,8 @@ PACKAGE = pathlib.Path(fedagg.__file__).parent
 PARTS = [
     "_version",
     *("_mechanism", "_types", "_aggregator", "_payload", "_sentence"),
-    *(
-        "_trees",
-        "_messages",
-        "_execution",
-        "_bounding",
-        "_rounds",
-        "_rules",
-        "_deployment",
-    ),
+    *("_trees", "_messages", "_execution", "_noise", "_bounding", "_rounds", "_rules"),
+    "_deployment",
     *("_privacy", "_compression", "_secure", "_client_noise", "_training", "_recipes"),
     *("_logs", "_train", "__init__", "attacks", "metrics", "secagg", "algorithms"),
 ]

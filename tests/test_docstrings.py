@@ -44,6 +44,7 @@ PRIVATE: dict[str, Any] = {
     "quantile_bound": lambda: NOISED,
     "skellam": lambda: fedagg.skellam(1.0, 1.0, 10).stage(),
     "skellam_noise": lambda: fedagg.skellam_noise(1.0, 1.0, 10),
+    "toeplitz_noise": lambda: fedagg.toeplitz_noise(1.0, 1.0, 10, [1.0, 0.5]),
     "tree_noise": lambda: fedagg.tree_noise(1.0, 1.0, 10, restart_every=8),
     "zeroing": lambda: fedagg.zeroing(NOISED, counted=False),
 }

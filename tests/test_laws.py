@@ -213,6 +213,7 @@ STAGES: dict[str, tuple[fedagg.Stage, ...]] = {
         fedagg.matrix_factorization_noise(alternating(), 1.0, 10.0),
     ),
     "banded_noise": (fedagg.banded_noise(0.5, 1.0, 10.0, bands=2, rounds=3),),
+    "toeplitz_noise": (fedagg.toeplitz_noise(0.5, 1.0, 10.0, [1.0, 0.5]),),
     "local_gaussian_noise": (fedagg.local_gaussian_noise(0.5, 1.0), fedagg.mean()),
     "noised_metrics": (
         fedagg.noised_metrics(0.5, {"loss": 2.0, "accuracy": 1.0}, 10.0),
@@ -317,6 +318,7 @@ ANSWERS_WITHOUT_CLIENTS = {
     "tree_noise_of_a_learnt_clip": "noise",
     "matrix_factorization_noise": "noise",
     "banded_noise": "noise",
+    "toeplitz_noise": "noise",
     "noised_metrics": "rounds are counted",
     "dp_aggregator": "noise, and p = 1/2",
     "clipping_with_noise_on_the_count": "a round without clients reads as p = 1/2",
@@ -329,6 +331,7 @@ DRAWS_NORMALS = {
     *("gaussian_noise", "gaussian_noise_weighted", "gaussian_noise_adaptive"),
     *("grouped_private", "tree_noise", "tree_noise_of_a_learnt_clip"),
     *("local_gaussian_noise", "banded_noise", "dp_aggregator"),
+    "toeplitz_noise",
 }
 
 # Those that differ from another one by an option. The laws about what goes in and out

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedagg._noise.sum_grid import ROUNDED, SumGrid, draw_error, integer_noise
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
 from fedagg._trees.keys import key_of_round
@@ -97,6 +98,8 @@ def quantile_bound(
     draws the noise on the count itself; and for a `zeroing` before that, which costs
     what its `mechanism` says: each round one `gaussian(2 * below_estimate_stddev)`. The
     key is to be secret, as in `gaussian_noise`; each round draws from one of its own.
+    Noise is the discrete Gaussian on a grid of integers, as there, and the count is
+    exact up to 2**23 clients.
 
     | guarantee | with `below_estimate_stddev` and `expected_num_clients` |
     | --- | --- |
@@ -142,6 +145,12 @@ def quantile_bound(
             "only if the denominator does not depend on the clients either."
         )
 
+    # A client moves the sum by one of these clips, a half. Noise of a little more than
+    # was asked for rounds Gaussian noise of just that, see `accounted`.
+    grid = SumGrid.of(2.0 * below_estimate_stddev, expected_num_clients or 1.0)
+    deviation = math.sqrt(grid.deviation**2 + ROUNDED**2)
+    most = 2.0**30 / grid.steps
+
     def value(estimate: jax.Array) -> jax.Array:
         return jnp.maximum(multiplier * estimate + increment, 0.0)
 
@@ -150,12 +159,18 @@ def quantile_bound(
         below = jnp.where(x <= estimate, jnp.float32(0.5), jnp.float32(-0.5))
         return QuantileNote(below, jnp.float32(1.0) if is_counted else None)
 
+    def noised_halves(below: jax.Array, key: jax.Array) -> jax.Array:
+        # A sum of halves is exact in float32 up to 2**23 clients.
+        halves = jnp.clip(2.0 * below, -most, most) * grid.steps
+        whole = jnp.round(halves).astype(jnp.int32)
+        both = whole + integer_noise(deviation, key, whole)
+        return both.astype(jnp.float32) / (2.0 * grid.steps)
+
     def update(state: PyTree, note: QuantileNote, key: jax.Array | None):
         if is_noised:
             key = checks.check_key(key, "quantile_bound", "noise")
             key = key_of_round(key, state.rounds)
-            noise = below_estimate_stddev * jax.random.normal(key, (), jnp.float32)
-            note = note._replace(below=note.below + noise)
+            note = note._replace(below=noised_halves(note.below, key))
         return update_noised(state, note)
 
     def update_noised(state: PyTree, note: QuantileNote) -> PyTree:
@@ -191,4 +206,5 @@ def quantile_bound(
         sensitivity=math.inf if is_counted else 0.5,
         stddev=below_estimate_stddev,
         update_noised=update_noised,
+        draw_error=draw_error(deviation) if is_noised else None,
     )

@@ -8,7 +8,7 @@ import numpy as np
 from fedagg._client_noise.mechanism import ClientNoise, Law, Settings, clip_of
 from fedagg._client_noise.skellam import skellam
 from fedagg._mechanism import RenyiCurve
-from fedagg._privacy import integer_laws
+from fedagg._noise import integer_laws
 from fedagg._sentence import prints_as_its_call
 from fedagg._types import Bound, PyTree, Stage
 

@@ -16,7 +16,7 @@ from fedagg._client_noise.grid import Calibration, Grid, grid_for
 from fedagg._compression.rotation import rotated_length, rotation
 from fedagg._mechanism import Mechanism
 from fedagg._messages.marks import NoisedModulo
-from fedagg._privacy.integer_noise import SharesOf, draw, table_of
+from fedagg._noise.integer_noise import SharesOf, draw, table_of
 from fedagg._privacy.private import metrics_of
 from fedagg._trees import checks, pytree
 from fedagg._trees.keys import key_of_round

@@ -9,7 +9,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 from fedagg._client_noise.conditional_rounding import bound_of
-from fedagg._privacy.integer_noise import LARGEST_STDDEV
+from fedagg._noise.integer_noise import LARGEST_STDDEV
 from fedagg._privacy.private import check_positive, split_noise
 from fedagg._trees import checks
 

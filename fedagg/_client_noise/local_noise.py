@@ -1,13 +1,14 @@
 """Gaussian noise at each client, for those who do not trust the server."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
-from fedagg._privacy.noise_source import with_noise
-from fedagg._privacy.normal import normal
-from fedagg._privacy.private import check_clip, check_multiplier, clip_value
+from fedagg._noise.sum_grid import ROUNDED, SumGrid, integer_noise, noised
+from fedagg._privacy.private import check_clip, check_multiplier, clipped
 from fedagg._sentence import prints_as_its_call
-from fedagg._trees import checks
+from fedagg._trees import checks, pytree
 from fedagg._trees.keys import key_of_round
 from fedagg._types import Output, PyTree, Stage, Traits, Update
 
@@ -30,14 +31,15 @@ def local_gaussian_noise(
     | relation | "replace_one", by `epsilon`: `guarantee` knows nothing of it |
     | against | all, the server too, whoever sees the client's message |
     | sampling | none |
-    | outside | weights, who takes part, metrics of the work, low bits of floats |
+    | outside | weights, who takes part, metrics of the work; a key that is known |
 
-    The exact norm is at most `clip`: what the norm in float32 may be wrong by is taken
-    off. The key is the client's own, secret and fresh, `secret_key()`: of it, each
-    round draws from another. Noise is in float32, on a grid and up to 5.4 deviations,
-    which is left out of account: here each message is seen, and its lowest bits may
-    tell of the value (Mironov 2012). Integers have no such bits: those of `skellam`,
-    under a secure sum, or of `gaussian_noise`, at the server.
+    Noise in floats would tell by its lowest bits, and here each message is seen
+    (Mironov 2012). So a message is of integers: the value in steps, as in
+    `gaussian_noise`, and the discrete Gaussian, which rounds Gaussian noise of the
+    deviation asked for. It is sent in float32, as steps times an integer, and its exact
+    norm was at most `clip`. Draws are of their law to `2**-79` an entry, in total
+    variation, which `epsilon` leaves out. The key is the client's own, secret and
+    fresh, `secret_key()`: of it, each round draws from another.
 
     A value with a NaN or an infinite norm counts as zero, and is noised. In a mean of
     `n` clients the noise of an entry has a deviation of
@@ -52,26 +54,39 @@ def local_gaussian_noise(
         name: what the metric is filed under.
 
     Raises:
-        ValueError: if an argument is out of range; in `client`, without a key.
+        ValueError: if an argument is out of range; in `client`, without a key, and if a
+            clip has too few steps for the entries.
         TypeError: if `clip` is a `Bound`; in `client`, for a leaf that is not of a
             float dtype.
 
     Reference: Duchi, Jordan and Wainwright, "Local Privacy and Statistical Minimax
-        Rates", 2013, section 2.
+        Rates", 2013, section 2; Canonne, Kamath and Steinke, "The Discrete Gaussian for
+        Differential Privacy", 2020, theorem 4; Mironov, "On Significance of the Least
+        Significant Bits for Differential Privacy", 2012.
     """
     check_multiplier(noise_multiplier)
     check_clip(clip=clip)
-    stddev = clip * noise_multiplier
+    grid, deviation = SumGrid(2.0**24, 0.0), 0.0
+    if noise_multiplier > 0.0:
+        grid = SumGrid.of(noise_multiplier, 1.0)
+        # A little more noise than was asked for rounds Gaussian noise of just that.
+        deviation = math.hypot(grid.deviation, ROUNDED)
+    step = clip / grid.steps
 
     def client(rounds: jax.Array, update: Update, key: jax.Array | None):
-        value = clip_value(update.value, clip, name)
         key = key_of_round(checks.check_key(key, name, "noise"), rounds)
-        value = with_noise(value, jnp.float32(stddev), normal(key, value))
+        whole = clipped(update, jnp.float32(clip), grid, None, name)[0].value
+        noise = pytree.zeros(whole.value)
+        if deviation > 0.0:
+            noise = integer_noise(deviation, key, noise)
+        value = pytree.scale(jnp.float32(step), noised(whole, noise))
+        value = pytree.cast_like(value, pytree.widen(update.value))
         return update._replace(value=value), ()
 
     def server(rounds: jax.Array, total: PyTree, note: PyTree, key: jax.Array | None):
         del note, key
-        return Output(rounds + 1, total, {f"{name}/stddev": jnp.float32(stddev)})
+        stddev = jnp.float32(clip * noise_multiplier)
+        return Output(rounds + 1, total, {f"{name}/stddev": stddev})
 
     return Stage(
         lambda template: jnp.uint32(0),

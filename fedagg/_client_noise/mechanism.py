@@ -13,7 +13,7 @@ from fedagg._client_noise.distributed_noise import distributed_noise
 from fedagg._client_noise.grid import Calibration, grid_for
 from fedagg._compression.rotation import rotated_length
 from fedagg._mechanism import Mechanism, RenyiCurve
-from fedagg._privacy.integer_noise import SharesOf
+from fedagg._noise.integer_noise import SharesOf
 from fedagg._privacy.private import check_positive
 from fedagg._rounds.chain import chain
 from fedagg._secure.secure_sum import secure_modular_sum

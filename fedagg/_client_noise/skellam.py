@@ -9,7 +9,7 @@ from fedagg._client_noise.grid import calibrate
 from fedagg._client_noise.mechanism import ClientNoise, Law, Settings, clip_of
 from fedagg._compression.rotation import check_rotation
 from fedagg._mechanism import RenyiCurve
-from fedagg._privacy import integer_laws
+from fedagg._noise import integer_laws
 from fedagg._privacy.private import check_positive
 from fedagg._sentence import prints_as_its_call
 from fedagg._types import Bound, PyTree, Stage

@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, Literal
+import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var, primitives
 
 from fedagg._messages.message import Message, added
 from fedagg._messages.payload import coded_parts, inside, is_payload, parts_of
@@ -17,6 +18,7 @@ class Revealed(NamedTuple):
 
     part: str
     by_value: bool  # it follows the client's value
+    by_size: bool  # it follows the client's weight, if it is there
     by_weight: bool  # it follows the client's weight, or whether it is there
 
 
@@ -27,7 +29,14 @@ def revealed(stage: Stage, template: PyTree) -> list[Revealed]:
     depend on all of its operands, so that what is left out depends on nothing.
     """
     client = _Client.of(stage, template)
-    marks = list(zip(client.after(value=True), client.after(weight=True), strict=True))
+    marks = list(
+        zip(
+            client.after(value=True),
+            client.after(weight=True, but_who_is_there=True),
+            client.after(weight=True),
+            strict=True,
+        )
+    )
     places = pytree.unflatten(client.structure, list(range(len(marks))))
     parts = _leaves("", places, False)
     return [
@@ -35,6 +44,28 @@ def revealed(stage: Stage, template: PyTree) -> list[Revealed]:
         for path, i, is_noised in parts
         if not is_noised
     ]
+
+
+def reads_sum(
+    stage: Stage, state: PyTree, total: PyTree, note: PyTree, key: Any
+) -> bool:
+    """Whether what a stage reports or learns follows the sum that comes to it."""
+
+    def kept(total: PyTree, state: PyTree, note: PyTree) -> PyTree:
+        output = stage.server(state, total, note, key)
+        return output.state, output.metrics
+
+    jaxpr = jax.make_jaxpr(kept)(total, state, note).jaxpr
+    leaves = len(pytree.flatten(total)[0])
+    rest = len(jaxpr.invars) - leaves
+    return any(_dependent(jaxpr, [*[True] * leaves, *[False] * rest]))
+
+
+def check_server(stage: Stage, template: PyTree) -> None:
+    """Runs the server on shapes, for the errors that it raises."""
+    client = _Client.of(stage, template)
+    if not coded_parts(client.message):
+        client.after_round(stage)
 
 
 def acted_on(stage: Stage, template: PyTree) -> list[bool]:
@@ -52,12 +83,7 @@ def acted_on(stage: Stage, template: PyTree) -> list[bool]:
     taught = [False] * len(bare)
     if not any(bare) or coded_parts(client.message):
         return taught
-    total = jax.eval_shape(added, Message(*client.message, {}, ()))
-
-    def after_round(state: PyTree, value: PyTree, note: PyTree) -> PyTree:
-        return stage.server(state, value, note, jax.random.key(0)).state
-
-    server = jax.make_jaxpr(after_round)(client.state, total.value, total.note).jaxpr
+    server = client.after_round(stage)
     told = jax.make_jaxpr(stage.broadcast)(client.state).jaxpr
     in_state = [False] * len(told.invars)
     while True:
@@ -97,12 +123,30 @@ class _Client(NamedTuple):
         return cls(closed.jaxpr, state, leaves, message, structure)
 
     def after(
-        self, value: bool = False, weight: bool = False, shared: Any = None
+        self,
+        value: bool = False,
+        weight: bool = False,
+        shared: Any = None,
+        but_who_is_there: bool = False,
     ) -> list[bool]:
-        """Which leaves of the message depend on these."""
+        """Which leaves of the message depend on these.
+
+        On the weight, if asked, other than by whether the client is there.
+        """
         rest = len(self.jaxpr.invars) - self.leaves - 1
         told = [False] * rest if shared is None else shared
-        return _dependent(self.jaxpr, [*[value] * self.leaves, weight, *told])
+        marks = [*[value] * self.leaves, weight, *told]
+        of_weight = self.jaxpr.invars[self.leaves]
+        return _dependent(self.jaxpr, marks, of_weight if but_who_is_there else None)
+
+    def after_round(self, stage: Stage) -> Jaxpr:
+        """The program from a state and sums to the next state."""
+        total = jax.eval_shape(added, Message(*self.message, {}, ()))
+
+        def state_of(state: PyTree, value: PyTree, note: PyTree) -> PyTree:
+            return stage.server(state, value, note, jax.random.key(0)).state
+
+        return jax.make_jaxpr(state_of)(self.state, total.value, total.note).jaxpr
 
 
 class _Sent(NamedTuple):
@@ -123,10 +167,50 @@ def _leaves(path: str, x: PyTree, is_noised: bool) -> list[tuple[str, Any, bool]
     return seen
 
 
-def _dependent(jaxpr: Jaxpr, marks: list[bool]) -> list[bool]:
-    """Which results depend on marked arguments."""
+def _dependent(
+    jaxpr: Jaxpr, marks: list[bool], weight: Var | None = None
+) -> list[bool]:
+    """Which results depend on marked arguments, other than by `is_present(weight)`."""
+    return _followed(jaxpr, marks, [x is weight for x in jaxpr.invars])[0]
+
+
+def _followed(
+    jaxpr: Jaxpr, marks: list[bool], weights: list[bool]
+) -> tuple[list[bool], list[bool]]:
+    """Which results depend on marked arguments, and which are the weight or zero."""
     marked = {x for x, is_marked in zip(jaxpr.invars, marks, strict=True) if is_marked}
+    alike = {x for x, is_weight in zip(jaxpr.invars, weights, strict=True) if is_weight}
+
+    def of(operands: list[Any]) -> tuple[list[bool], list[bool]]:
+        is_literal = [isinstance(x, Literal) for x in operands]
+        pairs = list(zip(operands, is_literal, strict=True))
+        return (
+            [not literal and x in marked for x, literal in pairs],
+            [_is_zero(x) if literal else x in alike for x, literal in pairs],
+        )
+
     for eqn in jaxpr.eqns:
-        if any(not isinstance(x, Literal) and x in marked for x in eqn.invars):
-            marked.update(eqn.outvars)
-    return [not isinstance(x, Literal) and x in marked for x in jaxpr.outvars]
+        reads, are_weights = of(eqn.invars)
+        if eqn.primitive is primitives.jit_p:
+            found = _followed(eqn.params["jaxpr"].jaxpr, reads, are_weights)
+        else:
+            found = _of_one(eqn, any(reads), are_weights)
+        for known, news in zip((marked, alike), found, strict=True):
+            known.update(x for x, new in zip(eqn.outvars, news, strict=True) if new)
+    return of(jaxpr.outvars)
+
+
+def _of_one(
+    eqn: JaxprEqn, reads: bool, are_weights: list[bool]
+) -> tuple[list[bool], list[bool]]:
+    """The same of one operation. `weight > 0.0` asks who is there, and no more."""
+    count = len(eqn.outvars)
+    if eqn.primitive is primitives.gt_p and all(are_weights):
+        return [False], [False]
+    chosen = eqn.primitive is primitives.select_n_p and all(are_weights[1:])
+    cast = eqn.primitive is primitives.convert_element_type_p and all(are_weights)
+    return [reads] * count, [chosen or cast] * count
+
+
+def _is_zero(x: Literal) -> bool:
+    return not np.shape(x.val) and bool(x.val == 0)

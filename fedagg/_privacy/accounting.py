@@ -76,7 +76,8 @@ def epsilon(
         participation: a chance in (0, 1], or a sampler.
         accountant: "pld", by privacy loss distributions, near the exact epsilon and
             never below; or "rdp", by Rényi divergences, which is quicker and larger. A
-            curve is always composed as Rényi divergences.
+            curve is always composed as Rényi divergences, and an epsilon of a thousand
+            and more is that of noise without sampling, by concentrated privacy.
 
     Raises:
         ValueError: if an argument is out of range, or nothing is proven of such a
@@ -87,8 +88,9 @@ def epsilon(
     Reference: Mironov, "Rényi Differential Privacy", 2017, section 3; Koskela et al.,
         "Computing Tight Differential Privacy Guarantees Using FFT", 2020; for sampled
         curves Zhu and Wang, "Poisson Subsampled Rényi Differential Privacy", 2019,
-        theorem 6; Choquette-Choo et al., "(Amplified) Banded Matrix Factorization",
-        2023, theorem 4.
+        theorem 6; Bun and Steinke, "Concentrated Differential Privacy: Simplifications,
+        Extensions, and Lower Bounds", 2016, proposition 1.3; Choquette-Choo et al.,
+        "(Amplified) Banded Matrix Factorization", 2023, theorem 4.
     """
     checks.check_choice(NEIGHBORS, neighbors=neighbors)
     checks.check_choice(ACCOUNTANTS, accountant=accountant)

@@ -14,9 +14,7 @@ import jax.numpy as jnp
 
 from fedagg._mechanism import Mechanism
 from fedagg._messages.marks import NoisedModulo
-from fedagg._privacy.noise_source import NoiseSource
-from fedagg._privacy.restarts import Restarts
-from fedagg._privacy.sum_grid import (
+from fedagg._noise.sum_grid import (
     SumGrid,
     accounted,
     draw_error,
@@ -24,6 +22,8 @@ from fedagg._privacy.sum_grid import (
     no_noise,
     noised,
 )
+from fedagg._privacy.noise_source import NoiseSource
+from fedagg._privacy.restarts import Restarts
 from fedagg._trees import pytree, rowwise
 from fedagg._types import PyTree
 

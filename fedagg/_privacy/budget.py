@@ -94,7 +94,7 @@ def budget(
     Orbax save with the rest; a run that is restored goes on from what was spent.
     Another aggregator, less noise from here on, say, is another budget, with the
     `event` of the last one as what was spent `earlier`. Clients' own work and keys are
-    as in `guarantee`.
+    as in `guarantee`, which also says what draws add to `delta`.
 
     Args:
         aggregator: as in `guarantee`.

@@ -13,6 +13,7 @@ from fedagg._trees.kinds import described
 # How far, in clips, one client can move a sum.
 _DISTANCES = {"add_or_remove": 1.0, "zero_out": 1.0, "replace_one": 2.0}
 NEIGHBORS, ACCOUNTANTS = tuple(_DISTANCES), ("pld", "rdp")
+_FARTHEST = 45.0
 _ORDERS = [*range(2, 65), *range(72, 257, 8), 320, 384, 448, 512]
 
 
@@ -68,7 +69,20 @@ def spent(run: Run, delta: float, accountant: str, earlier: Any = None) -> float
                 else "accountant='pld' does."
             )
         )
+    moved = _distance(run)
+    if accountant == "pld" and earlier is None and moved > _FARTHEST:
+        # By proposition 1.3 of Bun and Steinke 2016, and as if nobody were sampled: a
+        # distribution of losses of thousands takes minutes and gigabytes.
+        return moved * moved / 2.0 + moved * math.sqrt(-2.0 * math.log(delta))
     return float(made.compose(event).get_epsilon(delta))
+
+
+def _distance(run: Run) -> float:
+    """How far a client moves all that is released, in units of the noise."""
+    times = run.sampler.participations(run.rounds)
+    pattern = run.rounds, run.sampler.separation, times
+    moved = math.hypot(*(_moved(x, pattern) for x in run.mechanisms))
+    return moved * _DISTANCES[run.neighbors]
 
 
 def event_of(run: Run) -> tuple[Any, Any]:

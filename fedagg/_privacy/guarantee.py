@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from fedagg._aggregator import Aggregator
 from fedagg._mechanism import Mechanism
-from fedagg._messages.reveals import revealed
+from fedagg._messages.reveals import check_server, revealed
 from fedagg._privacy.composition import (
     ACCOUNTANTS,
     NEIGHBORS,
@@ -77,9 +77,10 @@ def guarantee(
     What is accounted is what runs: the mechanisms are those of the stages themselves,
     all parts that they noise together, a learnt clip's as well. Each part of a client's
     message is looked up too. One that no noise hides, and that follows the client's
-    value, is refused by name; such as a `zeroing` sends that counts, or learns without
-    noise. So is `neighbors="add_or_remove"`, or a chance to be there, where a part
-    tells who is there, as a secure sum's.
+    value or the size of its weight, is refused by name; such as a `zeroing` sends that
+    counts, or learns without noise. So is a stage after the noise that reports or
+    learns something of the sum, which has none yet; and `neighbors="add_or_remove"`, or
+    a chance to be there, where a part tells who is there, as a secure sum's.
 
     A client in two rows of a cohort moves the sum by two clips. Samplers draw each
     client once; in a `ClientTable` a private round leaves out all rows but the first.
@@ -90,7 +91,7 @@ def guarantee(
     | against | who sees values, metrics and what clients are told, in every round |
     | not against | the server itself, unless clients noise, under a secure sum |
     | outside | keys that are known; a client twice in a cohort; draws in floats, of a |
-    | | privatizer or a learnt `zeroing`, which the result names |
+    | | privatizer or a bound of one's own, which the result names |
 
     Integers are drawn from tables to `2**-96`. How far they are from their law comes to
     the `delta` of the result, `1 + exp(epsilon)` times that of all entries and rounds:
@@ -109,7 +110,8 @@ def guarantee(
         accountant: likewise.
 
     Raises:
-        ValueError: if a stage does not declare its noise, or a part has none; and as
+        ValueError: if a stage does not declare its noise, a part has none or a stage
+            reads a sum before its noise; and as
             `epsilon` does.
         TypeError: if `aggregator` is neither, or a pair made by hand.
         ImportError: if `dp-accounting` is not there.
@@ -194,14 +196,15 @@ def _check_revealed(
     stage: Stage, template: PyTree, neighbors: str, sampler: Sampler
 ) -> None:
     """Raises a ValueError for a message with parts that spoil the guarantee."""
+    check_server(stage, template)
     found = revealed(stage, template)
-    by_value = [x.part for x in found if x.by_value]
+    by_value = [x.part for x in found if x.by_value or x.by_size]
     if by_value:
         raise ValueError(
-            f"{', '.join(by_value)} of {stage.traits.name} follows the client's value "
-            "and is not noised, so that no epsilon is finite. Leave the stage out that "
-            "notes it, or have it tell nothing: zeroing has counted=False. server_view "
-            "lists all parts."
+            f"{', '.join(by_value)} of {stage.traits.name} follows the client's value, "
+            "or its weight, and is not noised, so that no epsilon is finite. Leave the "
+            "stage out that notes it, or have it tell nothing: zeroing has "
+            "counted=False. server_view lists all parts."
         )
     by_weight = [x.part for x in found if x.by_weight]
     if by_weight and (neighbors == "add_or_remove" or sampler.rate < 1.0):

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 from fedagg._mechanism import Mechanism
 from fedagg._messages.marks import NoisedModulo
+from fedagg._noise.sum_grid import SumGrid
 from fedagg._privacy.noise_source import NoiseSource
 from fedagg._privacy.private import check_clip
 from fedagg._privacy.private_mean import private_mean
-from fedagg._privacy.sum_grid import SumGrid
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
 from fedagg._trees.keys import with_keys, without_keys
@@ -66,7 +66,9 @@ def matrix_factorization_noise(
 
     Sums are integers, as in `gaussian_noise`, until the privatizer is given them in
     float32: of `n` clients a rounding of `2**-24` of `n` clips at most, so that one
-    client moves what it sees by `1 + n * 2**-23` clips at most. Its noise is of floats.
+    client moves what it sees by `1 + n * 2**-23` clips at most. Its noise is of floats,
+    whose low bits may tell (Mironov 2012), and `guarantee` says so of its result. Of a
+    Toeplitz matrix, a BLT's as well, `toeplitz_noise` makes it of integers.
 
     Noise stays at the server; its state must be kept as secret as the sums. Clients
     count once, whatever their weight; who is protected from whom, NaN, absent clients,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from fedagg._mechanism import Mechanism
 from fedagg._messages.marks import NoisedModulo
-from fedagg._privacy.sum_grid import (
+from fedagg._noise.sum_grid import (
     SumGrid,
     accounted,
     draw_error,
@@ -77,8 +77,3 @@ def independent_noise() -> NoiseSource:
         mechanism,
         draw_error=lambda grid: draw_error(grid.deviation),
     )
-
-
-def with_noise(total: PyTree, scale: jax.Array, draws: PyTree) -> PyTree:
-    """The total and draws times a scale, in float32 or wider."""
-    return pytree.add(pytree.widen(total), pytree.scale(scale, draws))

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 
 from fedagg._mechanism import Mechanism
 from fedagg._messages.marks import NoisedModulo
-from fedagg._privacy.private import check_multiplier, check_positive
-from fedagg._privacy.sum_grid import (
+from fedagg._noise.sum_grid import (
     BITS,
     SumGrid,
     accounted,
@@ -18,6 +17,7 @@ from fedagg._privacy.sum_grid import (
     integer_noise,
     noised,
 )
+from fedagg._privacy.private import check_multiplier, check_positive
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
 from fedagg._trees.keys import key_of_round

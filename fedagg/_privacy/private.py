@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._bounding.bounds import quantile_bound
-from fedagg._privacy.sum_grid import LEAST_CLIP, SumGrid
+from fedagg._noise.sum_grid import LEAST_CLIP, SumGrid
 from fedagg._trees import checks, pytree
 from fedagg._trees.template import Template
 from fedagg._trees.weights import is_present
@@ -41,15 +41,6 @@ def clipped(
     value = grid.integers(pytree.keep(norm < jnp.inf, update.value), factor)
     weight = jnp.where(is_present(update.weight), jnp.float32(1.0), 0.0)
     return Update(value, weight), norm
-
-
-def clip_value(value: PyTree, limit: float, name: str) -> PyTree:
-    """The value scaled so that its exact norm is at most `limit`; zero if it is NaN."""
-    checks.check_floating(value, name)
-    norm = pytree.norm(value)
-    most = jnp.float32(limit * (1.0 - pytree.error_of_norm(value)))
-    factor = jnp.where(norm > most, most / norm, 1.0)
-    return pytree.keep(norm < jnp.inf, pytree.scale(factor, value))
 
 
 def check_clip(**numbers: Any) -> None:

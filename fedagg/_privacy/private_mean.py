@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from fedagg._bounding.bounds import as_bound
 from fedagg._messages.marks import NoisedModulo
+from fedagg._noise.sum_grid import LEAST_CLIP, SumGrid
 from fedagg._privacy.noise_source import NoiseSource
 from fedagg._privacy.private import (
     check_clip,
@@ -24,7 +25,6 @@ from fedagg._privacy.private import (
     metrics_of,
     multiplier_left,
 )
-from fedagg._privacy.sum_grid import LEAST_CLIP, SumGrid
 from fedagg._trees import checks, pytree
 from fedagg._trees.keys import key_of_round
 from fedagg._types import Bound, Output, PyTree, Stage, Traits, Update

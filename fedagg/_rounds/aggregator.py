@@ -94,7 +94,7 @@ def _check_guarantee(whole: Stage, template: PyTree) -> None:
     if not whole.traits.is_private or whole.traits.without_guarantee:
         return
     for part in revealed(whole, template):
-        if part.by_value:
+        if part.by_value or part.by_size:
             raise ValueError(refusal(f"{part.part} of {whole}", whole.traits.name))
 
 

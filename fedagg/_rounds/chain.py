@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._messages.payload import coded_parts
-from fedagg._rounds.order import check_order, traits_of_chain
+from fedagg._messages.reveals import reads_sum
+from fedagg._rounds.order import check_order, position_of_noise, traits_of_chain
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import pytree
 from fedagg._trees.keys import split_key
@@ -34,8 +35,9 @@ def chain(*stages: Stage) -> Stage:
 
     | in a chain | after it must not come |
     | --- | --- |
-    | a private stage, `gaussian_noise` | one that does not declare that it only reads |
-    | one that codes, `quantization` | the same |
+    | a private stage, `tree_noise` | one that does not declare that it only reads, |
+    | | one that reports or learns of the sum |
+    | one that codes, `quantization` | one that does not declare that it only reads |
     | a secure sum | the same |
     | `mean`, which weighs values | one that bounds them, `clipping` |
 
@@ -50,10 +52,12 @@ def chain(*stages: Stage) -> Stage:
     Raises:
         TypeError: if something other than a stage is given; in `client` and `server`,
             if a stage returns something else than it must.
-        ValueError: for stages in an order that is refused; in `server`, if two stages
-            report a metric of the same name; give one of them another `name`.
+        ValueError: for stages in an order that is refused, in `server` where a sum is
+            read before its noise; there also, if two stages report a metric of the same
+            name; give one of them another `name`.
     """
     check_order(stages)
+    hidden = position_of_noise(stages)
 
     def init(template: PyTree) -> PyTree:
         states = []
@@ -80,7 +84,13 @@ def chain(*stages: Stage) -> Stage:
         check_length(state, len(stages))
         states, metrics = [], {}
         steps = list(zip(stages, state, note, split_key(key, len(stages)), strict=True))
-        for stage, s, n, k in reversed(steps):
+        for position, (stage, s, n, k) in reversed(list(enumerate(steps))):
+            if position > hidden and reads_sum(stage, s, total, n, k):
+                raise ValueError(
+                    f"{stage} reports or learns something of a sum before its noise: "
+                    f"put it before {stages[hidden].traits.name}, where the sum has it,"
+                    " or say without_guarantee(stage) that no guarantee is meant."
+                )
             output = stage.server(s, total, n, k)
             if not isinstance(output, Output):
                 raise TypeError(

@@ -1,5 +1,6 @@
 """Which stages may come after which, by what they declare of themselves."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -101,6 +102,14 @@ def _check_pair(one: Traits, other: Traits, before: str, after: str) -> None:
             f"{divides} divides by the clients' own weights, which no noise hides. "
             f"Leave it out: {private} divides by a public number."
         )
+
+
+def position_of_noise(stages: Sequence[Stage]) -> float:
+    """That of the private stage, after which sums have no noise; infinite without."""
+    if any(stage.traits.without_guarantee for stage in stages):
+        return math.inf
+    private = (i for i, stage in enumerate(stages) if stage.traits.is_private)
+    return next(private, math.inf)
 
 
 def traits_of_chain(stages: Sequence[Stage]) -> Traits:

@@ -120,8 +120,9 @@ def secure_modular_sum(
     The sum comes back from `-2**(bits - 1)` to `2**(bits - 1) - 1`. It is that of the
     integers where that is in this range, as it is with a known chance where noise is
     among them. A client with a note above `largest_weight` is left out and counted. If
-    more clients are present than `largest_cohort`, the value is zero and the state
-    stays.
+    more clients are present than `largest_cohort`, the sum is zero and the state stays;
+    that of private stages counts the round as one with nobody present, so that no two
+    rounds have the same noise.
 
     Reports `{name}/left_out_count` `[]`, the number of clients left out.
 
@@ -189,11 +190,10 @@ def _hidden(stage: Stage, values: Values, fixed_point: FixedPoint, name: str) ->
             **values.metrics(state.values, of_values),
             f"{name}/left_out_count": note.left_out.unsigned().astype(jnp.float32),
         }
-        return Output(
-            pytree.where(is_sound, after, state),
-            output.value,
-            merge_metrics(output.metrics, metrics),
-        )
+        # A state that stays would have the same noise drawn again in the next round.
+        if not stage.traits.is_private:
+            after = pytree.where(is_sound, after, state)
+        return Output(after, output.value, merge_metrics(output.metrics, metrics))
 
     def refused(note: SecureNote) -> jax.Array:
         left_out = note.left_out.unsigned() > 0

@@ -11,7 +11,7 @@ import fedagg
 from fedagg._client_noise.conditional_rounding import bound_of, round_within, squares
 from fedagg._client_noise.grid import Calibration, grid_for
 from fedagg._compression.rotation import rotated_length
-from fedagg._privacy.integer_noise import LARGEST_STDDEV
+from fedagg._noise.integer_noise import LARGEST_STDDEV
 from tests.helpers import recorded_cases
 
 CASES = recorded_cases("tff_privacy.json")

@@ -229,3 +229,23 @@ def test_what_is_missing_is_named(monkeypatch):
 
     with pytest.raises(ImportError, match=r"pip install 'fedagg\[privacy\]'"):
         fedagg.epsilon(1.0, 1, 1e-5, neighbors="add_or_remove")
+
+
+@pytest.mark.parametrize("participation", [1.0, 0.1])
+def test_an_epsilon_of_thousands_is_above_the_exact_one_and_found_at_once(
+    participation,
+):
+    rounds, delta, z = 10, 1e-6, 0.01
+    distance = math.sqrt(rounds) / z
+
+    got = fedagg.epsilon(
+        z, rounds, delta, neighbors="zero_out", participation=participation
+    )
+
+    # Balle and Wang 2018, theorem 8: with delta left out of it by the second term, the
+    # exact epsilon has a tail of about delta beyond it.
+    tail = scipy.stats.norm.isf(delta)
+    exact = distance**2 / 2.0 + distance * tail
+    assert exact < got < 1.02 * exact
+    for least in (1e-200, 5e-324):
+        assert fedagg.epsilon(least, 1, delta, neighbors="zero_out") == math.inf

@@ -12,11 +12,11 @@ import pytest
 
 import fedagg
 from fedagg._messages.marks import NoisedModulo
-from fedagg._privacy.banded import column_noise
+from fedagg._noise.integer_laws import discrete_gaussian
+from fedagg._noise.sum_grid import BITS, SumGrid, draw_error, integer_noise
 from fedagg._privacy.binary_tree import add_leaf, empty_tree
-from fedagg._privacy.integer_laws import discrete_gaussian
-from fedagg._privacy.sum_grid import BITS, SumGrid, draw_error, integer_noise
-from tests.privacy.test_integer_noise import errors, exact_weights
+from fedagg._privacy.toeplitz import column_noise
+from tests.noise.test_integer_noise import errors, exact_weights
 
 D, DELTA = 5, 1e-6
 OUT: dict[str, Any] = {"neighbors": "zero_out"}
@@ -214,25 +214,109 @@ def test_draws_in_floats_are_named():
         lambda params: (), lambda updates, state, params=None: (updates, state)
     )
     matrix = fedagg.Mechanism.matrix(2.0, np.eye(9))
+    stage = fedagg.matrix_factorization_noise(plain, 1.0, 9.0, mechanism=matrix)
+
+    got = fedagg.guarantee(stage, jnp.zeros(3), 9, DELTA, **OUT)
+
+    assert got.unknown_draws == (matrix,)
+    assert "without an error of draws in floats, of mat" in str(got)
+
+
+def test_what_a_bound_learns_with_noise_is_integers_and_their_error_is_in_delta():
     bound = fedagg.quantile_bound(
         10.0, 0.98, 2.0, below_estimate_stddev=2.0, expected_num_clients=100
     )
+    noise = fedagg.gaussian_noise(2.0, 1.0, 100.0)
+    stage = fedagg.chain(fedagg.zeroing(bound, counted=False), noise)
 
-    for stages, name in (
-        (
-            (fedagg.matrix_factorization_noise(plain, 1.0, 9.0, mechanism=matrix),),
-            "mat",
-        ),
-        (
-            (
-                fedagg.zeroing(bound, counted=False),
-                fedagg.gaussian_noise(2.0, 1.0, 100.0),
-            ),
-            "gaussian(4)",
-        ),
-    ):
-        stage = fedagg.chain(*stages)
-        got = fedagg.guarantee(stage, jnp.zeros(3), 9, DELTA, **OUT)
+    got = fedagg.guarantee(stage, jnp.zeros(3), 9, DELTA, **OUT)
+    alone = fedagg.guarantee(noise, jnp.zeros(3), 9, DELTA, **OUT)
 
-        assert len(got.unknown_draws) == 1
-        assert f"without an error of draws in floats, of {name}" in str(got)
+    assert not got.unknown_draws and bound.draw_error is not None
+    of_values = alone.of_draws / (1.0 + math.exp(alone.epsilon))
+    expected = (of_values + 9 * bound.draw_error) * (1.0 + math.exp(got.epsilon))
+    assert got.of_draws == pytest.approx(expected, rel=1e-9)
+    assert 0.0 < bound.draw_error < 2.0**-79
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("stddev, clients", [(0.5, 3.0), (10.0, 100.0), (3.0, 1e6)])
+def test_the_noise_of_a_bound_is_on_a_grid_and_of_the_deviation_asked_for(
+    stddev, clients
+):
+    rate, present = 0.3, 0.1 * clients
+    bound = fedagg.quantile_bound(
+        1.0, 0.5, rate, below_estimate_stddev=stddev, expected_num_clients=clients
+    )
+    note = bound.note(jnp.float32(1.0), jnp.float32(0.5))
+    note = note._replace(below=jnp.float32(0.5 * round(2.0 * present)))
+
+    def estimate(key: jax.Array) -> jax.Array:
+        return bound.update(bound.init(), note, key).estimate
+
+    keys = jax.random.split(jax.random.key(3), 20_000)
+    found = np.asarray(jax.jit(jax.vmap(estimate))(keys), np.float64)
+
+    count = -np.log(found) / rate * clients  # of those below, each a half or minus it
+    is_inside = np.abs(count) < 0.499 * clients
+    middle = count[is_inside]
+    if is_inside.all():
+        error = np.finfo(np.float32).eps * clients / rate
+        assert abs(middle.mean() - note.below) < 5 * stddev / 141.0 + error
+        assert abs(middle.std() / stddev - 1.0) < 0.03 + error / stddev
+    share = np.mean(count > float(note.below))
+    assert abs(share - 0.5) < 0.02 or not is_inside.all()
+    grid = SumGrid.of(2.0 * stddev, clients)
+    assert grid.deviation > 1000.0  # so that a draw tells no more than its law
+
+
+def test_the_halves_of_many_clients_are_counted_exactly():
+    bound = fedagg.quantile_bound(
+        1.0, 0.5, 1.0, below_estimate_stddev=1e-3, expected_num_clients=2**21
+    )
+    key, note = jax.random.key(0), bound.note(jnp.float32(1.0), jnp.float32(0.5))
+
+    def after(below: float) -> float:
+        told = note._replace(below=jnp.float32(below))
+        return -math.log(float(bound.update(bound.init(), told, key).estimate))
+
+    # One client more is a half more, whoever else is there: the draw is the same.
+    for below in (0.0, 1000.5, 2.0**18):
+        apart = (after(below + 64.0) - after(below)) * 2**21
+        assert apart == pytest.approx(64.0, abs=0.3)
+
+
+@pytest.mark.parametrize("column", [[1.0], [1.0, 0.5], [2.0, 1.0, 0.5]])
+def test_a_column_costs_what_its_matrix_does(column):
+    stage = fedagg.toeplitz_noise(1.5, 1.0, 10.0, column)
+    (got,) = stage.traits.mechanisms
+    expected = fedagg.Mechanism.matrix(1.5, column)
+
+    for pattern in ((8, 1, 8), (8, 3, 2), (8, 8, 1)):
+        ours = got.sensitivity(*pattern) / got.noise_multiplier
+        theirs = expected.sensitivity(*pattern) / 1.5
+        assert ours == pytest.approx(theirs, rel=1e-9)
+    assert got.bands == len(column) and got.draw_error is not None
+
+
+@pytest.mark.deep
+def test_noise_of_a_column_is_white_after_its_matrix():
+    column, z, clip, rounds = [2.0, 1.0, 0.5], 0.5, 3.0, 6
+    made = fedagg.aggregator(fedagg.toeplitz_noise(z, clip, 4.0, column))
+    state, next = made.init(jnp.zeros(40_000)), jax.jit(made.next)
+    noise = []
+    for _ in range(rounds):
+        output = next(state, jnp.zeros((1, 40_000)), None, jax.random.key(0))
+        state = output.state
+        noise.append(np.asarray(output.value, np.float64) * 4.0 / (clip * z))
+
+    matrix = sum(c * np.eye(rounds, k=-k) for k, c in enumerate(column))
+    white = np.cov(matrix @ np.stack(noise))
+
+    np.testing.assert_allclose(white, np.eye(rounds), atol=0.03)
+
+
+@pytest.mark.parametrize("column", [[], [0.0, 1.0], [-1.0], [[1.0]], [1.0, math.nan]])
+def test_what_is_no_column_is_refused(column):
+    with pytest.raises(ValueError, match="column must"):
+        fedagg.toeplitz_noise(1.0, 1.0, 10.0, column)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fedagg
-from fedagg._privacy.sum_grid import SumGrid
+from fedagg._noise.sum_grid import SumGrid
 from tests.helpers import (
     assert_close,
     assert_same,

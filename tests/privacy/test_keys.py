@@ -35,6 +35,7 @@ PRIVATE = {
         fresh_noise(), 1.0, 1.0
     ),
     "banded_noise": lambda: fedagg.banded_noise(1.0, 1.0, 1.0, bands=1, rounds=4),
+    "toeplitz_noise": lambda: fedagg.toeplitz_noise(1.0, 1.0, 1.0, [1.0]),
     "local_gaussian_noise": lambda: fedagg.local_gaussian_noise(1.0, 1.0),
     "skellam_noise": lambda: fedagg.skellam_noise(1.0, 1.0, 2, bits=24),
     "discrete_gaussian_noise": lambda: fedagg.discrete_gaussian_noise(
@@ -107,3 +108,26 @@ def test_no_two_secret_keys_are_alike():
     # Every one of the 64 bits is drawn: each is one in some and zero in others.
     bits = np.unpackbits(np.stack(keys).view(np.uint8).reshape(64, -1), axis=1)
     assert np.all((bits.sum(axis=0) > 8) & (bits.sum(axis=0) < 56))
+
+
+@pytest.mark.parametrize("kind", ["at the server", "at clients"])
+def test_a_cohort_that_is_too_large_uses_the_noise_of_its_round_up(kind):
+    hidden = {
+        "at the server": lambda: fedagg.secure_modular_sum(
+            fedagg.gaussian_noise(1.0, 1.0, 2), bits=32, largest_cohort=2
+        ),
+        "at clients": lambda: fedagg.skellam(
+            1.0, 1.0, 2, largest_cohort=2
+        ).secure_sum(),
+    }[kind]
+    made, key = fedagg.aggregator(hidden()), fedagg.secret_key()
+    state, rows = made.init(jnp.zeros(64)), jnp.zeros((2, 64))
+
+    first = made.next(state, jnp.ones((3, 64)), None, key)
+    second = made.next(first.state, rows, None, key).value
+    as_first = made.next(state, rows, None, key).value
+
+    # What would have been the noise of the first round is not drawn in the second.
+    assert np.sum(np.asarray(second) == np.asarray(as_first)) < 8
+    if kind == "at clients":
+        assert not np.any(first.value)

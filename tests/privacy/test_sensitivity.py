@@ -19,7 +19,7 @@ import optax
 import pytest
 
 import fedagg
-from fedagg._privacy.sum_grid import SumGrid
+from fedagg._noise.sum_grid import SumGrid
 
 N, CLIP = 5, 0.7
 NOTHING = optax.GradientTransformation(

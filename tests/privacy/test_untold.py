@@ -145,3 +145,81 @@ def test_metrics_of_client_noise_do_not_tell_how_many_are_there(make):
 
     # Two clips on the sum, over eight.
     np.testing.assert_allclose(of_cohorts, 2.0 / 8.0, rtol=1e-3)
+
+
+def reading(traits: fedagg.Traits, learns: bool = False) -> fedagg.Stage:
+    """A user's own stage that looks at the sum that comes to it."""
+
+    def server(state: Any, total: Any, note: Any, key: Any) -> fedagg.Output:
+        size = sum(jnp.sum(x.astype(jnp.float32)) for x in jax.tree.leaves(total))
+        metrics = {} if learns else {"own/sum": size}
+        return fedagg.Output(size if learns else state, total, metrics)
+
+    return fedagg.Stage(
+        lambda template: jnp.float32(0.0),
+        lambda state: state,
+        lambda shared, update, key: (update, ()),
+        server,
+        traits,
+    )
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("kind", ["after", "in a chain", "in a group", "secure"])
+def test_a_sum_is_not_read_before_its_noise(learns, kind):
+    reader = reading(fedagg.Traits("reader", only_reads=True), learns)
+    made = {
+        "after": fedagg.chain(NOISE, reader),
+        "in a chain": fedagg.chain(NOISE, fedagg.chain(reader)),
+        "in a group": fedagg.grouped({"*": fedagg.chain(NOISE, reader)}),
+        "secure": fedagg.secure_modular_sum(
+            fedagg.chain(NOISE, reader), bits=32, largest_cohort=9
+        ),
+    }[kind]
+    rows = jax.tree.map(lambda x: jnp.zeros((2, *x.shape)), TEMPLATE)
+
+    with pytest.raises(ValueError, match="reader.*before its noise"):
+        fedagg.guarantee(made, TEMPLATE, 1, 1e-5, neighbors="zero_out")
+    aggregator = fedagg.aggregator(made)
+    with pytest.raises(ValueError, match="reader.*before its noise"):
+        aggregator.next(aggregator.init(TEMPLATE), rows, None, jax.random.key(0))
+
+
+def test_a_sum_is_read_after_its_noise_or_where_it_is_meant():
+    reader = reading(fedagg.Traits("reader", only_reads=True))
+    before = fedagg.chain(reader, NOISE)
+    meant = fedagg.aggregator(NOISE, fedagg.without_guarantee(reader))
+    rows = jax.tree.map(lambda x: jnp.zeros((2, *x.shape)), TEMPLATE)
+
+    got = fedagg.guarantee(before, TEMPLATE, 1, 1e-5, neighbors="zero_out")
+    output = meant.next(meant.init(TEMPLATE), rows, None, jax.random.key(0))
+
+    assert got.epsilon < 20 and output.metrics["own/sum"] == 0.0
+
+
+def noting(note: Any) -> fedagg.Stage:
+    """A user's own stage that notes something of a client's weight."""
+    return fedagg.Stage.stateless(
+        lambda update, key: (update, note(update.weight)),
+        traits=fedagg.Traits("noting", only_reads=True),
+    )
+
+
+@pytest.mark.parametrize("neighbors", ["zero_out", "replace_one"])
+def test_the_size_of_a_weight_is_not_told(neighbors):
+    def out(stage: fedagg.Stage) -> Any:
+        made = fedagg.chain(stage, NOISE)
+        return fedagg.guarantee(made, TEMPLATE, 1, 1e-5, neighbors=neighbors)
+
+    told = (
+        lambda w: w,
+        lambda w: (w > 5.0).astype(jnp.float32),
+        lambda w: (w - 5.0 > 0.0).astype(jnp.float32),
+        lambda w: jnp.where(w > 0.0, w, 0.0),
+    )
+    for note in told:
+        with pytest.raises(ValueError, match="or its weight, and is not noised"):
+            out(noting(note))
+        with pytest.raises(ValueError, match="no finite epsilon"):
+            fedagg.aggregator(noting(note), NOISE).init(TEMPLATE)
+    assert out(noting(lambda w: (w > 0.0).astype(jnp.float32))).epsilon < 50

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fedagg
-from fedagg._privacy.sum_grid import (
+from fedagg._noise.sum_grid import (
     SumGrid,
     accounted,
     discrete_gaussian_draws,

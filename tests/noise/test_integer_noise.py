@@ -12,8 +12,8 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from fedagg._privacy.integer_laws import discrete_gaussian, skellam
-from fedagg._privacy.integer_noise import (
+from fedagg._noise.integer_laws import discrete_gaussian, skellam
+from fedagg._noise.integer_noise import (
     LARGEST_STDDEV,
     Table,
     decided,

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._messages.marks import NoisedModulo
-from fedagg._privacy.integer_laws import discrete_gaussian
-from fedagg._privacy.integer_noise import LARGEST_STDDEV, draw, table_of
+from fedagg._noise.integer_laws import discrete_gaussian
+from fedagg._noise.integer_noise import LARGEST_STDDEV, draw, table_of
 from fedagg._trees import pytree
 from fedagg._trees.reductions import cut
 from fedagg._types import PyTree
@@ -22,6 +22,9 @@ BITS = 32
 
 # Clips below this are refused: squares of smaller norms leave the range of float32.
 LEAST_CLIP = 1e-10
+
+# The deviation, in steps, of what rounds Gaussian noise to the discrete Gaussian.
+ROUNDED = 2.0
 
 _FEWEST = 1024  # clients that there is always room for
 _LARGEST_FACTOR = 1024
@@ -96,7 +99,7 @@ def accounted(grids: tuple[SumGrid, ...]) -> float:
         Generic, Constant-Time", 2017, section 2; Canonne, Kamath and Steinke, "The
         Discrete Gaussian for Differential Privacy", 2020, section 2.
     """
-    squares = [(max(0.0, x.deviation**2 - 4.0)) / x.steps**2 for x in grids]
+    squares = [max(0.0, x.deviation**2 - ROUNDED**2) / x.steps**2 for x in grids]
     return sum(1.0 / x if x > 0.0 else math.inf for x in squares) ** -0.5
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import threefry_2x32
 
-from fedagg._privacy.integer_laws import BITS, Shares
+from fedagg._noise.integer_laws import BITS, Shares
 
 # The widest noise that tables are made for: larger ones would leave a core's cache.
 LARGEST_STDDEV = 1800.0

@@ -1,0 +1,1 @@
+"""Integer noise for privacy, and the grid that it is drawn on."""

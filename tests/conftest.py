@@ -33,8 +33,10 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_compilation_cache_dir", folder.name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    set_haste(True)  # for what modules make when they are imported
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups in a hook as this
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One worker has all tests of a module that says nothing else: they share."""
     for item in items:

@@ -212,7 +212,7 @@ STAGES: dict[str, tuple[fedagg.Stage, ...]] = {
     "matrix_factorization_noise": (
         fedagg.matrix_factorization_noise(alternating(), 1.0, 10.0),
     ),
-    "banded_noise": (fedagg.banded_noise(0.5, 1.0, 10.0, bands=2, rounds=3),),
+    "banded_noise": (fedagg.banded_noise(0.5, 1.0, 10.0, bands=2, rounds=4),),
     "local_gaussian_noise": (fedagg.local_gaussian_noise(0.5, 1.0), fedagg.mean()),
     "noised_metrics": (
         fedagg.noised_metrics(0.5, {"loss": 2.0, "accuracy": 1.0}, 10.0),

@@ -145,7 +145,7 @@ class Draws:
             fedagg.adaptive_tree_noise(2.0, 100.0, restart_every=8, restart_warmup=3),
             62,
         ),
-        "bands": (fedagg.banded_noise(1.0, 1.0, 10.0, bands=2, rounds=8), 30),
+        "bands": (fedagg.banded_noise(1.0, 1.0, 10.0, bands=2, rounds=4), 30),
         "metrics": (
             fedagg.chain(
                 fedagg.noised_metrics(1.0, {"a": 1.0, "b": 2.0}, 10.0),

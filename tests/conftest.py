@@ -36,14 +36,6 @@ def pytest_configure(config: pytest.Config) -> None:
     set_haste(True)  # for what modules make when they are imported
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups in a hook as this
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker has all tests of a module that says nothing else: they share."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Any:
     """Compiles as users have it for a test that is marked thorough."""

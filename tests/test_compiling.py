@@ -33,11 +33,3 @@ def test_what_was_compiled_in_haste_serves_no_thorough_test(compiled):
         set_haste(True)
 
     assert traced == [True, False]
-
-
-def test_a_worker_that_shares_the_tests_knows_the_group_of_each(request):
-    is_a_worker = hasattr(request.config, "workerinput")
-
-    group = request.node.nodeid.rpartition("@")[2]
-
-    assert is_a_worker == (group == str(request.node.path))

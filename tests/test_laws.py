@@ -350,19 +350,10 @@ EXAMPLES = ("quantization", "gaussian_noise", "multi_krum", "robust_aggregator")
 
 
 def over(names: Iterable[str], now: Collection[str] = ALL) -> pytest.MarkDecorator:
-    """A law of these, each in a worker of its own; deep unless it is in `now`."""
+    """A law of these, deep unless it is in `now`."""
     return pytest.mark.parametrize(
         "name",
-        [
-            pytest.param(
-                x,
-                marks=[
-                    pytest.mark.xdist_group(x),
-                    *[pytest.mark.deep] * (x not in now),
-                ],
-            )
-            for x in names
-        ],
+        [pytest.param(x, marks=[pytest.mark.deep] * (x not in now)) for x in names],
     )
 
 

@@ -28,6 +28,7 @@ from tests.helpers import (
     assert_same,
     assert_same_round,
     every_way,
+    first_now,
     make_updates,
     stack,
     take,
@@ -345,11 +346,16 @@ KIN = {
 ALL = (*STAGES, *RULES, *RECIPES)
 BUT_KIN = tuple(x for x in ALL if x not in KIN)
 
-# One of each kind. Where a law compiles a program of its own, the others are for later.
-EXAMPLES = ("quantization", "gaussian_noise", "multi_krum", "robust_aggregator")
+# Of a law, a few are quick. Where it compiles a program of its own, fewer are.
+EXAMPLES = ("quantization", "multi_krum", "robust_aggregator")
+NOW = {
+    *EXAMPLES,
+    *("zeroing_adaptive", "secure_sum", "top_k", "gaussian_noise", "skellam_noise"),
+    *("grouped_coded", "jitter_of_a_user", "median_after_stages", "bucketing"),
+}
 
 
-def over(names: Iterable[str], now: Collection[str] = ALL) -> pytest.MarkDecorator:
+def over(names: Iterable[str], now: Collection[str] = NOW) -> pytest.MarkDecorator:
     """A law of these, deep unless it is in `now`."""
     return pytest.mark.parametrize(
         "name",
@@ -463,7 +469,7 @@ def test_the_order_of_clients_does_not_matter(name):
 
 
 @over([*STAGES, *RECIPES], EXAMPLES)
-@pytest.mark.parametrize("way", [x for x in WAYS if x != "at_once"])
+@first_now("way", [x for x in WAYS if x != "at_once"], quick=2)
 def test_every_way_to_sum_gives_the_same(name, way):
     # The last row is the one that chunks and devices fill up with.
     updates = with_absent(make_updates(), math.nan, [0, 4])

@@ -9,7 +9,7 @@ import pytest
 
 import fedagg
 from fedagg import attacks
-from tests.helpers import assert_close, assert_same
+from tests.helpers import assert_close, assert_same, first_now
 
 
 def honest(n: int = 8, d: int = 12, seed: int = 0) -> np.ndarray:
@@ -142,8 +142,8 @@ BOUNDS = {
 }
 
 
-@pytest.mark.parametrize("name", BOUNDS)
-@pytest.mark.parametrize("seed", range(3))
+@first_now("name", BOUNDS)
+@first_now("seed", range(3))
 def test_no_attack_takes_a_rule_farther_than_its_paper_says(name, seed):
     rule, bound = BOUNDS[name]
     x = honest(9, seed=seed)

@@ -89,6 +89,7 @@ def test_rounds_keep_the_type_of_the_state():
         assert np.isin(weights[i], rounds.weight[i]).all()
 
 
+@pytest.mark.deep
 def test_clients_of_a_sample_do_the_same_work_again():
     datasets = [np.full((size, 2), size, np.float32) for size in (1, 2, 3, 4)]
     table = fedagg.ClientTable.of(datasets)

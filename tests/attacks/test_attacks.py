@@ -80,6 +80,7 @@ def test_labels_are_counted_from_the_other_end():
     assert_same(got, jnp.asarray([9, 8, 0]))
 
 
+@pytest.mark.deep
 def test_attacks_keep_trees_and_dtypes():
     tree = {"a": jnp.ones((4, 2), jnp.bfloat16), "b": [jnp.ones(4), jnp.ones((4, 0))]}
     for attack in (

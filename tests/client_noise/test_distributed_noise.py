@@ -208,6 +208,7 @@ def test_a_client_that_cannot_be_clipped_counts_as_zero():
     assert_same(one.value, other.value)
 
 
+@pytest.mark.deep
 def test_clients_count_once_whatever_their_weight():
     updates = make_updates()
     aggregator = made("skellam_noise", 1.0, 1.0, 11, bits=16)
@@ -508,6 +509,7 @@ def test_a_mechanism_prints_as_its_call_and_so_does_what_it_makes(name):
     assert noise.stage().traits.is_private and hidden.traits.is_secret
 
 
+@pytest.mark.deep
 def test_a_learnt_clip_is_divided_by_the_public_number_unless_it_has_its_own():
     updates = make_updates(9)
     cohort = {"smallest_cohort": 5, "largest_cohort": 12}

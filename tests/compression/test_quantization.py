@@ -314,8 +314,8 @@ def test_one_entry_and_zeros_are_exact(name, entries):
     assert_same(got, np.asarray(entries, np.float32))
 
 
-@pytest.mark.parametrize("name", ["quantization", "nearest", "terngrad"])
-@pytest.mark.parametrize("entry", [0.1, -3.3, 1e30, 1e-29])
+@first_now("name", ["quantization", "nearest", "terngrad"])
+@first_now("entry", [0.1, -3.3, 1e30, 1e-29])
 def test_equal_entries_are_exact(name, entry):
     assert_same(
         one_through(ALL[name], *[entry] * 7), np.asarray([entry] * 7, np.float32)
@@ -553,6 +553,7 @@ def test_codes_of_four_bits_take_half_a_byte_an_entry():
     assert sum(x.nbytes for x in jax.tree.leaves(odd)) == 51 + 4 + 4
 
 
+@pytest.mark.deep
 def test_terngrad_and_qsgd_send_two_bits_and_no_smallest_entry():
     for stage in (fedagg.terngrad(), fedagg.qsgd(1)):
         message = sent(stage, jnp.asarray(normal(100)), jax.random.key(30))

@@ -74,6 +74,7 @@ def test_entries_of_all_leaves_compete_as_one_vector():
     assert_same(output.value, expected)
 
 
+@pytest.mark.deep
 def test_a_tenth_of_a_normal_vector_leaves_out_this_much():
     x = normal(2**16)
 

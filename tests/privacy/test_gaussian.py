@@ -224,7 +224,7 @@ def test_no_neighbour_moves_the_sum_further_than_the_noise_is_made_for(
         assert notes.value.count is None
 
 
-@pytest.mark.parametrize("learns", [False, True])
+@first_now("learns", [False, True])
 def test_a_client_that_cannot_be_clipped_counts_as_zero(learns):
     make = adaptive if learns else fixed
     aggregator = make(0.0, 0.1, 4.0) if not learns else make(0.0, 4.0)

@@ -294,6 +294,7 @@ def noise(multiplier: float, clip: float = 1.0) -> fedagg.Stage:
     return fedagg.gaussian_noise(multiplier, clip, float(N))
 
 
+@pytest.mark.deep
 def test_two_private_groups_cost_what_both_gaussians_cost():
     dp: Any = pytest.importorskip("dp_accounting")
     stage = fedagg.grouped({"embedding/*": noise(1.5, 0.2), "*": noise(3.0, 7.0)})

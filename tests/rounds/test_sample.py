@@ -12,6 +12,7 @@ import fedagg
 from tests.helpers import (
     TEMPLATE,
     assert_same,
+    first_now,
     first_round_compiled,
     make_updates,
     stack,
@@ -138,7 +139,7 @@ def test_a_training_shows_what_some_clients_sent():
     ]
 
 
-@pytest.mark.parametrize(
+@first_now(
     "stage",
     [
         fedagg.gaussian_noise(1.0, 1.0, 10.0),

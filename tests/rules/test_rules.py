@@ -47,7 +47,7 @@ BYZFL = json.loads(
     (pathlib.Path(__file__).parents[1] / "data" / "byzfl.json").read_text()
 )["cases"]
 
-every_rule = pytest.mark.parametrize("name", RULES)
+every_rule = first_now("name", RULES, quick=2)
 
 
 def clients(n: int, d: int = 5, seed: int = 0) -> np.ndarray:
@@ -202,7 +202,7 @@ def test_too_many_subsets_are_refused_with_their_number(name):
         combined(RULES[name][0](6), clients(60, 2))
 
 
-@pytest.mark.parametrize("case", BYZFL, ids=[x["name"] for x in BYZFL])
+@first_now("case", BYZFL, ids=[x["name"] for x in BYZFL], quick=6)
 def test_rules_are_those_of_byzfl(case):
     x, f = np.array(case["vectors"]), case["f"]
     if case["rule"] == "centered_clipping":

@@ -133,6 +133,7 @@ def test_an_unknown_number_is_nobody_where_numbers_are_traced(number):
     )
 
 
+@pytest.mark.deep
 def test_rows_of_weight_zero_may_have_any_number():
     training = make_training()
 

@@ -273,7 +273,7 @@ def test_the_denominator_does_not_follow_the_clients():
     assert_close(all_of_them.value, {"x": np.asarray([0.2])})
 
 
-@pytest.mark.parametrize("signal", [0.0, 0.5, 5.0])
+@first_now("signal", [0.0, 0.5, 5.0])
 def test_the_signal_to_noise_is_that_of_the_mean(signal):
     d, n = 90_000, 10
     value = {"x": jnp.full((n, d), signal / n)}

@@ -44,7 +44,7 @@ PRIVATE = {
 }
 
 
-@first_now("name", PRIVATE, quick=2)
+@first_now("name", PRIVATE)
 def test_one_key_in_two_rounds_gives_independent_noise(name):
     aggregator = fedagg.aggregator(PRIVATE[name]())
     nothing = {"x": jnp.zeros((2, D))}

@@ -161,6 +161,7 @@ def test_the_adaptive_tree_takes_its_estimate_on_at_restarts_only():
     np.testing.assert_allclose(values["x"][:, 0], grown, rtol=1e-5)
 
 
+@pytest.mark.deep
 def test_the_adaptive_tree_noises_values_and_count_by_their_parts():
     z, n = 1.0, 40.0
     stage = fedagg.adaptive_tree_noise(
@@ -196,6 +197,7 @@ def test_the_adaptive_tree_noises_values_and_count_by_their_parts():
 
 
 @pytest.mark.parametrize("start", [0.05, 100.0])
+@pytest.mark.deep
 def test_the_adaptive_tree_follows_the_clients_from_below_and_from_above(start):
     norms = np.random.default_rng(0).lognormal(1.0, 1.0, 100)
     stage = fedagg.adaptive_tree_noise(

@@ -344,7 +344,7 @@ def test_leaves_of_any_number_and_dtype_are_one_vector(name):
     np.testing.assert_allclose(got[1:149], want[1:149], rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", RULES)
+@first_now("name", RULES)
 def test_many_blocks_and_a_rest_are_as_one(name):
     make, expected = RULES[name]
     x = clients(9, 40_000, seed=17)

@@ -3,7 +3,7 @@
 import json
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import chex
@@ -34,26 +34,31 @@ def mesh_of(devices: int = 8) -> jax.sharding.Mesh:
     return jax.make_mesh((devices,), ("clients",), axis_types=(auto,))
 
 
+def first_now(
+    names: str, values: Iterable[Any], quick: int = 1, **options: Any
+) -> pytest.MarkDecorator:
+    """`pytest.mark.parametrize` of which the first cases are quick, the others deep."""
+    cases = [
+        pytest.param(
+            *(value if "," in names else [value]),
+            marks=[pytest.mark.deep] * (i >= quick),
+        )
+        for i, value in enumerate(values)
+    ]
+    return pytest.mark.parametrize(names, cases, **options)
+
+
 WAYS: dict[str, Callable[[], Any]] = {
+    "chunks_with_a_rest": lambda: fedagg.in_chunks(3),
+    "across": lambda: fedagg.across(mesh_of()),
     "default": lambda: None,
     "at_once": fedagg.at_once,
     "one_by_one": lambda: fedagg.in_chunks(1),
-    "chunks_with_a_rest": lambda: fedagg.in_chunks(3),
     "chunk_too_large": lambda: fedagg.in_chunks(50),
-    "across": lambda: fedagg.across(mesh_of()),
     "chunks_across": lambda: fedagg.across(mesh_of(), inner=fedagg.in_chunks(2)),
 }
 
-# One of each kind, and the others in the deep half.
-every_way = pytest.mark.parametrize(
-    "way",
-    [
-        way
-        if way in ("default", "chunks_with_a_rest", "across")
-        else pytest.param(way, marks=pytest.mark.deep)
-        for way in WAYS
-    ],
-)
+every_way = first_now("way", WAYS, quick=2)
 
 
 def make_updates(n: int = N, seed: int = 0, template: Any = None) -> fedagg.Update:

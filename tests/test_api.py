@@ -1,6 +1,7 @@
 """The public names, their docstrings, and how the modules hang together."""
 
 import ast
+import functools
 import inspect
 import pathlib
 import re
@@ -70,6 +71,7 @@ every_module = pytest.mark.parametrize("module", MODULES)
 every_function = pytest.mark.parametrize("name", FUNCTIONS)
 
 
+@functools.cache
 def parsed(module: str) -> ast.Module:
     return ast.parse(MODULES[module].read_text())
 

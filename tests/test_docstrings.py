@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import fedagg
-from tests.helpers import assert_same, make_updates
+from tests.helpers import assert_same, first_now, make_updates
 
 SIGNATURES = {
     name: inspect.signature(getattr(fedagg, name))
@@ -110,7 +110,7 @@ def rounds_of(aggregator: fedagg.Aggregator) -> list[Any]:
     return outputs
 
 
-@pytest.mark.parametrize("name", EQUIVALENT)
+@first_now("name", EQUIVALENT)
 def test_what_is_called_equivalent_gives_the_same_bits(name):
     arguments = {
         "adaptive_gaussian_noise": (1.0, 100),
@@ -125,7 +125,7 @@ def test_what_is_called_equivalent_gives_the_same_bits(name):
     assert_same(rounds_of(made), rounds_of(equal))
 
 
-@pytest.mark.parametrize(
+@first_now(
     "docs",
     [fedagg.Bound, fedagg.Rule, fedagg.Payload],
     ids=lambda x: x.__name__,

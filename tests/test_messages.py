@@ -728,6 +728,7 @@ def test_a_whole_number_of_numpy_or_jax_is_a_whole_number(whole):
     assert repr(api.mean(weighted=np.bool_(False))) == "mean(weighted=False)"
 
 
+@pytest.mark.deep
 def test_an_old_key_draws_as_the_new_one_does():
     state = DRAWING.init(TEMPLATE)
     updates = {"b": jnp.arange(4.0), "w": jnp.arange(12.0).reshape(4, 3)}

@@ -14,6 +14,7 @@ from tests.helpers import (
     assert_same,
     assert_same_round,
     every_way,
+    first_now,
     make_updates,
     stack,
     take,
@@ -62,7 +63,6 @@ RULES = {
     ),
 }
 
-every_round = pytest.mark.parametrize("name", ROUNDS)
 everything = pytest.mark.parametrize("name", [*ROUNDS, *RULES])
 
 
@@ -81,7 +81,7 @@ def whole(aggregator, updates):
     return two_rounds(aggregator.init(TEMPLATE), *updates)
 
 
-@every_round
+@first_now("name", ROUNDS)
 @every_way
 def test_every_way_to_sum_gives_the_same(name, way):
     updates = with_absent(make_updates(), np.nan, [2, 5])

@@ -15,6 +15,7 @@ from tests.helpers import (
     assert_close,
     assert_same,
     every_way,
+    first_now,
     first_round,
     first_round_compiled,
     make_updates,
@@ -190,6 +191,7 @@ def test_the_compression_aggregator_is_the_robust_one_but_for_its_rounding(way):
     assert 0.3 * bound < np.max(off) < bound * (1.0 + 1e-5)
 
 
+@pytest.mark.deep
 def test_the_compression_aggregator_has_no_bias():
     aggregator = fedagg.compression_aggregator()
     updates, n = large_updates(), 40
@@ -249,7 +251,7 @@ def test_a_message_of_the_compression_aggregators_takes_a_byte_an_entry():
     assert values < bits <= values + 32 * 8
 
 
-@pytest.mark.parametrize("bound", [0.1, fedagg.quantile_bound(0.1, 0.5, 0.2)])
+@first_now("bound", [0.1, fedagg.quantile_bound(0.1, 0.5, 0.2)])
 def test_a_recipe_takes_a_bound_where_it_bounds(bound):
     updates = make_updates()
     recipe = fedagg.robust_aggregator(zeroing=False, clipping=bound)

@@ -27,6 +27,7 @@ from benchmarks.training.workloads import (
     save,
     save_parameters,
 )
+from tests.helpers import first_now
 
 ROOT = Path(__file__).parents[1]
 SIZES = {  # clients, examples of the largest, steps of all, parameters that are trained
@@ -38,7 +39,7 @@ SIZES = {  # clients, examples of the largest, steps of all, parameters that are
 }
 
 
-@pytest.mark.parametrize("name", SIZES)
+@first_now("name", SIZES)
 def test_a_workload_is_what_it_claims(name):
     workload = WORKLOADS[name](1.0)
     trained, _ = first_parameters(workload)

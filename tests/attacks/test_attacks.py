@@ -9,7 +9,7 @@ import pytest
 
 import fedagg
 from fedagg import attacks
-from tests.helpers import assert_close, assert_same
+from tests.helpers import assert_close, assert_same, first_now
 
 
 def honest(n: int = 8, d: int = 12, seed: int = 0) -> np.ndarray:
@@ -80,6 +80,7 @@ def test_labels_are_counted_from_the_other_end():
     assert_same(got, jnp.asarray([9, 8, 0]))
 
 
+@pytest.mark.deep
 def test_attacks_keep_trees_and_dtypes():
     tree = {"a": jnp.ones((4, 2), jnp.bfloat16), "b": [jnp.ones(4), jnp.ones((4, 0))]}
     for attack in (
@@ -142,8 +143,8 @@ BOUNDS = {
 }
 
 
-@pytest.mark.parametrize("name", BOUNDS)
-@pytest.mark.parametrize("seed", range(3))
+@first_now("name", BOUNDS)
+@first_now("seed", range(3))
 def test_no_attack_takes_a_rule_farther_than_its_paper_says(name, seed):
     rule, bound = BOUNDS[name]
     x = honest(9, seed=seed)

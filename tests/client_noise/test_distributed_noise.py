@@ -17,6 +17,7 @@ from tests.helpers import (
     assert_close,
     assert_same,
     extreme_clients,
+    first_now,
     first_round,
     first_round_compiled,
     make_updates,
@@ -80,7 +81,7 @@ def test_recorded_rounds_without_noise_give_the_recorded_sums():
 
 
 @every_mechanism
-@pytest.mark.parametrize("present", [4, 7])
+@first_now("present", [4, 7])
 def test_the_sum_has_the_declared_noise_of_the_smallest_cohort_or_more(name, present):
     z, clip, n = 0.8, 3.0, 7
     aggregator = made(
@@ -166,6 +167,7 @@ def test_no_client_sends_more_than_the_curve_accounts_for(rotation, learns, beta
         assert sent.count == ()
 
 
+@pytest.mark.deep
 def test_sums_wrap_as_often_as_declared():
     n, d, bits, chance = 128, 2**14, 12, 0.05
     stage = fedagg.skellam_noise(0.1, 1.0, n, bits=bits, wrap_probability=chance)
@@ -188,6 +190,7 @@ def test_sums_wrap_as_often_as_declared():
     assert 0.9 * chance < wrapped < 1.1 * chance
 
 
+@pytest.mark.deep
 def test_a_client_that_cannot_be_clipped_counts_as_zero():
     updates = make_updates(6)
     aggregator = made("skellam_noise", 0.0, 4.0, 6, bits=24, beta=0.0)
@@ -205,6 +208,7 @@ def test_a_client_that_cannot_be_clipped_counts_as_zero():
     assert_same(one.value, other.value)
 
 
+@pytest.mark.deep
 def test_clients_count_once_whatever_their_weight():
     updates = make_updates()
     aggregator = made("skellam_noise", 1.0, 1.0, 11, bits=16)
@@ -215,7 +219,7 @@ def test_clients_count_once_whatever_their_weight():
     assert_same(weighted, plain)
 
 
-@pytest.mark.parametrize("absent, hidden", [(3, True), (0, True), (3, False)])
+@first_now("absent, hidden", [(3, True), (0, True), (3, False)])
 def test_cohorts_too_small_or_too_large_give_zero_and_teach_nothing(absent, hidden):
     stage = fedagg.skellam_noise(
         0.5,
@@ -294,9 +298,7 @@ def test_the_count_is_noised_by_its_part(given):
     assert abs(fractions.std() / stddev - 1.0) < 0.03
 
 
-@pytest.mark.parametrize(
-    "row", CASES["adaptive_clip_noise_params"]["rows"][:4], ids=str
-)
+@first_now("row", CASES["adaptive_clip_noise_params"]["rows"][:4], ids=str, quick=2)
 def test_the_noise_is_split_as_recorded(row):
     n = math.ceil(row["clients"])
     options: dict[str, Any] = {"bits": 24, "target_quantile": 0.5}
@@ -315,7 +317,7 @@ def test_the_noise_is_split_as_recorded(row):
     assert_close(stddev, np.float64(row["out"]["result"][0]), rtol=1e-4)
 
 
-@pytest.mark.parametrize("start, quantile", [(0.01, 0.3), (1000.0, 0.8)])
+@first_now("start, quantile", [(0.01, 0.3), (1000.0, 0.8)])
 def test_the_clip_comes_to_the_quantile_from_below_and_from_above(start, quantile):
     norms = np.random.default_rng(0).lognormal(1.0, 1.0, 100)
     value = {"x": jnp.asarray(norms[:, None], jnp.float32)}
@@ -507,6 +509,7 @@ def test_a_mechanism_prints_as_its_call_and_so_does_what_it_makes(name):
     assert noise.stage().traits.is_private and hidden.traits.is_secret
 
 
+@pytest.mark.deep
 def test_a_learnt_clip_is_divided_by_the_public_number_unless_it_has_its_own():
     updates = make_updates(9)
     cohort = {"smallest_cohort": 5, "largest_cohort": 12}
@@ -535,6 +538,7 @@ def test_a_clip_that_learns_from_more_than_a_bit_is_refused():
 
 
 @every_mechanism
+@pytest.mark.deep
 def test_the_recipe_is_zeroing_and_noise_under_a_secure_sum(name):
     updates = make_updates(41)
     updates = updates._replace(

@@ -15,6 +15,7 @@ from tests.helpers import (
     assert_close,
     assert_same,
     every_way,
+    first_now,
     first_round,
     first_round_compiled,
 )
@@ -91,7 +92,7 @@ def test_whole_numbers_of_steps_are_exact(stochastic):
     assert note.count == 0.0
 
 
-@pytest.mark.parametrize("step", [0.01, 0.25, 3.0])
+@first_now("step", [0.01, 0.25, 3.0])
 @both
 def test_the_error_of_a_mean_is_below_a_step_or_half_of_one(step, stochastic):
     x, weights = normal(6, 200, seed=4), np.asarray([1, 2, 3, 0, 5, 6], np.float32)
@@ -148,6 +149,7 @@ def test_a_random_sum_is_the_same_bits_in_every_way(way):
     assert got.metrics["discretization/count"] == 1.0
 
 
+@pytest.mark.deep
 def test_what_is_sent_are_integers_in_the_structure_of_the_value():
     value = {"x": jnp.asarray(normal(3, 2)), "y": (jnp.float32(2.0), jnp.zeros((0, 2)))}
 
@@ -161,7 +163,7 @@ def test_what_is_sent_are_integers_in_the_structure_of_the_value():
 
 
 @both
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 2.0**30, -1e30])
+@first_now("bad", [math.nan, math.inf, -math.inf, 2.0**30, -1e30])
 def test_a_client_that_int32_cannot_hold_is_zero_as_a_whole_and_counted(
     bad, stochastic
 ):

@@ -5,7 +5,7 @@ import pytest
 
 import fedagg
 from fedagg._compression.eden import lloyd_max
-from tests.helpers import assert_close
+from tests.helpers import assert_close, first_now
 
 D = 2**12
 RNG = np.random.default_rng(5)
@@ -54,8 +54,8 @@ def test_the_values_are_those_of_the_literature(bits):
     np.testing.assert_allclose(borders, (values[1:] + values[:-1]) / 2, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", VECTORS)
-@pytest.mark.parametrize("bits", ERRORS)
+@first_now("name", VECTORS)
+@first_now("bits", ERRORS)
 def test_the_error_of_eden_is_that_of_the_paper_for_any_vector(bits, name):
     x = VECTORS[name].astype(np.float32)
     values = decoded_many_times(fedagg.eden(bits), jnp.asarray(x), 200)
@@ -67,6 +67,7 @@ def test_the_error_of_eden_is_that_of_the_paper_for_any_vector(bits, name):
 
 
 @pytest.mark.parametrize("bits", [5, 6, 7, 8])
+@pytest.mark.deep
 def test_each_bit_more_divides_the_error_by_nearly_four(bits):
     x = VECTORS["normal"].astype(np.float32)
 
@@ -107,6 +108,7 @@ def test_drive_has_the_least_error_and_a_bias():
     np.testing.assert_allclose(along.mean(), 2 / np.pi, rtol=0.01)
 
 
+@pytest.mark.deep
 def test_the_error_of_equal_clients_falls_with_their_number():
     x = jnp.asarray(VECTORS["normal"], jnp.float32)
     aggregator = fedagg.aggregator(fedagg.mean(), fedagg.eden(1))
@@ -120,6 +122,7 @@ def test_the_error_of_equal_clients_falls_with_their_number():
 
 
 @pytest.mark.parametrize("stage", [fedagg.eden(3), fedagg.eden(6), fedagg.drive()])
+@pytest.mark.deep
 def test_trees_zeros_and_short_vectors_have_their_answers(stage):
     key = jax.random.key(0)
     tree = {"a": jnp.zeros((1, 3, 2)), "b": jnp.zeros((1,))}

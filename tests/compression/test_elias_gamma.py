@@ -90,6 +90,7 @@ def test_the_bytes_are_those_recorded_from_tff(row):
 
 @often
 @hypothesis.given(arrays)
+@pytest.mark.deep
 def test_encoding_is_the_slow_one_and_decoding_undoes_it(x):
     data = fedagg.elias_gamma_encode(x)
     decoded = fedagg.elias_gamma_decode(data, x.shape)

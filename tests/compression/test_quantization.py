@@ -16,6 +16,7 @@ from tests.helpers import (
     assert_close,
     assert_same,
     every_way,
+    first_now,
     first_round,
     first_round_compiled,
 )
@@ -80,9 +81,9 @@ ALL = {
     "nearest": fedagg.quantization(4, threshold=0, stochastic=False),
 }
 
-every_method = pytest.mark.parametrize("name", METHODS)
-every_stage = pytest.mark.parametrize("name", ALL)
-every_stage_that_draws = pytest.mark.parametrize("name", STOCHASTIC)
+every_method = first_now("name", METHODS, quick=2)
+every_stage = first_now("name", ALL)
+every_stage_that_draws = first_now("name", STOCHASTIC)
 
 
 def sent(stage: fedagg.Stage, value: Any, key: jax.Array | None = None) -> Any:
@@ -164,7 +165,7 @@ def test_every_entry_goes_to_a_neighbour_on_the_grid(name):
     assert np.all(np.abs(got - x) < grid.step * (1.0 + 1e-4))
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@first_now("bits", [1, 2, 4, 8])
 def test_the_error_of_equal_steps_is_within_the_bound_of_suresh(bits):
     # Theorem 2, for one client: d / (2 (k - 1)^2) of the squared norm.
     d, n = 1000, 200
@@ -185,7 +186,7 @@ def test_the_error_of_equal_steps_is_within_the_bound_of_suresh(bits):
             np.testing.assert_allclose(relative, bound * (d - 2) / d, rtol=1e-3)
 
 
-@pytest.mark.parametrize("levels", [1, 4, 64, 1000])
+@first_now("levels", [1, 4, 64, 1000])
 def test_the_error_of_qsgd_is_within_the_bound_of_its_paper(levels):
     # Lemma 3.1: variance, and the number of entries that are not zero.
     d, n = 1024, 200
@@ -221,7 +222,7 @@ def test_errors_of_many_clients_average_out(name):
     np.testing.assert_allclose(squared_error(output.value["x"], x), expected, rtol=0.08)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+@first_now("bits", [1, 2, 3, 4, 8])
 def test_without_draws_halves_go_to_the_even_code(bits):
     x = np.arange(2 ** (bits + 1) - 1, dtype=np.float32) / 2.0
     stage = fedagg.quantization(bits, threshold=0, stochastic=False)
@@ -248,6 +249,7 @@ def test_without_draws_every_entry_goes_to_the_nearest_value(bits):
     assert np.all(np.abs(got - x) <= 0.5 * grid.step + 1e-6)
 
 
+@pytest.mark.deep
 def test_every_number_of_bits_comes_back_within_a_step():
     x = normal(64, seed=11)
     spread = float(np.ptp(x))
@@ -312,8 +314,8 @@ def test_one_entry_and_zeros_are_exact(name, entries):
     assert_same(got, np.asarray(entries, np.float32))
 
 
-@pytest.mark.parametrize("name", ["quantization", "nearest", "terngrad"])
-@pytest.mark.parametrize("entry", [0.1, -3.3, 1e30, 1e-29])
+@first_now("name", ["quantization", "nearest", "terngrad"])
+@first_now("entry", [0.1, -3.3, 1e30, 1e-29])
 def test_equal_entries_are_exact(name, entry):
     assert_same(
         one_through(ALL[name], *[entry] * 7), np.asarray([entry] * 7, np.float32)
@@ -333,7 +335,7 @@ def test_an_empty_tensor_stays_empty(name):
     assert output.value["x"].shape == (0, 2)
 
 
-@pytest.mark.parametrize("name", ["qsgd", "terngrad"])
+@first_now("name", ["qsgd", "terngrad"])
 def test_zeros_among_other_entries_stay_zero(name):
     x = normal(200, 50)
     x[:, ::2] = 0.0
@@ -345,8 +347,8 @@ def test_zeros_among_other_entries_stay_zero(name):
 
 
 @every_stage
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("size", [2, 30_000])
+@first_now("bad", [math.nan, math.inf, -math.inf])
+@first_now("size", [2, 30_000])
 def test_one_bad_entry_makes_the_tensor_nan_throughout(name, bad, size):
     # XLA's maximum over many entries leaves a NaN out on a CPU.
     x = normal(2, size)
@@ -363,6 +365,7 @@ def test_one_bad_entry_makes_the_tensor_nan_throughout(name, bad, size):
 
 
 @every_stage
+@pytest.mark.deep
 def test_several_bad_entries_do_not_cancel_and_other_tensors_are_kept(name):
     value = {
         "bad": jnp.asarray([math.inf, -math.inf, math.nan, 1.0]),
@@ -375,7 +378,7 @@ def test_several_bad_entries_do_not_cancel_and_other_tensors_are_kept(name):
     assert np.all(np.abs(message["good"].decode()) <= math.sqrt(2.0) + 1e-6)
 
 
-@pytest.mark.parametrize(
+@first_now(
     "name, size",
     [("quantization", 1e38), ("nearest", 1e38), ("terngrad", 3e38), ("qsgd", 1e18)],
 )
@@ -388,15 +391,13 @@ def test_huge_entries_come_back_within_a_step(name, size):
     assert np.all(np.abs(got / size - x / size) < step / size * (1.0 + 1e-5))
 
 
-@pytest.mark.parametrize(
-    "name, size", [("quantization", 2e38), ("nearest", 2e38), ("qsgd", 1e20)]
-)
+@first_now("name, size", [("quantization", 2e38), ("nearest", 2e38), ("qsgd", 1e20)])
 def test_a_range_or_norm_that_overflows_shows_as_nan(name, size):
     assert np.all(np.isnan(one_through(ALL[name], size, -size, 0.0)))
 
 
 @every_stage
-@pytest.mark.parametrize("size", [1e-35, 1e-40])
+@first_now("size", [1e-35, 1e-40])
 def test_tiny_entries_stay_tiny(name, size):
     got = one_through(ALL[name], size, -size, 0.5 * size, 0.0)
 
@@ -405,7 +406,7 @@ def test_tiny_entries_stay_tiny(name, size):
 
 
 @every_stage
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@first_now("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_sent_as_float32_would_be(name, dtype):
     x = jnp.asarray(normal(3, 40)).astype(dtype)
     aggregator = fedagg.aggregator(fedagg.mean(), ALL[name])
@@ -552,6 +553,7 @@ def test_codes_of_four_bits_take_half_a_byte_an_entry():
     assert sum(x.nbytes for x in jax.tree.leaves(odd)) == 51 + 4 + 4
 
 
+@pytest.mark.deep
 def test_terngrad_and_qsgd_send_two_bits_and_no_smallest_entry():
     for stage in (fedagg.terngrad(), fedagg.qsgd(1)):
         message = sent(stage, jnp.asarray(normal(100)), jax.random.key(30))

@@ -5,7 +5,7 @@ import pytest
 
 import fedagg
 from fedagg._compression.rotation import _KINDS
-from tests.helpers import assert_close, recorded_cases
+from tests.helpers import assert_close, first_now, recorded_cases
 
 CASES = recorded_cases("tff_rotation.json")
 kinds = pytest.mark.parametrize("kind", ["hadamard", "dft"])
@@ -125,9 +125,7 @@ def test_signs_are_fair():
     assert abs(ones - n * rounds / 2) < 5 * np.sqrt(n * rounds) / 2
 
 
-@pytest.mark.parametrize(
-    "row", CASES["dft_transform"]["rows"], ids=lambda row: str(row["dim"])
-)
+@first_now("row", CASES["dft_transform"]["rows"], ids=lambda row: str(row["dim"]))
 def test_the_fourier_rotation_equals_the_recorded_one(row):
     theta = np.asarray(row["theta"])
     phases = jnp.asarray(np.exp(1j * theta), jnp.complex64)
@@ -139,6 +137,7 @@ def test_the_fourier_rotation_equals_the_recorded_one(row):
     np.testing.assert_allclose(_KINDS["dft"].back(phases, got), padded, atol=1e-5)
 
 
+@pytest.mark.deep
 def test_the_recorded_round_comes_back():
     for recorded in CASES["rotation_hadamard_sum_repeats1"]["rounds"]:
         clients = recorded["client_values"]

@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 
 import fedagg
-from tests.helpers import (
-    WAYS,
-    assert_same,
-    every_way,
-    first_round_compiled,
-)
+from tests.helpers import WAYS, assert_same, every_way, first_now, first_round_compiled
 
 vote = fedagg.aggregator(fedagg.sign())
 
@@ -61,6 +56,7 @@ def test_a_vote_is_the_sign_of_the_sum_of_numpys_signs(way):
     assert output.metrics == {}
 
 
+@pytest.mark.deep
 def test_signs_take_a_bit_an_entry():
     value = {"x": jnp.ones((20, 5)), "y": jnp.float32(-1.0)}
 
@@ -92,7 +88,7 @@ def test_a_tensor_does_not_vote_by_itself():
     assert_same(output.value["other"], jnp.asarray([1.0]))
 
 
-@pytest.mark.parametrize("size", [3, 30_000])
+@first_now("size", [3, 30_000])
 def test_a_tensor_with_a_nan_does_not_vote_and_one_with_an_infinity_does(size):
     # XLA's maximum over many entries leaves a NaN out on a CPU.
     x = np.full((4, size), 1.0, np.float32)
@@ -140,6 +136,7 @@ def test_an_entry_of_zero_votes_by_a_fair_coin():
     np.testing.assert_allclose(np.var(off_diagonal), 1.0 / (d - 2), rtol=0.05)
 
 
+@pytest.mark.deep
 def test_coins_are_those_of_the_key_and_of_no_other():
     value = jnp.asarray([1.0] + [0.0] * 199)
 
@@ -157,7 +154,7 @@ def test_an_absent_client_does_not_vote():
     assert_same(nobody, np.zeros(2, np.float32))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@first_now("dtype", ["bfloat16", "float16"])
 def test_votes_of_half_precision_are_counted_in_float32(dtype):
     # In bfloat16 a count would stop at 256, and the last thousand decide.
     x = jnp.ones((3000, 1), dtype).at[:1400].set(-1.0)

@@ -13,6 +13,7 @@ from tests.helpers import (
     TEMPLATE,
     assert_close,
     assert_same,
+    first_now,
     first_round_compiled,
     make_updates,
     with_absent,
@@ -73,6 +74,7 @@ def test_entries_of_all_leaves_compete_as_one_vector():
     assert_same(output.value, expected)
 
 
+@pytest.mark.deep
 def test_a_tenth_of_a_normal_vector_leaves_out_this_much():
     x = normal(2**16)
 
@@ -99,7 +101,7 @@ def test_clients_of_different_positions_are_decoded_and_then_added():
     assert_close(output.value, {"b": mean[0], "w": mean[1:].reshape(3, 2)})
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 128, 129, 256, 257, 70_000])
+@first_now("size", [1, 2, 3, 128, 129, 256, 257, 70_000])
 def test_a_position_takes_as_many_bits_as_the_last_one_has(size):
     k = max(1, size // 100)
     x = np.zeros(size, np.float32)
@@ -127,6 +129,7 @@ def test_a_nan_counts_as_largest_and_shows():
     assert np.flatnonzero(np.isnan(output.value["x"])).tolist() == [777, 778]
 
 
+@pytest.mark.deep
 def test_a_message_is_the_same_in_a_compiled_program():
     value = {"x": jnp.asarray(normal(50)), "y": jnp.asarray(normal(3, 2))}
     stage = fedagg.top_k(0.2)
@@ -169,7 +172,7 @@ def test_zeros_and_nobody_and_no_entries_give_zeros(make):
 
 
 @both
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@first_now("dtype", ["bfloat16", "float16"])
 def test_half_precision_comes_back_and_is_summed_in_float32(make, dtype):
     # In bfloat16 a sum of ones stops at 256.
     aggregator = fedagg.aggregator(make(1.0))
@@ -180,7 +183,7 @@ def test_half_precision_comes_back_and_is_summed_in_float32(make, dtype):
 
 
 @both
-@pytest.mark.parametrize("dtype", ["int32", "uint8"])
+@first_now("dtype", ["int32", "uint8"])
 def test_a_leaf_of_integers_is_refused_by_its_path(make, dtype):
     value = {"a": jnp.ones(3), "b": [jnp.ones(3, dtype)]}
 
@@ -217,7 +220,7 @@ def rounds_of(stage: fedagg.Stage, x: np.ndarray, rounds: int) -> np.ndarray:
     return np.asarray(jax.lax.scan(body, start, None, length=rounds)[1], np.float64)
 
 
-@pytest.mark.parametrize("fraction", [1 / 8, 1 / 2, 1 / 64])
+@first_now("fraction", [1 / 8, 1 / 2, 1 / 64])
 def test_the_error_of_random_entries_is_that_of_the_formula(fraction):
     x = normal(4096, seed=1)
 
@@ -228,9 +231,7 @@ def test_the_error_of_random_entries_is_that_of_the_formula(fraction):
     assert np.all(np.sum(got != 0.0, axis=1) == 4096 * fraction)
 
 
-@pytest.mark.parametrize(
-    "size, fraction", [(24, 0.25), (23, 0.3), (10, 0.99), (7, 0.1)]
-)
+@first_now("size, fraction", [(24, 0.25), (23, 0.3), (10, 0.99), (7, 0.1)])
 def test_random_entries_are_unbiased_for_stretches_of_any_length(size, fraction):
     x, n = 1.0 + np.abs(normal(size, seed=2)), 8000
 

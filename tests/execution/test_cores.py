@@ -39,6 +39,7 @@ def test_cores_become_devices():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.deep
 def test_it_is_called_first():
     done = _run(_LATE)
     assert "JAX has begun with 1 CPU devices, fewer than 3" in done.stderr

@@ -9,6 +9,7 @@ import pytest
 
 from fedagg._messages.packing import bit_fields, pack, unpack
 from fedagg.secagg import _masking
+from tests.helpers import first_now
 
 SIZES = [0, 1, 2, 7, 8, 9, 1000]
 
@@ -52,7 +53,7 @@ def assert_packed(result: tuple, codes: np.ndarray, bits: int) -> None:
     np.testing.assert_array_equal(np.asarray(unpacked).astype(np.uint32), codes)
 
 
-@pytest.mark.parametrize("bits", range(1, 33))
+@first_now("bits", range(1, 33))
 def test_codes_of_any_size_are_packed_as_described_and_come_back(bits):
     every = [codes_of(bits, size) for size in SIZES]
 
@@ -74,7 +75,7 @@ def test_any_number_of_codes_is_packed_and_comes_back(bits, size, seed):
     assert_packed(result, codes, bits)
 
 
-@pytest.mark.parametrize("bits", [1, 3, 4, 8, 13, 32])
+@first_now("bits", [1, 3, 4, 8, 13, 32])
 def test_codes_of_many_clients_are_packed_each_alone(bits):
     every = np.stack([codes_of(bits, 9, seed) for seed in range(5)])
 
@@ -106,14 +107,14 @@ def test_each_part_is_as_long_as_it_needs_to_be(bits, size):
     assert 8 * sum(x.size for x in packed) < size * bits + 8 * 3
 
 
-@pytest.mark.parametrize("bits, octets", [(1, 125), (2, 250), (4, 500), (12, 1500)])
+@first_now("bits, octets", [(1, 125), (2, 250), (4, 500), (12, 1500)])
 def test_a_thousand_codes_take_their_bits_and_no_more(bits, octets):
     packed = pack(jnp.asarray(codes_of(bits, 1000)), bits)
 
     assert sum(x.nbytes for x in packed) == octets
 
 
-@pytest.mark.parametrize("bits", range(1, 33))
+@first_now("bits", range(1, 33))
 def test_the_protocol_packs_as_compression_does(bits):
     codes = codes_of(bits, 101)
 

@@ -16,7 +16,7 @@ from fedagg._noise.sum_grid import (
     parted,
 )
 from fedagg._trees.measures import norm_error
-from tests.helpers import mesh_of
+from tests.helpers import first_now, mesh_of
 
 CLIP = 0.7
 
@@ -43,8 +43,8 @@ def exact_norm(parts):
     return math.sqrt(math.fsum(float(x @ x) for x in parts))
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("clients", [2049, 8193, 32769])
+@first_now("way", WAYS)
+@first_now("clients", [2049, 8193, 32769])
 def test_a_client_moves_the_sum_of_colluding_ones_by_a_clip_at_most(way, clients):
     # One coordinate of the others absorbs what a float32 sum would add to it last.
     values = np.full((clients, 2), 1.0, np.float32)
@@ -76,7 +76,7 @@ def test_a_client_moves_the_sum_of_colluding_ones_by_a_clip_at_most(way, clients
     assert np.array_equal(share, np.round(share))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@first_now("way", WAYS)
 def test_every_way_to_sum_releases_the_same_bits(way):
     values = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
     stage = fedagg.adaptive_gaussian_noise(0.5, 300.0, initial_clip=1.0)
@@ -100,8 +100,8 @@ def test_ten_million_entries_contribute_a_clip_at_most():
     assert 0.99 < norm <= 1.0
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("size", [1, 3, 511, 513, 100_003])
+@first_now("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@first_now("size", [1, 3, 511, 513, 100_003])
 def test_the_exact_norm_of_a_contribution_is_within_the_clip(size, dtype):
     draw = np.random.default_rng(size)
     for scale in (1.0, 100.0 / size, CLIP / math.sqrt(size)):
@@ -114,7 +114,7 @@ def test_the_exact_norm_of_a_contribution_is_within_the_clip(size, dtype):
         assert exact_norm(contribution(value)) <= 1.0
 
 
-@pytest.mark.parametrize("clip", [1e-10, 1e-6, 1e6, 1e18])
+@first_now("clip", [1e-10, 1e-6, 1e6, 1e18])
 def test_clips_of_any_size_hold(clip):
     for entry in (1e-30, 1e-22, 1e-19, 0.9 * clip, 1e3 * clip, 1e18):
         parts = contribution(jnp.full(1000, entry, jnp.float32), clip)
@@ -195,7 +195,7 @@ def test_released_sums_are_on_the_grid(multiplier):
     assert len(np.unique(steps)) > 3000
 
 
-@pytest.mark.parametrize("deviation", [0.8, 40.0, 2500.0, 1.0e6, 3.0e7])
+@first_now("deviation", [0.8, 40.0, 2500.0, 1.0e6, 3.0e7])
 def test_draws_have_the_moments_and_the_tails_of_the_law(deviation):
     n = 200_000
     draws = np.asarray(
@@ -226,7 +226,7 @@ def variance_of(deviation):
     return float((k**2 * chances).sum() / chances.sum())
 
 
-@pytest.mark.parametrize("deviation", [1800.1, 2500.0, 1e5, 1.8e6, 5e7])
+@first_now("deviation", [1800.1, 2500.0, 1e5, 1.8e6, 5e7])
 def test_wide_draws_are_of_the_law_to_what_is_stated(deviation):
     factor, wide, narrow = parted(deviation)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import fedagg
+from tests.helpers import first_now
 from tests.test_laws import RECIPES, STAGES
 
 TEMPLATE = {"b": jnp.zeros(()), "w": jnp.zeros((3, 2))}
@@ -34,7 +35,7 @@ def made_of(name: str) -> Any:
     return fedagg.aggregator(*STAGES[name])
 
 
-@pytest.mark.parametrize("name", PRIVATE)
+@first_now("name", PRIVATE)
 def test_what_is_private_has_an_epsilon_or_says_what_it_lacks(name):
     made = made_of(name)
 
@@ -72,6 +73,7 @@ def test_noise_of_each_client_has_its_epsilon_by_the_relation_that_it_says():
 
 
 @pytest.mark.parametrize("recipe", ["dp_aggregator", "distributed_dp_aggregator"])
+@pytest.mark.deep
 def test_a_value_of_1_or_1000_moves_no_later_round(recipe):
     made = getattr(fedagg, recipe)(0.5, 10)
     next_round = jax.jit(made.next)

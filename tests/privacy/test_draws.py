@@ -16,6 +16,7 @@ from fedagg._noise.integer_laws import discrete_gaussian
 from fedagg._noise.sum_grid import BITS, SumGrid, draw_error, integer_noise
 from fedagg._privacy.binary_tree import add_leaf, empty_tree
 from fedagg._privacy.toeplitz import column_noise
+from tests.helpers import first_now
 from tests.noise.test_integer_noise import errors, exact_weights
 
 D, DELTA = 5, 1e-6
@@ -28,6 +29,7 @@ def as_row(key: jax.Array, stddev: float, size: int = D) -> np.ndarray:
 
 
 @pytest.mark.parametrize("efficient", [True, False])
+@pytest.mark.deep
 def test_a_tree_releases_what_noised_sums_of_its_nodes_say(efficient):
     rounds, stddev = 13, 1e6
     sums = np.random.default_rng(0).integers(-(2**20), 2**20, (rounds, D))
@@ -63,6 +65,7 @@ def test_a_tree_releases_what_noised_sums_of_its_nodes_say(efficient):
 
 
 @pytest.mark.parametrize("separation, times", [(1, 1), (3, 3), (4, 2), (1, 4)])
+@pytest.mark.deep
 def test_bands_draw_noise_that_a_client_moves_by_no_more_than_is_said(
     separation, times
 ):
@@ -106,6 +109,7 @@ def test_bands_draw_noise_that_a_client_moves_by_no_more_than_is_said(
     assert 0.85 * said < largest < said
 
 
+@pytest.mark.deep
 def test_a_matrix_in_whole_units_is_near_the_one_that_is_best():
     (mechanism,) = fedagg.banded_noise(
         1.0, 1.0, 10.0, bands=12, rounds=100
@@ -145,7 +149,7 @@ class Draws:
             fedagg.adaptive_tree_noise(2.0, 100.0, restart_every=8, restart_warmup=3),
             62,
         ),
-        "bands": (fedagg.banded_noise(1.0, 1.0, 10.0, bands=2, rounds=8), 30),
+        "bands": (fedagg.banded_noise(1.0, 1.0, 10.0, bands=2, rounds=4), 30),
         "metrics": (
             fedagg.chain(
                 fedagg.noised_metrics(1.0, {"a": 1.0, "b": 2.0}, 10.0),
@@ -169,7 +173,7 @@ class Draws:
     }
 
 
-@pytest.mark.parametrize("name", Draws.made)
+@first_now("name", Draws.made)
 def test_delta_is_as_asked_for_and_what_draws_add(name):
     stage, draws = Draws.made[name]
     every = [x.draw_error for x in stage.traits.mechanisms]

@@ -14,6 +14,7 @@ from tests.helpers import (
     assert_close,
     assert_same,
     extreme_clients,
+    first_now,
     first_round_compiled,
     make_updates,
     recorded_cases,
@@ -76,8 +77,8 @@ def test_a_recorded_round_without_noise_gives_the_recorded_result(name):
             assert_close(state[0].clip, clip)
 
 
-@pytest.mark.parametrize("z, clip, n", [(1.0, 1.0, 1.0), (0.5, 3.0, 7.0)])
-@pytest.mark.parametrize("learns", [False, True])
+@first_now("z, clip, n", [(1.0, 1.0, 1.0), (0.5, 3.0, 7.0)])
+@first_now("learns", [False, True])
 def test_noise_has_the_scale_and_the_shape_of_the_normal_law(z, clip, n, learns):
     if learns:
         aggregator = adaptive(z, n, initial_clip=clip, count_stddev=z)
@@ -98,6 +99,7 @@ def test_noise_has_the_scale_and_the_shape_of_the_normal_law(z, clip, n, learns)
     assert_close(output.metrics["gaussian_noise/stddev"], np.float64(scale))
 
 
+@pytest.mark.deep
 def test_leaves_and_rounds_have_noise_of_their_own():
     value = {"a": jnp.zeros((1, 40_000)), "b": jnp.zeros((1, 40_000))}
     aggregator = fixed(1.0, 1.0, 1.0)
@@ -120,7 +122,7 @@ def test_half_precision_leaves_get_noise_of_full_precision():
     assert np.max(np.abs(noise.astype(np.float32))) > 4.0
 
 
-@pytest.mark.parametrize("row", SPLITS, ids=lambda row: f"{row['noise_multiplier']}")
+@first_now("row", SPLITS, ids=lambda row: f"{row['noise_multiplier']}")
 def test_the_noise_is_split_as_recorded(row):
     stage = (row["noise_multiplier"], row["clients"])
     count_stddev = row["clipped_count_stddev"]
@@ -139,6 +141,7 @@ def test_the_noise_is_split_as_recorded(row):
 
 
 @pytest.mark.parametrize("given", [None, 3.0])
+@pytest.mark.deep
 def test_the_count_is_noised_by_its_part(given):
     n, rate = 100.0, 0.2
     aggregator = adaptive(1.0, n, learning_rate=rate, count_stddev=given)
@@ -161,6 +164,7 @@ def test_the_count_is_noised_by_its_part(given):
 
 @pytest.mark.parametrize("start", [0.001, 1000.0])
 @pytest.mark.parametrize("quantile", [0.3, 0.8])
+@pytest.mark.deep
 def test_the_clip_comes_to_the_quantile_from_below_and_from_above(start, quantile):
     norms = np.random.default_rng(0).lognormal(1.0, 1.0, 200)
     value = {"x": jnp.asarray(norms[:, None], jnp.float32)}
@@ -191,8 +195,8 @@ def sums_of(stage: fedagg.Stage, value: Any, weights: Any) -> Any:
     return jax.vmap(message)(value, weights)
 
 
-@pytest.mark.parametrize("learns", [False, True])
-@pytest.mark.parametrize("largest_weight", [None, 4.0])
+@first_now("learns", [False, True])
+@first_now("largest_weight", [None, 4.0])
 def test_no_neighbour_moves_the_sum_further_than_the_noise_is_made_for(
     learns, largest_weight
 ):
@@ -220,7 +224,7 @@ def test_no_neighbour_moves_the_sum_further_than_the_noise_is_made_for(
         assert notes.value.count is None
 
 
-@pytest.mark.parametrize("learns", [False, True])
+@first_now("learns", [False, True])
 def test_a_client_that_cannot_be_clipped_counts_as_zero(learns):
     make = adaptive if learns else fixed
     aggregator = make(0.0, 0.1, 4.0) if not learns else make(0.0, 4.0)
@@ -269,7 +273,7 @@ def test_the_denominator_does_not_follow_the_clients():
     assert_close(all_of_them.value, {"x": np.asarray([0.2])})
 
 
-@pytest.mark.parametrize("signal", [0.0, 0.5, 5.0])
+@first_now("signal", [0.0, 0.5, 5.0])
 def test_the_signal_to_noise_is_that_of_the_mean(signal):
     d, n = 90_000, 10
     value = {"x": jnp.full((n, d), signal / n)}

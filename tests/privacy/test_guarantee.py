@@ -115,6 +115,7 @@ def test_noise_and_sampling_of_a_cycle_cost_what_jax_privacy_says():
     assert math.isclose(got.epsilon, theirs, rel_tol=1e-6)
 
 
+@pytest.mark.deep
 def test_a_band_without_sampling_costs_what_jax_privacy_says():
     stage = fedagg.banded_noise(3.0, 1.0, 10.0, bands=4, rounds=40)
     sampler = fedagg.separated(4, size=3)
@@ -136,6 +137,7 @@ def test_a_band_without_sampling_costs_what_jax_privacy_says():
     assert math.isclose(got.epsilon, theirs, rel_tol=2e-4)
 
 
+@pytest.mark.deep
 def test_a_band_s_noise_is_what_is_accounted_and_cancels_over_rounds():
     stage = fedagg.banded_noise(2.0, 1.0, 1.0, bands=3, rounds=8)
     aggregator, size = fedagg.aggregator(stage), 20_000

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import fedagg
+from tests.helpers import first_now
 
 D = 4096
 
@@ -44,7 +45,7 @@ PRIVATE = {
 }
 
 
-@pytest.mark.parametrize("name", PRIVATE)
+@first_now("name", PRIVATE)
 def test_one_key_in_two_rounds_gives_independent_noise(name):
     aggregator = fedagg.aggregator(PRIVATE[name]())
     nothing = {"x": jnp.zeros((2, D))}

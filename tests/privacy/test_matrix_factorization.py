@@ -107,6 +107,7 @@ def test_a_key_that_a_privatizer_keeps_to_itself_is_the_one_that_draws():
 
 
 @pytest.mark.parametrize("kind", ["banded", "blt"])
+@pytest.mark.deep
 def test_the_state_holds_no_key_and_draws_from_each_round_s(kind):
     aggregator = fedagg.aggregator(
         fedagg.matrix_factorization_noise(privatizer(kind), 1.0, 1.0)

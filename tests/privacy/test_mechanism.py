@@ -11,6 +11,7 @@ import scipy.optimize
 import scipy.stats
 
 import fedagg
+from tests.helpers import first_now
 
 sensitivity = pytest.importorskip("jax_privacy.matrix_factorization.sensitivity")
 
@@ -82,8 +83,8 @@ def test_a_tree_is_moved_by_no_more_than_is_said(separation, most):
             np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("separation, most", [(1, 1), (2, 3), (4, 4), (5, 2)])
-@pytest.mark.parametrize("bands", [1, 4, 16])
+@first_now("separation, most", [(1, 1), (2, 3), (4, 4), (5, 2)], quick=3)
+@first_now("bands", [1, 4, 16])
 def test_a_matrix_is_moved_by_no_more_than_is_said(separation, most, bands):
     column = ROOT[:bands] / np.linalg.norm(ROOT[:bands])
     mechanism = fedagg.Mechanism.matrix(1.0, column)
@@ -102,7 +103,7 @@ def test_a_matrix_is_moved_by_no_more_than_is_said(separation, most, bands):
     np.testing.assert_allclose(whole, got, rtol=1e-12)
 
 
-@pytest.mark.parametrize(
+@first_now(
     "sampler, expected",
     [(fedagg.separated(16, size=1), 2.90), (fedagg.separated(4, size=1), 9.13)],
     ids=["once", "four_times"],

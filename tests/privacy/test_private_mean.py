@@ -15,7 +15,7 @@ from fedagg._privacy.matrix_factorization import privatizer_noise
 from fedagg._privacy.noise_source import independent_noise
 from fedagg._privacy.private_mean import private_mean
 from fedagg._privacy.restarts import Restarts, held
-from tests.helpers import assert_same, make_updates
+from tests.helpers import assert_same, first_now, make_updates
 
 N = 20.0
 NOISE = "gaussian_noise"
@@ -96,13 +96,14 @@ def rounds_of(stage: fedagg.Stage) -> Any:
     return seen
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@first_now("name", PAIRS)
 def test_a_short_name_is_a_clip_times_a_source_to_the_bit(name):
     short, product = PAIRS[name]
 
     assert_same(rounds_of(short), rounds_of(product))
 
 
+@pytest.mark.deep
 def test_noise_is_added_to_the_notes_of_a_learnt_clip_by_its_source():
     zero = fedagg.gaussian_noise(0.0, learnt(2.0), N)
     aggregator = fedagg.aggregator(zero)

@@ -10,6 +10,7 @@ import scipy.stats
 
 import fedagg
 from fedagg._privacy.samplers import room_for
+from tests.helpers import first_now
 
 
 def drawn(sampler: fedagg.Sampler, clients: int, rounds: int, seed: int = 0):
@@ -40,7 +41,7 @@ def test_all_clients_are_in_each_round_of_a_rate_of_one():
     np.testing.assert_array_equal(drawn(fedagg.poisson(1.0), 50, 3), 1.0)
 
 
-@pytest.mark.parametrize("rate", [1.0, 0.5])
+@first_now("rate", [1.0, 0.5])
 def test_a_cycle_has_each_client_in_one_round_of_a_period_and_by_itself(rate):
     times = drawn(fedagg.cyclic(4, rate), 2000, 40)
 
@@ -69,7 +70,7 @@ def test_cohorts_of_a_fixed_size_are_drawn_from_all():
     assert np.all(abs(counts - 100) < 6 * 9.75) and 60 < counts.var() < 135
 
 
-@pytest.mark.parametrize("most", [None, 3])
+@first_now("most", [None, 3])
 def test_separated_clients_rest_and_come_no_more_often_than_said(most):
     times = drawn(fedagg.separated(5, size=10, times=most), 60, 50)
 

@@ -20,6 +20,7 @@ import pytest
 
 import fedagg
 from fedagg._noise.sum_grid import SumGrid
+from tests.helpers import first_now
 
 N, CLIP = 5, 0.7
 NOTHING = optax.GradientTransformation(
@@ -72,7 +73,7 @@ def summed(name: str) -> Callable[[Any, Any], Any]:
     return sum_of
 
 
-@pytest.mark.parametrize("name", STAGES)
+@first_now("name", STAGES, quick=2)
 @hypothesis.settings(max_examples=60)
 @hypothesis.given(cohort=cohorts, other=cohorts, row=st.integers(0, N - 1))
 def test_a_neighbour_is_one_clip_away_or_two(name, cohort, other, row):
@@ -93,7 +94,7 @@ def test_a_neighbour_is_one_clip_away_or_two(name, cohort, other, row):
     assert np.linalg.norm(whole - instead) <= 2.0 * CLIP + rounding
 
 
-@pytest.mark.parametrize("name", STAGES)
+@first_now("name", STAGES)
 def test_the_search_would_find_a_client_that_is_not_clipped(name):
     values = np.zeros((N, 3), np.float32)
     values[2] = [1.0, 0.4, 0.2]  # below all bounds but the clip
@@ -105,8 +106,8 @@ def test_the_search_would_find_a_client_that_is_not_clipped(name):
     np.testing.assert_allclose(np.linalg.norm(moved), CLIP, rtol=1e-5)
 
 
-@pytest.mark.parametrize("held", [0.0, 0.5, 5.0, math.nan, math.inf])
-@pytest.mark.parametrize(
+@first_now("held", [0.0, 0.5, 5.0, math.nan, math.inf], quick=2)
+@first_now(
     "stage",
     [fedagg.adaptive_gaussian_noise(0.5, 9.0), fedagg.adaptive_tree_noise(0.5, 9.0)],
     ids=["adaptive", "adaptive tree"],

@@ -34,6 +34,7 @@ def rounds_of(stage: fedagg.Stage, count: int, value: Any = None, n: int = 1) ->
 
 
 @pytest.mark.parametrize("efficient", [True, False])
+@pytest.mark.deep
 def test_residuals_and_sums_have_the_recorded_deviations(efficient):
     row, clip, z, n = STDS[efficient], 2.0, 0.5, 4.0
     stage = fedagg.tree_noise(z, clip, n, restart_every=17, efficient=efficient)
@@ -91,6 +92,7 @@ def reference_deviations(rounds: int) -> list[float]:
     return deviations
 
 
+@pytest.mark.deep
 def test_the_reported_deviation_is_that_of_the_tree_to_rounding():
     stage = fedagg.tree_noise(0.5, 3.0, 2.0, restart_every=23)
 
@@ -100,6 +102,7 @@ def test_the_reported_deviation_is_that_of_the_tree_to_rounding():
     np.testing.assert_allclose(metrics["tree_noise/stddev"], expected, rtol=1e-5)
 
 
+@pytest.mark.deep
 def test_prefixes_share_the_nodes_that_they_have_in_common():
     values, _ = rounds_of(
         fedagg.tree_noise(1.0, 1.0, 1.0, restart_every=8, efficient=False), 8
@@ -158,6 +161,7 @@ def test_the_adaptive_tree_takes_its_estimate_on_at_restarts_only():
     np.testing.assert_allclose(values["x"][:, 0], grown, rtol=1e-5)
 
 
+@pytest.mark.deep
 def test_the_adaptive_tree_noises_values_and_count_by_their_parts():
     z, n = 1.0, 40.0
     stage = fedagg.adaptive_tree_noise(
@@ -193,6 +197,7 @@ def test_the_adaptive_tree_noises_values_and_count_by_their_parts():
 
 
 @pytest.mark.parametrize("start", [0.05, 100.0])
+@pytest.mark.deep
 def test_the_adaptive_tree_follows_the_clients_from_below_and_from_above(start):
     norms = np.random.default_rng(0).lognormal(1.0, 1.0, 100)
     stage = fedagg.adaptive_tree_noise(

@@ -10,7 +10,7 @@ import pytest
 
 import fedagg
 from fedagg._messages.reveals import revealed
-from tests.helpers import assert_close
+from tests.helpers import assert_close, first_now
 from tests.test_laws import STAGES
 
 TEMPLATE = {"b": jnp.zeros(()), "w": jnp.zeros((3, 2))}
@@ -69,7 +69,7 @@ def test_what_tells_after_a_private_stage_and_around_it_is_refused():
         fedagg.with_error_feedback(fedagg.skellam_noise(1.0, 1.0, 9), 9)
 
 
-@pytest.mark.parametrize("name", STAGES)
+@first_now("name", STAGES, quick=6)
 def test_a_stage_declares_that_it_tells_if_its_program_does(name):
     for stage in STAGES[name]:
         if stage.traits.is_secret or "elias" in stage.traits.name:
@@ -113,6 +113,7 @@ def test_a_client_s_value_in_one_round_does_not_move_who_counts_in_the_next():
     assert_close(second[0].metrics, jax.tree.map(np.asarray, second[1].metrics))
 
 
+@pytest.mark.deep
 def test_a_bound_that_learns_with_noise_draws_afresh_from_the_same_key():
     made = fedagg.aggregator(fedagg.zeroing(NOISED, counted=False), NOISE)
     nobody, key = jnp.zeros(10), jax.random.key(3)

@@ -18,6 +18,7 @@ from tests.helpers import (
     assert_same,
     assert_same_round,
     every_way,
+    first_now,
     first_round,
     first_round_compiled,
     make_updates,
@@ -159,7 +160,7 @@ def test_work_runs_before_a_rule_too():
     assert_close(output.metrics, {"x": np.float64(37.0 / 5.0)})
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@first_now("bad", [math.nan, math.inf, -math.inf])
 def test_a_metric_that_is_not_finite_is_left_out_of_that_metric_alone(bad):
     losses = jnp.asarray([1.0, bad, 3.0, bad])
     weights = jnp.asarray([1.0, 1.0, 3.0, 0.0])
@@ -210,6 +211,7 @@ def test_values_made_by_work_decide_the_dtypes_that_come_back():
     assert_same(output.value, jnp.asarray(2.0, jnp.bfloat16))
 
 
+@pytest.mark.deep
 def test_numpy_arrays_will_do():
     updates = make_updates()
     numpy = jax.tree.map(np.asarray, updates)

@@ -120,6 +120,7 @@ def test_what_is_left_out_is_zero_and_not_sent():
     assert not any("bias" in x.part for x in fedagg.server_view(stage, TEMPLATE).parts)
 
 
+@pytest.mark.deep
 def test_a_training_leaves_batch_statistics_out_of_the_norm():
     stage = fedagg.grouped(
         {
@@ -293,6 +294,7 @@ def noise(multiplier: float, clip: float = 1.0) -> fedagg.Stage:
     return fedagg.gaussian_noise(multiplier, clip, float(N))
 
 
+@pytest.mark.deep
 def test_two_private_groups_cost_what_both_gaussians_cost():
     dp: Any = pytest.importorskip("dp_accounting")
     stage = fedagg.grouped({"embedding/*": noise(1.5, 0.2), "*": noise(3.0, 7.0)})
@@ -339,6 +341,7 @@ def test_integers_of_groups_are_accounted_by_curves_of_their_parts():
     assert of_a < of_both < 1.05 * of_a
 
 
+@pytest.mark.deep
 def test_noise_is_independent_in_groups_and_of_the_size_of_each():
     clients = {"a": jnp.zeros((1, 4000)), "b": jnp.zeros((1, 4000))}
     stage = fedagg.grouped({"a": noise(1.0, 0.7), "b": noise(2.0, 7.0)})
@@ -366,6 +369,7 @@ def test_a_group_without_noise_beside_a_private_one_is_refused():
 
 
 @pytest.mark.parametrize("is_around", [True, False])
+@pytest.mark.deep
 def test_a_secure_sum_of_groups_or_in_each_is_their_sum(is_around):
     def secret(stage: fedagg.Stage) -> fedagg.Stage:
         return fedagg.secure_sum(stage, 50.0, largest_cohort=20, largest_weight=9.0)
@@ -400,6 +404,7 @@ def test_a_rule_combines_what_groups_send():
     assert_same(value["layers"][0]["bias"], jnp.zeros(3))
 
 
+@pytest.mark.deep
 def test_error_feedback_keeps_a_memory_of_all_groups():
     stage = fedagg.grouped({"embedding/*": fedagg.top_k(1.0), "*": fedagg.chain()})
     aggregator = fedagg.with_error_feedback(stage, N)
@@ -428,6 +433,7 @@ def test_a_client_that_a_group_refuses_keeps_its_memory(name):
     assert_same(kept, jnp.array([1.0, 0.0]))
 
 
+@pytest.mark.deep
 def test_metrics_of_work_come_out_of_a_private_group_with_noise():
     metrics = fedagg.noised_metrics(0.01, {"loss": 1.0}, 2.0)
     stage = fedagg.grouped({"a": fedagg.chain(metrics, noise(1.0)), "b": noise(1.0)})

@@ -193,6 +193,7 @@ def test_what_has_no_mean_or_hides_a_bound_in_it_is_refused():
         fedagg.with_measurements(inner)
 
 
+@pytest.mark.deep
 def test_measurements_go_neither_with_noise_nor_in_a_secure_sum():
     measured = fedagg.with_measurements(fedagg.mean(weighted=False))
 

@@ -12,6 +12,7 @@ import fedagg
 from tests.helpers import (
     TEMPLATE,
     assert_same,
+    first_now,
     first_round_compiled,
     make_updates,
     stack,
@@ -89,6 +90,7 @@ def test_rounds_keep_the_type_of_the_state():
         assert np.isin(weights[i], rounds.weight[i]).all()
 
 
+@pytest.mark.deep
 def test_clients_of_a_sample_do_the_same_work_again():
     datasets = [np.full((size, 2), size, np.float32) for size in (1, 2, 3, 4)]
     table = fedagg.ClientTable.of(datasets)
@@ -137,7 +139,7 @@ def test_a_training_shows_what_some_clients_sent():
     ]
 
 
-@pytest.mark.parametrize(
+@first_now(
     "stage",
     [
         fedagg.gaussian_noise(1.0, 1.0, 10.0),

@@ -18,7 +18,7 @@ from tests.helpers import (
     make_updates,
     take,
 )
-from tests.test_laws import RECIPES, RULES, STAGES, build
+from tests.test_laws import build, examples_now_and_everything_later
 
 KEY = 5
 
@@ -41,7 +41,7 @@ def step_by_step(steps, state, rows, weights, key, memory=None) -> Any:
     return output if memory is None else (output, [kept[i] for i in sorted(kept)])
 
 
-@pytest.mark.parametrize("name", [*STAGES, *RECIPES, *RULES])
+@examples_now_and_everything_later
 def test_steps_are_the_round(name):
     aggregator, updates = build(name), make_updates()
     weights = np.array(updates.weight)

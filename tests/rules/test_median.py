@@ -19,6 +19,7 @@ median = fedagg.combining(fedagg.median())
 @hypothesis.given(
     n=st.integers(2, 7), shape=st.sampled_from([(), (3, 2), (0,)]), absent=st.booleans()
 )
+@pytest.mark.deep
 def test_the_median_is_the_reference_for_any_shapes(n, shape, absent):
     template = {"x": jax.ShapeDtypeStruct(shape, jnp.float32)}
     updates = make_updates(n, n, template)

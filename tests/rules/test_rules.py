@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fedagg
-from tests.helpers import assert_close, assert_same, first_round_compiled
+from tests.helpers import assert_close, assert_same, first_now, first_round_compiled
 from tests.rules import references
 
 # By a name: the rule of `f` liars, and what it makes of `[n, d]`.
@@ -47,7 +47,7 @@ BYZFL = json.loads(
     (pathlib.Path(__file__).parents[1] / "data" / "byzfl.json").read_text()
 )["cases"]
 
-every_rule = pytest.mark.parametrize("name", RULES)
+every_rule = first_now("name", RULES, quick=2)
 
 
 def clients(n: int, d: int = 5, seed: int = 0) -> np.ndarray:
@@ -63,7 +63,7 @@ def combined(rule: fedagg.Rule, x: np.ndarray, weights=None, key=None) -> np.nda
 
 
 @every_rule
-@pytest.mark.parametrize("n, f", [(7, 1), (8, 1), (11, 2)])
+@first_now("n, f", [(7, 1), (8, 1), (11, 2)])
 def test_a_rule_is_its_reference_for_odd_and_even_cohorts(name, n, f):
     make, expected = RULES[name]
     x = clients(n, seed=n)
@@ -115,8 +115,8 @@ def test_distances_do_not_suffer_from_a_large_common_offset(name):
     np.testing.assert_allclose(got - offset, expected(x, 1) - offset, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", OF_VECTORS)
-@pytest.mark.parametrize("scale", [1e6, 1e12, 1e18, 1e30])
+@first_now("name", OF_VECTORS)
+@first_now("scale", [1e6, 1e12, 1e18, 1e30])
 def test_a_liar_far_away_does_not_spoil_the_distances_of_others(name, scale):
     make, _ = RULES[name]
     x = clients(11, 30, seed=6)
@@ -148,7 +148,7 @@ def test_a_majority_of_duplicates_is_the_answer_of_order_statistics(name):
 
 
 @every_rule
-@pytest.mark.parametrize("number", [0, 1, 2])
+@first_now("number", [0, 1, 2])
 def test_fewer_clients_than_liars_have_a_finite_answer(name, number):
     x = clients(11, seed=8)
     weights = (np.arange(11) < number).astype(np.float32)
@@ -202,7 +202,7 @@ def test_too_many_subsets_are_refused_with_their_number(name):
         combined(RULES[name][0](6), clients(60, 2))
 
 
-@pytest.mark.parametrize("case", BYZFL, ids=[x["name"] for x in BYZFL])
+@first_now("case", BYZFL, ids=[x["name"] for x in BYZFL], quick=6)
 def test_rules_are_those_of_byzfl(case):
     x, f = np.array(case["vectors"]), case["f"]
     if case["rule"] == "centered_clipping":
@@ -344,7 +344,7 @@ def test_leaves_of_any_number_and_dtype_are_one_vector(name):
     np.testing.assert_allclose(got[1:149], want[1:149], rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", RULES)
+@first_now("name", RULES)
 def test_many_blocks_and_a_rest_are_as_one(name):
     make, expected = RULES[name]
     x = clients(9, 40_000, seed=17)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fedagg import secagg
+from tests.helpers import first_now
 from tests.secagg.rounds import CONTEXT, make_vectors, sum_of
 
 STEPS = ["keys", "shares", "vectors", "signatures", "openings"]
@@ -106,7 +107,7 @@ def test_every_fate_of_every_client_gives_the_sum_or_an_error(kind, clients):
     assert summed > 0
 
 
-@pytest.mark.parametrize("mode", ["semi-honest", "semi-malicious", "signed"])
+@first_now("mode", ["semi-honest", "semi-malicious", "signed"])
 def test_a_cohort_survives_the_dropouts_of_its_plan_in_every_step(mode):
     plan = secagg.Plan.for_cohort(60, 10, 20, CONTEXT, mode=mode)
     drop = {7 * i: STEPS[i % 5] for i in range(6)}

@@ -19,6 +19,7 @@ from tests.helpers import (
     assert_close,
     assert_same,
     every_way,
+    first_now,
     first_round_compiled,
     make_updates,
     with_absent,
@@ -60,7 +61,7 @@ def test_a_mean_is_the_mean_to_the_step():
     assert hidden.metrics["secure_sum/upper_clipped_count"] == 0
 
 
-@pytest.mark.parametrize("bits", [8, 12, 20, 32])
+@first_now("bits", [8, 12, 20, 32])
 def test_the_sum_of_residues_is_that_of_numpy_modulo_the_power(bits):
     updates = make_updates()
     stage = fedagg.secure_sum(NOTHING, 30.0, largest_cohort=11, bits=bits)
@@ -150,7 +151,7 @@ def test_half_precision_comes_back_in_its_dtype():
         )
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@first_now("bad", [math.nan, math.inf, -math.inf])
 def test_a_client_that_is_not_finite_is_left_out_and_counted(bad):
     updates = make_updates()
     held = with_rows(updates.value["w"], 3, bad)
@@ -195,6 +196,7 @@ def test_more_clients_than_declared_show_as_nan_and_teach_nothing():
     assert eleven.metrics["mean/weight"] == 0.0
 
 
+@pytest.mark.deep
 def test_the_largest_sums_that_are_declared_do_not_wrap():
     for bits, cohort in ((32, 1), (32, 2), (32, 7), (20, 1000), (9, 3)):
         updates = {"x": jnp.tile(jnp.array([[5.0, -5.0]]), (cohort, 1))}
@@ -376,6 +378,7 @@ def test_residues_are_of_the_bits_that_travel():
     assert bits == 100 * 20 + 2 * 20  # with who is present, and who left out
 
 
+@pytest.mark.deep
 def test_the_recipe_is_the_robust_one_to_the_step():
     updates = make_updates()
     updates = updates._replace(value=with_absent(updates, 1e6, [2]).value)
@@ -403,7 +406,7 @@ def noting(note: Any) -> fedagg.Stage:
     )
 
 
-@pytest.mark.parametrize(
+@first_now(
     "note, total",
     [(True, 11), (np.int8(100), 1100), (np.uint16(3), 33), (np.float16(0.5), 5.5)],
 )

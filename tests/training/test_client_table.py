@@ -9,7 +9,7 @@ import pytest
 
 import fedagg
 from fedagg._execution.placement import dealt
-from tests.helpers import WAYS, every_way, mesh_of
+from tests.helpers import WAYS, every_way, first_now, mesh_of
 
 SIZES = (3, 0, 17, 5, 9, 1, 2, 8, 30, 4, 0)
 COHORT = np.array([8, 1, 2, 5, 10])
@@ -83,6 +83,7 @@ def test_a_round_on_a_table_is_that_on_padded_clients(way):
 
 
 @every_way
+@pytest.mark.deep
 def test_what_clients_keep_comes_back_in_their_order(way):
     def work(row, key, memory):
         del key
@@ -116,6 +117,7 @@ def test_a_cohort_is_a_few_integers():
     chex.assert_trees_all_equal(traced, expected)
 
 
+@pytest.mark.deep
 def test_a_cohort_trains_without_a_copy_and_without_compiling_anew():
     draw = np.random.default_rng(0)
     table = fedagg.ClientTable.of([draw.normal(size=(1000, 100)) for _ in range(20)])
@@ -190,7 +192,7 @@ def test_an_absent_client_takes_no_steps():
     assert len(steps) == 8
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@first_now("devices", [1, 2, 4, 8])
 def test_devices_have_about_as_many_examples_each(devices):
     draw = np.random.default_rng(devices)
     sizes = (20 * (1 + draw.pareto(1.2, 16 * devices))).astype(np.int32)
@@ -272,6 +274,7 @@ def test_errors():
         )
 
 
+@pytest.mark.deep
 def test_rows_of_an_explicit_mesh():
     mesh = jax.make_mesh((8,), ("clients",))
     training, state = make_training(fedagg.across(mesh))

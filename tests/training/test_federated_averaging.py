@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import fedagg
+from tests.helpers import first_now
 
 TRUE = np.random.default_rng(0).normal(size=(3, 2))
 
@@ -76,8 +77,8 @@ def mean_of_work(work, sum_over=None):
     return fedagg.federated_averaging(work, optax.sgd(1.0), aggregator)
 
 
-@pytest.mark.parametrize("mu", [0.0, 0.7])
-@pytest.mark.parametrize("batch_size", [2, 4, 100])
+@first_now("mu", [0.0, 0.7])
+@first_now("batch_size", [2, 4, 100])
 def test_it_equals_a_plain_loop_over_clients_and_batches(batch_size, mu):
     datasets = make_datasets()
     work = fedagg.local_training(
@@ -241,6 +242,7 @@ def test_any_tree_of_parameters_and_any_work_will_do():
     np.testing.assert_allclose(output.metrics["work/row"], (3 * 3.0 + 11.0) / 4)
 
 
+@pytest.mark.deep
 def test_rounds_are_traced_once_and_scan():
     traces = []
 
@@ -325,6 +327,7 @@ def test_padding_clients_says_what_is_wrong(datasets, message):
         fedagg.pad_clients(datasets)
 
 
+@pytest.mark.deep
 def test_memory_does_not_grow_with_the_number_of_clients():
     pool = jnp.asarray(np.random.default_rng(2).normal(size=(500, 3)), jnp.float32)
 

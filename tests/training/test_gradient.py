@@ -12,7 +12,7 @@ from flax import linen as nn
 
 import fedagg
 from fedagg._training.gradient import value_and_grad
-from tests.helpers import WAYS, mesh_of
+from tests.helpers import WAYS, first_now, mesh_of
 
 
 class Kind(NamedTuple):
@@ -104,7 +104,7 @@ KINDS = {
     ),
 }
 
-every_kind = pytest.mark.parametrize("name", KINDS)
+every_kind = first_now("name", KINDS)
 
 
 def gradient(kind: Kind, take: Any = value_and_grad):
@@ -341,7 +341,7 @@ def looped(kernel, batch):
     return convolved(kernel, batch) + end
 
 
-@pytest.mark.parametrize(
+@first_now(
     "fn",
     [
         *(jax.jit(convolved), jax.checkpoint(convolved), with_own_gradient),
@@ -409,8 +409,8 @@ POOLS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", POOLS)
+@first_now("dtype", [jnp.float32, jnp.bfloat16])
+@first_now("name", POOLS)
 def test_max_pooling_has_the_same_gradient_with_ties_nan_and_infinities(name, dtype):
     shape, *pool = POOLS[name]
     draw = np.random.default_rng(0)

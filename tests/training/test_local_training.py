@@ -13,6 +13,7 @@ from flax.core import FrozenDict
 
 import fedagg
 from tests.compiling import jit
+from tests.helpers import first_now
 
 LOSS = optax.softmax_cross_entropy_with_integer_labels
 
@@ -96,6 +97,7 @@ def test_what_fills_up_a_short_batch_never_comes_from_another_client_or_padding(
     jax.tree.map(np.testing.assert_array_equal, clean, dirty)
 
 
+@pytest.mark.deep
 def test_the_server_optimizer_steps_parameters_only():
     data, sizes = make_clients()
     model = LinenModel()
@@ -143,6 +145,7 @@ def test_linen_and_nnx_train_the_same_model():
 
 
 @pytest.mark.parametrize("train", [linen_training, nnx_training])
+@pytest.mark.deep
 def test_dropout_draws_anew_from_the_key_and_alike_in_every_way_to_sum(train):
     data, sizes = make_clients((6, 3, 4))
 
@@ -206,7 +209,7 @@ def test_a_missing_key_is_named():
         training.next(training.init(variables), data, sizes)
 
 
-@pytest.mark.parametrize("epochs", [1, 3])
+@first_now("epochs", [1, 3])
 def test_one_at_a_time_clients_take_no_step_on_padding(epochs):
     sizes, steps = (1, 7, 0, 30, 4), []
     data, weights = make_clients(sizes)
@@ -363,6 +366,7 @@ def test_a_model_may_be_of_other_dicts(kind):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.deep
 def test_an_nnx_model_that_draws_needs_a_key():
     model = NNXModel(0.5, nnx.Rngs(0))
     model.train()

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import fedagg
+from tests.helpers import first_now
 
 CLIENTS = 7
 
@@ -76,7 +77,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+@first_now("way", WAYS.values(), ids=WAYS.keys())
 def test_each_client_finds_what_it_kept_in_every_way_to_sum(way):
     training = make_training(way())
     next_round = jax.jit(training.next)
@@ -91,6 +92,7 @@ def test_each_client_finds_what_it_kept_in_every_way_to_sum(way):
     np.testing.assert_allclose(state.memories["last"], last, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.deep
 def test_who_is_absent_or_refused_keeps_what_it_had():
     training = make_training(None, fedagg.zeroing(100.0))
     first = one_round(training.next, training.init(model()), [0, 1, 2, 3]).state
@@ -131,6 +133,7 @@ def test_an_unknown_number_is_nobody_where_numbers_are_traced(number):
     )
 
 
+@pytest.mark.deep
 def test_rows_of_weight_zero_may_have_any_number():
     training = make_training()
 
@@ -249,6 +252,7 @@ def test_donated_memories_are_written_in_place():
 
 
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.deep
 def test_memories_may_be_shared_out_over_a_mesh(kind):
     kinds = (getattr(jax.sharding.AxisType, kind),)
     mesh = jax.make_mesh((8,), ("clients",), axis_types=kinds)

@@ -50,6 +50,7 @@ def test_an_error_comes_in_its_turn():
         next(coming)
 
 
+@pytest.mark.deep
 def test_rounds_on_a_table_of_the_host():
     datasets = [np.arange(1.0, m + 1.0) for m in (3, 1, 4, 2)]
     table = fedagg.ClientTable.of(datasets, on_host=True)

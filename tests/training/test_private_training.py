@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fedagg
-from tests.helpers import assert_close
+from tests.helpers import assert_close, first_now
 
 MODEL, ROWS = {"w": jnp.zeros(4)}, jnp.ones((3, 4))
 KEY = 5
@@ -76,7 +76,7 @@ def test_a_training_without_noise_stays_where_nobody_is(in_steps):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("name", PRIVATE)
+@first_now("name", PRIVATE)
 def test_no_metric_of_the_work_comes_out_of_a_private_round_unless_that_is_meant(name):
     made = training(*PRIVATE[name]())
 
@@ -102,6 +102,7 @@ def test_what_a_private_training_reports_does_not_follow_the_loss():
     assert_close(one.metrics, jax.tree.map(np.asarray, other.metrics))
 
 
+@pytest.mark.deep
 def test_an_aggregator_alone_keeps_the_metrics_of_work_in_too():
     made = fedagg.aggregator(noise())
 

@@ -10,7 +10,7 @@ import pytest
 
 from fedagg._trees import pytree
 from fedagg._trees.measures import Measures, measure, minimum_and_maximum
-from tests.helpers import mesh_of
+from tests.helpers import first_now, mesh_of
 
 SHAPES = [(), (3, 2), (0,), (70_001,)]
 
@@ -39,7 +39,7 @@ def test_measures_are_those_of_all_entries(compile):
     assert_close(measured, expected(arrays()))
 
 
-@pytest.mark.parametrize("n", [2, 9])
+@first_now("n", [2, 9])
 def test_measures_under_vmap_are_those_of_each(n):
     stacked = arrays(n)
 

@@ -51,14 +51,13 @@ class Traits(NamedTuple):
         is_bound: it bounds a client's value, by a norm, say.
         weighs: it multiplies a client's value by the client's weight.
         divides: it divides the sum by the clients' own weights, or by their number.
-        tells: it notes or learns something of clients' values that no noise hides: with
-            a private stage there would be no guarantee.
+        tells: no noise hides what it learns of clients' values: no guarantee beside it.
         has_sizes: it notes sizes without a bound, which no secure sum has room for.
         counts: the names of those of its metrics that are numbers of clients.
         weight: the name of its metric that is the sum of weights that it divides by.
         mechanisms: the noise that it adds, on values or notes, for `guarantee`.
-        smallest_cohort: the fewest clients that a sum is released of, if there is one.
-        largest_cohort: the most clients whose sum it has room for, if there is one.
+        smallest_cohort: the fewest clients that it has a sum of, if there is a limit.
+        largest_cohort: the most clients that it has a sum of, if there is a limit.
         without_guarantee: it is meant to tell, as `without_guarantee` says.
         with_metrics: `(note, metrics) -> (note, metrics)`, the note with what the stage
             takes of the metrics of a client's work, and the metrics that it leaves.
@@ -177,12 +176,10 @@ class Bound(NamedTuple):
         update: `(state, note, key) -> state`, from the sum of the notes.
         sentence: how the bound prints: the call that made it.
         sensitivity: how far one client moves the sum of the notes, in L2 norm: zero for
-            a bound that learns nothing, infinite if nobody said. Private stages take
-            finite ones.
+            a bound that learns nothing, infinite (not to be private) if nobody said.
         stddev: of the noise that `update` adds to each entry of that sum.
         update_noised: `(state, note) -> state`, from a sum that has its noise already.
-        draw_error: how far the noise of `update` is from such Gaussian noise, in total
-            variation, at most. None where nobody knows, as of draws in floats.
+        draw_error: the total variation between `update`'s noise and such Gaussian noise.
     """
 
     init: Callable[[], PyTree]
@@ -204,9 +201,9 @@ class Bound(NamedTuple):
         """
         if not (0.0 < self.sensitivity < math.inf and self.stddev > 0.0):
             return None
-        made = Mechanism.gaussian(self.stddev / self.sensitivity)
         error = self.draw_error
-        return made._replace(draw_error=None if error is None else lambda x: error)
+        made = Mechanism.gaussian(self.stddev / self.sensitivity)
+        return made if error is None else made._replace(draw_error=lambda x: error)
 
     @property
     def tells(self) -> bool:

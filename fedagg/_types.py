@@ -179,7 +179,7 @@ class Bound(NamedTuple):
             a bound that learns nothing, infinite (not to be private) if nobody said.
         stddev: of the noise that `update` adds to each entry of that sum.
         update_noised: `(state, note) -> state`, from a sum that has its noise already.
-        draw_error: the total variation between `update`'s noise and such Gaussian noise.
+        draw_error: of `update`'s noise from such Gaussian noise, in total variation.
     """
 
     init: Callable[[], PyTree]

@@ -1,6 +1,5 @@
 """Which stages may come after which, by what they declare of themselves."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -104,12 +103,12 @@ def _check_pair(one: Traits, other: Traits, before: str, after: str) -> None:
         )
 
 
-def position_of_noise(stages: Sequence[Stage]) -> float:
-    """That of the private stage, after which sums have no noise; infinite without."""
+def position_of_noise(stages: Sequence[Stage]) -> int:
+    """That of the private stage, after which sums have no noise; the end without."""
     if any(stage.traits.without_guarantee for stage in stages):
-        return math.inf
+        return len(stages)
     private = (i for i, stage in enumerate(stages) if stage.traits.is_private)
-    return next(private, math.inf)
+    return next(private, len(stages))
 
 
 def traits_of_chain(stages: Sequence[Stage]) -> Traits:

@@ -152,8 +152,9 @@ def reading(traits: fedagg.Traits, learns: bool = False) -> fedagg.Stage:
     """A user's own stage that looks at the sum that comes to it."""
 
     def server(state: Any, total: Any, note: Any, key: Any) -> fedagg.Output:
-        size = sum(jnp.sum(x.astype(jnp.float32)) for x in jax.tree.leaves(total))
-        metrics = {} if learns else {"own/sum": size}
+        sizes = [jnp.sum(x.astype(jnp.float32)) for x in jax.tree.leaves(total)]
+        size = jnp.sum(jnp.stack(sizes))
+        metrics: dict[str, jax.Array] = {} if learns else {"own/sum": size}
         return fedagg.Output(size if learns else state, total, metrics)
 
     return fedagg.Stage(

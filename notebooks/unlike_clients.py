@@ -108,7 +108,7 @@ def scaffold_with_momentum(steps, momentum=0.9, rate=RATE / 10):
         moved = optax.tree.scale(-1.0 / (steps * rate), change["params"])
         now = optax.tree.sub(moved, away)
         sent = {"model": change, "control": optax.tree.sub(now, own)}
-        return fedagg.Update(sent, 1.0), metrics, now
+        return fedagg.Update(sent, jnp.float32(1.0)), metrics, now
 
     def step(variables, change, metrics, state):
         return jax.tree.map(jnp.add, variables, change), state  # all clients are here

@@ -169,7 +169,8 @@ def _secagg(name: str, rows: list[Row]) -> str:
 def _population(rows: list[Row]) -> str:
     header = ["rounds", "clients in each", "s a round", "clients a second", "peak MB"]
     names = ["rounds", "clients", "seconds", "clients_a_second", "peak_megabytes"]
-    cells = [[_whole(row[x]) for x in names] for row in rows]
+    header, names = [*header, "numbers that each keeps"], [*names, "kept"]
+    cells = [[_whole(({"kept": 0} | row)[x]) for x in names] for row in rows]
     return markdown([header, *cells])
 
 

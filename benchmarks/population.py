@@ -34,8 +34,9 @@ it began. A round is compared with the same clients trained at once.
 
 The last row is SCAFFOLD of {WIDE} features: each client keeps {WIDE * CLASSES:,}
 numbers between its rounds, in files of the host, of which a round reads and writes a
-cohort's, those of the next one meanwhile. A run that is stopped half way and goes on from
-its last commit has the model, control variate and memories of this one, to the bit.
+cohort's, those of the next one meanwhile. Pages of these files are in *peak MB*. A run
+that is stopped half way and goes on from its last commit has the model, control variate
+and memories of this one, to the bit.
 """
 
 

@@ -10,8 +10,8 @@
 # - *FedNova*, which divides a change by the number of steps;
 # - *SCAFFOLD*, whose clients correct each step by the mean of all gradients.
 #
-# A published comparison has SCAFFOLD at 9.9 % with one label a client, where FedAvg has
-# 29.8 %. We look for what happened there.
+# A published comparison has SCAFFOLD at guessing with one label a client. We look at
+# how far it comes here, and whether momentum left out of the count explains that.
 
 # %%
 import jax
@@ -108,7 +108,7 @@ def scaffold_with_momentum(steps, momentum=0.9, rate=RATE / 10):
         moved = optax.tree.scale(-1.0 / (steps * rate), change["params"])
         now = optax.tree.sub(moved, away)
         sent = {"model": change, "control": optax.tree.sub(now, own)}
-        return fedagg.Update(sent, 1.0), metrics, now
+        return fedagg.Update(sent, jnp.float32(1.0)), metrics, now
 
     def step(variables, change, metrics, state):
         return jax.tree.map(jnp.add, variables, change), state  # all clients are here
@@ -176,3 +176,12 @@ plt.show()
 
 # %% [markdown]
 # ## What was learnt
+#
+# - With digits that are alike all are the same, 0.892 and 0.893: there is no drift.
+# - The fewer labels a client has, the more SCAFFOLD is ahead: 0.884 where FedAvg has
+#   0.831, and with one label 0.850 where it has 0.767. It sends twice the bytes.
+# - FedNova, 0.771, is about FedAvg here: with one label all clients take about as many
+#   steps, and it mends nothing else. FedProx, 0.758, holds back the right way too.
+# - Control variates that leave the momentum out of the count cost some, 0.804, in as
+#   few steps as here; they do not bring it to guessing. What did so elsewhere we have
+#   not found: with plain SGD, as the paper has it, nothing of the kind is seen.

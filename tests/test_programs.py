@@ -172,3 +172,4 @@ def test_rounds_over_many_clients_say_what_they_took():
 
     rows = re.findall(r"^\| ([12]) \| ([\d,]+) \|", shown, re.M)
     assert rows == [("1", "3,000"), ("2", "500")]
+    assert re.search(r"^\| 2, remembering \| 50 \|", shown, re.M)

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import mmap
+import sys
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,12 +78,7 @@ class ClientMemories:
         }
         is_new = _is_new(folder, kind, step)
         self._leaves = [
-            np.memmap(
-                folder / f"leaf{i}",
-                x.dtype,
-                "w+" if is_new else "r+",
-                shape=(clients, *x.shape),
-            )
+            _mapped(folder / f"leaf{i}", x.dtype, (clients, *x.shape), is_new)
             for i, x in enumerate(leaves)
         ]
         if is_new:
@@ -194,6 +191,15 @@ class ClientMemories:
             size = max(1, _FILLED_BYTES // max(1, leaf.nbytes))
             for start in range(0, self._clients, size):
                 x[start : start + size] = leaf
+
+
+def _mapped(path: Path, dtype: Any, shape: tuple[int, ...], is_new: bool) -> np.memmap:
+    """A file as an array, of which no more is read than what is asked for."""
+    array = np.memmap(path, dtype, "w+" if is_new else "r+", shape=shape)
+    if isinstance(array.base, mmap.mmap) and sys.platform != "win32":
+        # Else the system reads some fifteen pages around each row, too.
+        array.base.madvise(mmap.MADV_RANDOM)
+    return array
 
 
 def _put(memory: PyTree, places: np.ndarray, rows: PyTree) -> None:

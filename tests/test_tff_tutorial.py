@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 
 import fedagg
-from tests.helpers import assert_close, assert_same, make_updates, recorded_cases
+from tests.helpers import (
+    assert_close,
+    assert_same,
+    first_now,
+    make_updates,
+    recorded_cases,
+)
 from tests.test_pages import snippets_of
 
 PAGE = "docs/tff_tutorial.md"
@@ -105,6 +111,7 @@ def test_the_median_is_tffs(tutorial):
         assert_close(bound.value(state), np.float64(recorded["report"]))
 
 
+@pytest.mark.deep
 def test_the_private_mean_without_noise_is_tffs():
     case = CASES["dp_gaussian_adaptive_noise0"]
 
@@ -113,6 +120,7 @@ def test_the_private_mean_without_noise_is_tffs():
         assert_close(value, result_of(recorded), 1e-5)
 
 
+@pytest.mark.deep
 def test_the_secure_mean_is_tffs_to_a_step(tutorial):
     case = CASES["secure_aggregator_no_zeroing_no_clipping_weighted"]
 
@@ -143,7 +151,7 @@ def test_a_compressed_mean_is_within_a_step_of_the_mean(tutorial):
     assert 0.2 * step < error.max() <= 1.001 * step
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@first_now("name", RECIPES, quick=2)
 def test_an_aggregator_of_the_page_is_its_recipe_to_the_bit(tutorial, name):
     recipe = RECIPES[name]()
     layer = {"w": jax.ShapeDtypeStruct((201, 100), jnp.float32)}

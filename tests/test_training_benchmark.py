@@ -191,6 +191,7 @@ def test_a_peer_has_pinned_requirements(peer):
     assert {line.split("==")[0] for line in lines} >= set(peer.packages)
 
 
+@pytest.mark.deep
 def test_the_benchmark_prints_and_keeps_its_table(tmp_path):
     command = [sys.executable, "-m", "benchmarks.training", "--clients", "1"]
     options = ["--workloads", "logistic", "--chunks", "--out", str(tmp_path)]

@@ -15,6 +15,7 @@ from tests.helpers import (
     assert_close,
     assert_same,
     assert_same_round,
+    first_now,
     make_updates,
     take,
 )
@@ -62,7 +63,7 @@ def test_steps_are_the_round(name):
         assert_close(parts.value, whole.value, rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@first_now("dtype", ["bfloat16", "float16", "float32"])
 def test_the_value_comes_back_in_the_dtypes_of_the_template(dtype):
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), TEMPLATE)
     updates = make_updates(template=template)
@@ -127,7 +128,7 @@ def test_a_training_has_steps_too():
         state, memory = whole.state, kept
 
 
-@pytest.mark.parametrize("name", ["mean", "robust_aggregator", "median", "eden"])
+@first_now("name", ["mean", "robust_aggregator", "median", "eden"])
 def test_a_round_without_messages_is_one_without_clients(name):
     aggregator, updates = build(name), make_updates()
     state = aggregator.init(TEMPLATE)

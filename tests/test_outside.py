@@ -103,7 +103,7 @@ def test_an_absent_client_changes_nothing_whatever_it_holds(name):
     assert_same(dirty, clean)
 
 
-@everything
+@first_now("name", [*ROUNDS, *RULES], quick=3)
 def test_steps_are_the_round(name):
     aggregator, updates = build(name), make_updates()
     weights = np.array(updates.weight)

@@ -92,9 +92,9 @@ def test_a_few_broken_clients_do_not_spoil_the_robust_aggregator(way, dtype):
     assert_close(list(output.state[:2]), [np.float64(x) for x in states])
 
 
-@pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("zeroing", [True, False])
-@pytest.mark.parametrize("clipping", [True, False])
+@first_now("weighted", [True, False])
+@first_now("zeroing", [True, False])
+@first_now("clipping", [True, False])
 def test_each_part_of_the_robust_aggregator_can_be_left_out(
     zeroing, clipping, weighted
 ):
@@ -210,9 +210,9 @@ def test_the_compression_aggregator_has_no_bias():
     np.testing.assert_allclose(np.mean((off / n) ** 2), squares / n / n, rtol=0.05)
 
 
-@pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("zeroing", [True, False])
-@pytest.mark.parametrize("clipping", [True, False])
+@first_now("weighted", [True, False])
+@first_now("zeroing", [True, False])
+@first_now("clipping", [True, False])
 def test_each_part_of_the_compression_aggregator_can_be_left_out(
     zeroing, clipping, weighted
 ):

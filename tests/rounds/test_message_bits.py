@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import fedagg
+from tests.helpers import first_now
 
 TEMPLATE = {
     "w": jax.ShapeDtypeStruct((10, 10), jnp.float32),
@@ -36,17 +37,15 @@ BYTES = {
     ),
 }
 
-every_stage = pytest.mark.parametrize("name", BYTES)
 
-
-@every_stage
+@pytest.mark.parametrize("name", BYTES)
 def test_bits_are_those_counted_by_hand(name):
     stages, expected = BYTES[name]
 
     assert fedagg.message_bits(fedagg.chain(*stages), TEMPLATE) == 8 * expected
 
 
-@every_stage
+@first_now("name", BYTES, quick=4)
 def test_bits_are_those_of_the_arrays_that_are_sent(name):
     stage = fedagg.chain(*BYTES[name][0])
     value = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), TEMPLATE)

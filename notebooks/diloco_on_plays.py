@@ -127,8 +127,8 @@ plt.show()
 # %% [markdown]
 # ## What was learnt
 #
-# - The round goes on without the two replicas: from 2.436 half way to 2.188, where eight
-#   that nothing happens to come to 2.177. Nobody restarts anything.
+# - The round goes on without the two replicas: from 2.436 half way to 2.188, where
+#   eight that nothing happens to come to 2.177. Nobody restarts anything.
 # - 4 bits are as good as float32, 2.187, for 17.3 kB a round in place of 137.7.
 # - 1 bit with feedback takes 8.2 kB, and is behind by a few rounds, 2.403: what was not
 #   said yet comes later, and what the two that are gone said last stays in the mean.

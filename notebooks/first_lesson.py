@@ -214,7 +214,7 @@ figure, axis = plt.subplots(figsize=(6, 3), dpi=80, layout="tight")
 print("        mean   worst tenth")
 for when, color in (("before", "C0"), ("after", "C1")):
     each, mean = value.clients[f"{when}/accuracy"], found[f"{when}/accuracy"]
-    axis.hist(each, np.linspace(0.6, 1, 17), alpha=0.5, color=color, label=when)
+    axis.hist(each, bins=16, range=(0.6, 1), alpha=0.5, color=color, label=when)
     axis.axvline(mean, color=color, ls="--")
     print(f"{when:<6}  {mean:.3f}  {found[f'{when}/accuracy/lowest_tenth']:11.3f}")
 axis.set(xlabel="accuracy of a client, and the mean", ylabel="clients")

@@ -225,7 +225,7 @@ plt.show()
 # ## What was learnt
 #
 # - A plain mean is lost with the first change that is a million times too large: from
-#   then on 0.071 of the answers are right. A round with a NaN does not count at all.
+#   then on 0.111 of the answers are right. A round with a NaN does not count at all.
 # - With `robust_aggregator()`, one word changed, the same rounds come to 0.970. Clients
 #   were set to zero 44 times, and clipped 235 times, the reversed ones among them.
 # - The bounds come from the clients: that of `clipping` falls as changes get smaller,

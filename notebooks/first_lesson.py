@@ -214,7 +214,7 @@ figure, axis = plt.subplots(figsize=(6, 3), dpi=80, layout="tight")
 print("        mean   worst tenth")
 for when, color in (("before", "C0"), ("after", "C1")):
     each, mean = value.clients[f"{when}/accuracy"], found[f"{when}/accuracy"]
-    axis.hist(each, np.linspace(0.6, 1, 17), alpha=0.5, color=color, label=when)
+    axis.hist(each, bins=16, range=(0.6, 1), alpha=0.5, color=color, label=when)
     axis.axvline(mean, color=color, ls="--")
     print(f"{when:<6}  {mean:.3f}  {found[f'{when}/accuracy/lowest_tenth']:11.3f}")
 axis.set(xlabel="accuracy of a client, and the mean", ylabel="clients")
@@ -225,7 +225,7 @@ plt.show()
 # ## What was learnt
 #
 # - A plain mean is lost with the first change that is a million times too large: from
-#   then on 0.071 of the answers are right. A round with a NaN does not count at all.
+#   then on 0.111 of the answers are right. A round with a NaN does not count at all.
 # - With `robust_aggregator()`, one word changed, the same rounds come to 0.970. Clients
 #   were set to zero 44 times, and clipped 235 times, the reversed ones among them.
 # - The bounds come from the clients: that of `clipping` falls as changes get smaller,

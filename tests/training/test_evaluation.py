@@ -371,7 +371,11 @@ def test_a_metric_of_ones_own_is_a_few_lines():
     np.testing.assert_allclose(output.value.total["near"], near.mean(), rtol=1e-6)
 
 
-remembering: Any = fedagg.RememberingWork(jnp.zeros_like, lambda *x: x[:3])
+def forgetful(variables, row, key, memory):
+    return variables, {}, memory
+
+
+remembering = fedagg.RememberingWork(jnp.zeros_like, forgetful)
 
 
 def refused(asked: Any) -> None:

@@ -177,8 +177,7 @@ class Bound(NamedTuple):
         update: `(state, note, key) -> state`, from the sum of the notes.
         sentence: how the bound prints: the call that made it.
         sensitivity: how far one client moves the sum of the notes, in L2 norm: zero for
-            a bound that learns nothing, infinite if nobody said. Private stages take
-            finite ones.
+            a bound that learns nothing; infinite, which no private stage takes, unsaid.
         stddev: of the noise that `update` adds to each entry of that sum.
         update_noised: `(state, note) -> state`, from a sum that has its noise already.
         draw_error: how far the noise of `update` is from such Gaussian noise, in total
@@ -198,10 +197,7 @@ class Bound(NamedTuple):
 
     @property
     def mechanism(self) -> Mechanism | None:
-        """What learning costs, for `epsilon`: None if nothing, or more than is known.
-
-        A bound that learns without noise has no finite epsilon.
-        """
+        """What learning costs, for `epsilon`: None if nothing, or without any noise."""
         if not (0.0 < self.sensitivity < math.inf and self.stddev > 0.0):
             return None
         made = Mechanism.gaussian(self.stddev / self.sensitivity)

@@ -195,10 +195,7 @@ class Bound(NamedTuple):
 
     @property
     def mechanism(self) -> Mechanism | None:
-        """What learning costs, for `epsilon`: None if nothing, or more than is known.
-
-        A bound that learns without noise has no finite epsilon.
-        """
+        """What learning costs, for `epsilon`: None if nothing, or without any noise."""
         if not (0.0 < self.sensitivity < math.inf and self.stddev > 0.0):
             return None
         error = self.draw_error

@@ -107,7 +107,10 @@ def combining(rule: Rule, *stages: Stage) -> Aggregator:
 
     shown = Stage(whole.init, whole.broadcast, client, whole.server, whole.traits)
     steps = Steps(broadcast, steps_of(shown).client, add, server)
-    next = driven(shown, Server(broadcast, receive, finish), at_once())
+    # A rule leaves absent clients out itself. To write zeros for them would be a copy of
+    # all values, which stages make anyway.
+    to_server = Server(broadcast, receive, finish, as_it_is=not stages)
+    next = driven(shown, to_server, at_once())
     return Aggregator(init, next, steps, lambda x: message_of(shown, x))
 
 

@@ -10,6 +10,7 @@ from fedagg._rules.geometry import check_cohort
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, matrix
 from fedagg._trees.matrix import Layout
+from fedagg._trees.shares import Share, rule_of_shares
 from fedagg._trees.weights import is_present, unit_of
 from fedagg._types import Output, PyTree, Rule, Update
 
@@ -120,8 +121,10 @@ def _coordinatewise(
 ) -> Rule:
     checks.check_whole(0, f=f)
 
-    def combine(state: PyTree, updates: Update, key: jax.Array | None) -> Output:
-        del key
+    def combine(
+        state: PyTree, updates: Update, key: jax.Array | None, share: Share
+    ) -> Output:
+        del key, share  # each coordinate is apart
         checks.check_floating(updates.value, name)
         n = len(updates.weight)
         check_cohort(n, f, name)
@@ -145,7 +148,7 @@ def _coordinatewise(
         columns = [fn(x, present) for x in layout.matrices(updates.value)]
         return Output(state, layout.tree(columns), {})
 
-    return Rule(lambda template: (), combine)
+    return rule_of_shares(lambda template: (), combine)
 
 
 def _quick_on_cpu(by_network: _ByNetwork, f: int, in_blocks: Callable) -> Callable:

@@ -58,7 +58,7 @@ def combining(
         TypeError: if the rule, a stage or the way to sum is of another type.
         ValueError: if stages are in an order that `chain` refuses, or one of them is
             made for a sum: a secure one, noise for privacy, `mean`, whose place the
-            rule takes; if a rule of your own has no `combine_share` for `across`; in
+            rule takes; if a rule has no `combine_share` for `across`; in
             `next`, as `aggregator` does.
     """
     check_kind(Rule, rule=rule)

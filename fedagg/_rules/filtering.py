@@ -82,7 +82,9 @@ def caf(f: int) -> Rule:
         best = jax.lax.while_loop(is_long, filtered, first)[1]
         return Output(state, cohort.combined(best), {})
 
-    return rule_of_shares(lambda template: (), combine)
+    # Eigenvectors on several devices of a CPU may wait for each other without end.
+    rule = rule_of_shares(lambda template: (), combine)
+    return rule._replace(combine_share=None)
 
 
 def _largest_variance(gram: jax.Array, parts: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -48,11 +48,13 @@ def mixed_before(
     def combine(state: PyTree, updates: Update, key: jax.Array | None) -> Output:
         return rule.combine(state, *mix(updates, key, WHOLE))
 
+    of_share = rule.combine_share
+    if of_share is None:
+        return Rule(rule.init, combine)
+
     def combine_share(
         state: PyTree, updates: Update, key: jax.Array | None, share: Share
     ) -> Output:
-        assert rule.combine_share is not None
-        return rule.combine_share(state, *mix(updates, key, share), share)
+        return of_share(state, *mix(updates, key, share), share)
 
-    of_shares = None if rule.combine_share is None else combine_share
-    return Rule(rule.init, combine, combine_share=of_shares)
+    return Rule(rule.init, combine, combine_share=combine_share)

@@ -101,7 +101,7 @@ def test_values_go_once_from_device_to_device_and_are_nowhere_all_together(name)
     assert max(entries) == d
     share = 4 * n * d / 8
     memory = compiled.memory_analysis()
-    assert memory is not None and memory.temp_size_in_bytes < 4.0 * share
+    assert memory is not None and memory.temp_size_in_bytes < 5.0 * share
     assert memory.argument_size_in_bytes < 1.1 * share
 
 
@@ -118,7 +118,10 @@ def test_leaves_of_half_precision_go_as_they_are():
 
 
 def test_a_rule_that_does_not_say_how_is_refused_across_devices():
-    rule = fedagg.Rule(lambda template: (), lambda state, updates, key: None)
+    def first(state, updates, key):
+        return fedagg.Output(state, updates.value[0], {})
+
+    rule = fedagg.Rule(lambda template: (), first)
 
     with pytest.raises(ValueError, match=r"Rule\(\) does not say how it runs across"):
         fedagg.combining(rule, sum_over=fedagg.across(mesh_of(8)))

@@ -237,11 +237,18 @@ class Rule(NamedTuple):
         combine: `(state, updates, key) -> Output`, where `updates` is an `Update`
             stacked over clients.
         sentence: how the rule prints: the call that made it.
+        combine_share: `(state, updates, key, share) -> Output`, for `across`: the same
+            on a device that has some coordinates of all clients, as a list of arrays
+            `[n, k]`. `share.add` sums what is additive over coordinates, norms and
+            inner products, `share.cut(tree)` takes a tree's own part, and
+            `share.join(arrays)` is the inverse, which `value` waits for. None of a rule
+            that does not say how.
     """
 
     init: Callable[[PyTree], PyTree]
     combine: Callable[[PyTree, Update, jax.Array | None], Output]
     sentence: str = "Rule()"
+    combine_share: Callable[[PyTree, Update, Any, Any], Output] | None = None
 
     def __repr__(self) -> str:
         return self.sentence

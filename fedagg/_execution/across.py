@@ -1,5 +1,8 @@
 """A way to sum a function over clients across devices."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -91,7 +94,22 @@ def across(
             kept = rowwise.cut_rows(rowwise.taken_together(kept), 0, n)
         return total, kept
 
-    return of_programs(sum_across)
+    return OverDevices(of_programs(sum_across), mesh, axis)
+
+
+class OverDevices(NamedTuple):
+    """A way to sum, and the devices on which clients then are."""
+
+    sum_over: SumOver
+    mesh: jax.sharding.Mesh
+    axis: str
+    sentence: str = ""
+
+    def __call__(self, fn: Callable[[PyTree], PyTree], clients: PyTree) -> PyTree:
+        return self.sum_over(fn, clients)
+
+    def __repr__(self) -> str:
+        return self.sentence
 
 
 def _sum_present(

@@ -1,13 +1,17 @@
 """A round whose clients are combined by a rule, and not by a sum."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from fedagg._aggregator import Aggregator, Steps
-from fedagg._execution.ways import at_once
+from fedagg._execution.across import OverDevices
+from fedagg._execution.sharing import shared_out
+from fedagg._execution.ways import SumOver, at_once
 from fedagg._messages.marks import Single
 from fedagg._messages.message import Message, added
+from fedagg._rounds.aggregator import checked_way
 from fedagg._rounds.chain import chain, check_length, merge_metrics
 from fedagg._rounds.driver import Server, driven
 from fedagg._rounds.steps import (
@@ -24,9 +28,13 @@ from fedagg._trees.kinds import array_leaves, check_kind
 from fedagg._trees.remembered import Remembered
 from fedagg._types import Output, PyTree, Rule, Stage, Update
 
+Combine = Callable[[PyTree, Update, jax.Array | None], Output]
+
 
 @prints_as_its_call
-def combining(rule: Rule, *stages: Stage) -> Aggregator:
+def combining(
+    rule: Rule, *stages: Stage, sum_over: SumOver | None = None
+) -> Aggregator:
     """Makes the `(init, next)` pair of a round whose clients a rule combines.
 
     What `aggregator` says of `init`, `next` and `steps` holds, but that the rule sees
@@ -34,20 +42,33 @@ def combining(rule: Rule, *stages: Stage) -> Aggregator:
     notes are summed. The `add` of its steps puts values after one another, in memory
     for all clients.
 
+    With `across(mesh)`, each device runs the stages of its own clients, and then the
+    rule on its own coordinates of all clients: values go once from device to device,
+    and none of them ever has more than its share. Norms and distances are sums over the
+    devices.
+
     Args:
         rule: combines the clients' values, `median()`, say.
         *stages: left to right is a client's way to the rule.
+        sum_over: a way to sum, for the stages and their notes; of `across(mesh)`, where
+            clients are. None is `at_once()`. A number of clients that is no multiple of
+            the devices costs a copy of all values on each.
 
     Raises:
-        TypeError: if the rule or a stage is of another type.
+        TypeError: if the rule, a stage or the way to sum is of another type.
         ValueError: if stages are in an order that `chain` refuses, or one of them is
             made for a sum: a secure one, noise for privacy, `mean`, whose place the
-            rule takes; in `next`, as `aggregator` does.
+            rule takes; if a rule has no `combine_share` for `across`; in
+            `next`, as `aggregator` does.
     """
     check_kind(Rule, rule=rule)
     whole = chain(*stages)
     for stage in stages:
         _check_stage(stage)
+    sum_over = at_once() if sum_over is None else checked_way(sum_over)
+    combine = rule.combine
+    if isinstance(sum_over, OverDevices):
+        combine = shared_out(rule, sum_over.mesh, sum_over.axis)
 
     def init(template: PyTree) -> PyTree:
         template = array_leaves(template, "template")
@@ -81,11 +102,16 @@ def combining(rule: Rule, *stages: Stage) -> Aggregator:
         return summed._replace(value=value)
 
     def finish(
-        state: PyTree, total: Message, stacked: Update, key: Any, like: PyTree = None
+        state: PyTree,
+        total: Message,
+        stacked: Update,
+        key: Any,
+        like: PyTree = None,
+        by: Combine = combine,
     ) -> Output:
         check_length(state, 2)
         stage_key, rule_key = split_key(key, 2)
-        combined = rule.combine(state[1], stacked, rule_key)
+        combined = by(state[1], stacked, rule_key)
         total = total._replace(value=combined.value)
         like = Remembered.template_of(state) if like is None else like
         output = server_step(whole, state[0], total, stage_key, like)
@@ -103,11 +129,14 @@ def combining(rule: Rule, *stages: Stage) -> Aggregator:
             message = message_of_nobody(shown, state)
             total = pytree.zeros(jax.eval_shape(lambda x: add(None, x), message))
         check_message("total", total)
-        return finish(state, total, total.value, key)
+        return finish(state, total, total.value, key, by=rule.combine)
 
     shown = Stage(whole.init, whole.broadcast, client, whole.server, whole.traits)
     steps = Steps(broadcast, steps_of(shown).client, add, server)
-    next = driven(shown, Server(broadcast, receive, finish), at_once())
+    # A rule leaves absent clients out itself. To write zeros for them would be a copy
+    # of all values, which stages make anyway.
+    to_server = Server(broadcast, receive, finish, as_it_is=not stages)
+    next = driven(shown, to_server, sum_over)
     return Aggregator(init, next, steps, lambda x: message_of(shown, x))
 
 

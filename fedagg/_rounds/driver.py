@@ -40,6 +40,7 @@ class Server(NamedTuple):
     receive: Callable[[Message], tuple[Message, PyTree]]  # what is summed, and stacked
     # (state, total, stacked, key, like) -> Output, its value in the dtypes of `like`.
     finish: Callable[[PyTree, Message, PyTree, jax.Array | None, PyTree], Output]
+    as_it_is: bool = False  # whether absent clients' values may come as they are
 
 
 def driven(stage: Stage, server: Server, sum_over: SumOver) -> Next:
@@ -76,7 +77,8 @@ def driven(stage: Stage, server: Server, sum_over: SumOver) -> Next:
             row, weight, index, memory = client
             row = table.together(row, examples)
             key = fold_key(key, index)
-            made = client_step(stage, shared, row, weight, key, memory, work, look=look)
+            told = stage, shared, row, weight, key, memory, work
+            made = client_step(*told, look=look, as_it_is=server.as_it_is)
             message, kept = (made, None) if memory is None else made
             summed, stacked = server.receive(message)
             return summed, Kept((stacked, kept))

@@ -88,10 +88,12 @@ def client_step(
     memory: PyTree,
     work: Work | None,
     look: Callable[[PyTree], None] = lambda value: None,
+    as_it_is: bool = False,
 ) -> Any:
     """The message of a client, and with a memory what it keeps.
 
-    `look` is shown the client's value, as shapes and dtypes.
+    `look` is shown the client's value, as shapes and dtypes. `as_it_is` leaves that of
+    an absent client to whoever gets the message.
     """
     weight, key = as_weight(weight), as_key(key)
     key_of_stages = fold_key(key, _STAGES)  # before the work uses the key up
@@ -100,7 +102,7 @@ def client_step(
     look(pytree.abstract(update.value))
     # An absent client's value may be anything, and so may its derivatives.
     value = pytree.keep(is_present(update.weight), update.value)
-    before = update._replace(value=value)
+    before = update if as_it_is else update._replace(value=value)
     after, note = stage.client(shared, before, key_of_stages)
     traits = stage.traits
     if traits.with_metrics is not None and work is not None:

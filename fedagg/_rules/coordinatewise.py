@@ -5,19 +5,20 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fedagg._rules import network, ordering
+from fedagg._rules import network, ordering, selection
 from fedagg._rules.geometry import check_cohort
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, matrix
 from fedagg._trees.matrix import Layout
+from fedagg._trees.shares import Share, rule_of_shares
 from fedagg._trees.weights import is_present, unit_of
 from fedagg._types import Output, PyTree, Rule, Update
 
 # `(x, given, liars, weight)`, of `[n, k]`, `[n, k]`, `[k]` and `[n]`, to `[k]`.
 _OfColumns = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
-# `(x, present, f)`, of `[n, k]` and `[n]`, to `[k]`: the same by a network.
-_ByNetwork = Callable[[jax.Array, jax.Array, int], jax.Array]
+# `(x, present, f)`, of `[n, k]` and `[n]`, to `[k]`: the same without a sort.
+_Quick = Callable[[jax.Array, jax.Array, int], jax.Array]
 
 
 @prints_as_its_call
@@ -46,9 +47,8 @@ def median(*, weighted: bool = False) -> Rule:
             return ordering.weighted_median_of(x, given, weight)
         return ordering.median_of(x, given)
 
-    return _coordinatewise(
-        "median", 0, of_columns, None if weighted else network.median
-    )
+    quick = () if weighted else (network.median, selection.median)
+    return _coordinatewise("median", 0, of_columns, quick)
 
 
 @prints_as_its_call
@@ -81,9 +81,8 @@ def trimmed_mean(f: int, *, weighted: bool = False) -> Rule:
             return ordering.weighted_trimmed_mean_of(x, given, liars, weight)
         return ordering.trimmed_mean_of(x, given, liars)
 
-    return _coordinatewise(
-        "trimmed_mean", f, of_columns, None if weighted else network.trimmed_mean
-    )
+    quick = () if weighted else (network.trimmed_mean, selection.trimmed_mean)
+    return _coordinatewise("trimmed_mean", f, of_columns, quick)
 
 
 @prints_as_its_call
@@ -110,18 +109,19 @@ def mean_around_median(f: int) -> Rule:
         del weight
         return ordering.mean_around_median_of(x, given, liars)
 
-    return _coordinatewise(
-        "mean_around_median", f, of_columns, network.mean_around_median
-    )
+    quick = network.mean_around_median, selection.mean_around_median
+    return _coordinatewise("mean_around_median", f, of_columns, quick)
 
 
 def _coordinatewise(
-    name: str, f: int, of_columns: _OfColumns, by_network: _ByNetwork | None
+    name: str, f: int, of_columns: _OfColumns, quick: tuple[()] | tuple[_Quick, _Quick]
 ) -> Rule:
     checks.check_whole(0, f=f)
 
-    def combine(state: PyTree, updates: Update, key: jax.Array | None) -> Output:
-        del key
+    def combine(
+        state: PyTree, updates: Update, key: jax.Array | None, share: Share
+    ) -> Output:
+        del key, share  # each coordinate is apart
         checks.check_floating(updates.value, name)
         n = len(updates.weight)
         check_cohort(n, f, name)
@@ -137,24 +137,30 @@ def _coordinatewise(
 
             return matrix.over_blocks(of_block, [x])[0]
 
-        few = by_network is not None and n <= network.MOST
-        # A network is compiled for each matrix, so that there is one of a dtype.
-        layout = (Layout.by_dtype if few else Layout.of)(updates.value)
-        fn = _quick_on_cpu(by_network, f, in_blocks) if few else in_blocks
+        # What is quick is compiled for each matrix, so that there is one of a dtype.
+        layout = (Layout.by_dtype if quick else Layout.of)(updates.value)
         present = is_present(updates.weight)
-        columns = [fn(x, present) for x in layout.matrices(updates.value)]
+
+        def combined(x: jax.Array) -> jax.Array:
+            if quick and n <= network.MOST:
+                return _quick_on_cpu(quick[0], f, in_blocks)(x, present)
+            if quick and x.dtype.itemsize <= 4:
+                return _quick_on_cpu(quick[1], f, in_blocks)(x, present)
+            return in_blocks(x, present)
+
+        columns = [combined(x) for x in layout.matrices(updates.value)]
         return Output(state, layout.tree(columns), {})
 
-    return Rule(lambda template: (), combine)
+    return rule_of_shares(lambda template: (), combine)
 
 
-def _quick_on_cpu(by_network: _ByNetwork, f: int, in_blocks: Callable) -> Callable:
-    """By a network on a CPU; elsewhere, and for derivatives, in blocks."""
+def _quick_on_cpu(by: _Quick, f: int, in_blocks: Callable) -> Callable:
+    """The quick way on a CPU; elsewhere, and for derivatives, in blocks."""
 
     @jax.custom_jvp
     def run(x: jax.Array, present: jax.Array) -> jax.Array:
         def quick(x: jax.Array, present: jax.Array) -> jax.Array:
-            return by_network(x, present, f)
+            return by(x, present, f)
 
         return jax.lax.platform_dependent(x, present, cpu=quick, default=in_blocks)
 

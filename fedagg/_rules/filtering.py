@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from fedagg._rules.geometry import Cohort, check_cohort, count, geometry
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
+from fedagg._trees.shares import Share, rule_of_shares
 from fedagg._types import Output, PyTree, Rule, Update
 
 _STALLED = 0.1  # the part of what they have that those left lose at least, but for one
@@ -37,10 +38,12 @@ def caf(f: int) -> Rule:
     """
     checks.check_whole(0, f=f)
 
-    def combine(state: PyTree, updates: Update, key: jax.Array | None) -> Output:
+    def combine(
+        state: PyTree, updates: Update, key: jax.Array | None, share: Share
+    ) -> Output:
         del key
         check_cohort(len(updates.weight), f, "caf")
-        cohort = Cohort.of(updates, "caf")
+        cohort = Cohort.of(updates, "caf", share)
         gram = geometry(cohort).gram
         found = count(cohort.present) - count(cohort.given)
         liars = cohort.liars(f)
@@ -79,7 +82,9 @@ def caf(f: int) -> Rule:
         best = jax.lax.while_loop(is_long, filtered, first)[1]
         return Output(state, cohort.combined(best), {})
 
-    return Rule(lambda template: (), combine)
+    # Eigenvectors on several devices of a CPU may wait for each other without end.
+    rule = rule_of_shares(lambda template: (), combine)
+    return rule._replace(combine_share=None)
 
 
 def _largest_variance(gram: jax.Array, parts: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from fedagg._rules.geometry import Cohort, Geometry, count, geometry, row_squares
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, matrix, pytree
+from fedagg._trees.shares import Share, rule_of_shares
 from fedagg._trees.weights import unit_of
 from fedagg._types import Output, PyTree, Rule, Update
 
@@ -51,9 +52,11 @@ def geometric_median(
     checks.check_positive(smoothing=smoothing, tolerance=tolerance)
     checks.check_whole(1, iterations=iterations)
 
-    def combine(state: PyTree, updates: Update, key: jax.Array | None) -> Output:
+    def combine(
+        state: PyTree, updates: Update, key: jax.Array | None, share: Share
+    ) -> Output:
         del key
-        cohort = Cohort.of(updates, "geometric_median")
+        cohort = Cohort.of(updates, "geometric_median", share)
         found = geometry(cohort)
         weight = updates.weight / unit_of(updates.weight) if weighted else 1.0
         weight = jnp.where(cohort.given, weight, 0.0).astype(found.gram.dtype)
@@ -83,7 +86,7 @@ def geometric_median(
         parts, _, _ = jax.lax.while_loop(is_moving, move, first)
         return Output(state, cohort.combined(parts), {})
 
-    return Rule(lambda template: (), combine)
+    return rule_of_shares(lambda template: (), combine)
 
 
 class ClippingCenter(NamedTuple):
@@ -123,12 +126,12 @@ def centered_clipping(radius: float, *, iterations: int = 1) -> Rule:
         return ClippingCenter(pytree.widen(pytree.zeros(template)))
 
     def combine(
-        state: ClippingCenter, updates: Update, key: jax.Array | None
+        state: ClippingCenter, updates: Update, key: jax.Array | None, share: Share
     ) -> Output:
         del key
-        cohort = Cohort.of(updates, "centered_clipping")
+        cohort = Cohort.of(updates, "centered_clipping", share)
         number = jnp.maximum(count(cohort.present), 1)
-        start = cohort.layout.vectors(state.value)
+        start = cohort.layout.vectors(share.cut(state.value))
 
         def moved(center: list[jax.Array]) -> list[jax.Array]:
             def squares(x: jax.Array, center: jax.Array) -> jax.Array:
@@ -139,7 +142,8 @@ def centered_clipping(radius: float, *, iterations: int = 1) -> Rule:
                 parts = factors.astype(x.dtype)
                 return center + jnp.matmul(parts, kept, precision="highest")
 
-            norms = jnp.sqrt(matrix.sum_over_blocks(squares, cohort.matrices, center))
+            total = matrix.sum_over_blocks(squares, cohort.matrices, center)
+            norms = jnp.sqrt(share.add(total))
             norms = jnp.where(cohort.given, norms, jnp.inf)
             # A zero norm divides to infinity, and the minimum is then one.
             factors = jnp.minimum(1.0, radius / norms) / number.astype(norms.dtype)
@@ -150,9 +154,10 @@ def centered_clipping(radius: float, *, iterations: int = 1) -> Rule:
             center = moved(center)
         value = cohort.layout.tree(center)
         somebody = jnp.any(cohort.present)
-        return Output(ClippingCenter(value), pytree.keep(somebody, value), {})
+        kept = ClippingCenter(share.join(value))
+        return Output(kept, pytree.keep(somebody, value), {})
 
-    return Rule(init, combine)
+    return rule_of_shares(init, combine)
 
 
 def _to_middle(found: Geometry) -> jax.Array:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from fedagg._trees import checks, matrix
 from fedagg._trees.matrix import Layout
+from fedagg._trees.shares import Share
 from fedagg._trees.weights import is_present
 from fedagg._types import PyTree, Update
 
@@ -32,9 +33,10 @@ class Cohort(NamedTuple):
     present: jax.Array  # [n]
     given: jax.Array  # [n] whether present, with no NaN, no infinity, no overflow
     norms: jax.Array  # [n] infinite for who is not given
+    share: Share  # of the coordinates
 
     @classmethod
-    def of(cls, updates: Update, name: str) -> "Cohort":
+    def of(cls, updates: Update, name: str, share: Share) -> "Cohort":
         """Reads all values once.
 
         Raises:
@@ -43,12 +45,17 @@ class Cohort(NamedTuple):
         checks.check_floating(updates.value, name)
         layout = Layout.of(updates.value)
         matrices = layout.matrices(updates.value)
-        squares = matrix.sum_over_blocks(row_squares, matrices)
         present = is_present(updates.weight)
+
+        def squares_of(x: jax.Array) -> jax.Array:
+            # An absent client's value may be anything, and so may its derivatives.
+            return row_squares(jnp.where(present[:, None], x, 0.0))
+
+        squares = share.add(matrix.sum_over_blocks(squares_of, matrices))
         largest = float(jnp.finfo(squares.dtype).max)
         given = present & (squares < largest / _ROOM)
         norms = jnp.where(given, jnp.sqrt(squares), jnp.inf)
-        return cls(layout, matrices, updates.weight, present, given, norms)
+        return cls(layout, matrices, updates.weight, present, given, norms, share)
 
     def liars(self, f: int) -> jax.Array:
         """How many of those given may lie `[]`: `f`, less those found out.
@@ -104,7 +111,7 @@ def _from(cohort: Cohort, client: jax.Array) -> Geometry:
         moved = jnp.where(given[:, None], x - origin, jnp.zeros_like(x))
         return jnp.matmul(moved, moved.T, precision="highest")
 
-    gram = matrix.sum_over_blocks(products, cohort.matrices)
+    gram = cohort.share.add(matrix.sum_over_blocks(products, cohort.matrices))
     gram = jnp.where(both(given), gram, jnp.zeros_like(gram))
     size = jnp.diagonal(gram)
     squares = jnp.maximum(size[:, None] + size[None] - gram - gram.T, 0.0)

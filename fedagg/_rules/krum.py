@@ -7,6 +7,7 @@ from fedagg._rules import ordering
 from fedagg._rules.geometry import Cohort, check_cohort, closest, count, geometry
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, matrix
+from fedagg._trees.shares import Share, rule_of_shares
 from fedagg._types import Output, PyTree, Rule, Update
 
 
@@ -35,14 +36,16 @@ def krum(f: int) -> Rule:
     """
     checks.check_whole(0, f=f)
 
-    def combine(state: PyTree, updates: Update, key: jax.Array | None) -> Output:
+    def combine(
+        state: PyTree, updates: Update, key: jax.Array | None, share: Share
+    ) -> Output:
         del key
         check_cohort(len(updates.weight), f, "krum")
-        cohort = Cohort.of(updates, "krum")
+        cohort = Cohort.of(updates, "krum", share)
         best = closest(_scores(cohort, f), jnp.int32(1))
         return Output(state, cohort.mean_of(best), {})
 
-    return Rule(lambda template: (), combine)
+    return rule_of_shares(lambda template: (), combine)
 
 
 @prints_as_its_call
@@ -65,14 +68,16 @@ def multi_krum(f: int) -> Rule:
     """
     checks.check_whole(0, f=f)
 
-    def combine(state: PyTree, updates: Update, key: jax.Array | None) -> Output:
+    def combine(
+        state: PyTree, updates: Update, key: jax.Array | None, share: Share
+    ) -> Output:
         del key
         check_cohort(len(updates.weight), f, "multi_krum")
-        cohort = Cohort.of(updates, "multi_krum")
+        cohort = Cohort.of(updates, "multi_krum", share)
         best = closest(_scores(cohort, f), count(cohort.given) - cohort.liars(f))
         return Output(state, cohort.mean_of(best), {})
 
-    return Rule(lambda template: (), combine)
+    return rule_of_shares(lambda template: (), combine)
 
 
 @prints_as_its_call
@@ -97,7 +102,9 @@ def bulyan(f: int) -> Rule:
     """
     checks.check_whole(0, f=f)
 
-    def combine(state: PyTree, updates: Update, key: jax.Array | None) -> Output:
+    def combine(
+        state: PyTree, updates: Update, key: jax.Array | None, share: Share
+    ) -> Output:
         del key
         n = len(updates.weight)
         # One row alone may stand for a round to which nobody came.
@@ -106,7 +113,7 @@ def bulyan(f: int) -> Rule:
                 f"bulyan({f}) needs {4 * f + 3} clients or more, of whom {f} may lie; "
                 f"got {n}."
             )
-        cohort = Cohort.of(updates, "bulyan")
+        cohort = Cohort.of(updates, "bulyan", share)
         most = jnp.maximum(count(cohort.given) - 3, 0) // 4
         liars = jnp.minimum(cohort.liars(f), most)
         chosen = _one_after_another(cohort, liars)
@@ -118,7 +125,7 @@ def bulyan(f: int) -> Rule:
         columns = matrix.over_blocks(of_block, cohort.matrices)
         return Output(state, cohort.layout.tree(columns), {})
 
-    return Rule(lambda template: (), combine)
+    return rule_of_shares(lambda template: (), combine)
 
 
 def _scores(cohort: Cohort, f: int) -> jax.Array:

@@ -8,8 +8,9 @@ from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, matrix
 from fedagg._trees.kinds import check_kind
 from fedagg._trees.matrix import Layout
+from fedagg._trees.shares import Share, mixed_before
 from fedagg._trees.weights import is_present
-from fedagg._types import Output, PyTree, Rule, Update
+from fedagg._types import Rule, Update
 
 
 @prints_as_its_call
@@ -38,16 +39,16 @@ def nearest_neighbor_mixing(f: int, rule: Rule) -> Rule:
     checks.check_whole(0, f=f)
     check_kind(Rule, rule=rule)
 
-    def combine(state: PyTree, updates: Update, key: jax.Array | None) -> Output:
+    def mix(updates: Update, key: jax.Array | None, share: Share):
         check_cohort(len(updates.weight), f, "nearest_neighbor_mixing")
-        cohort = Cohort.of(updates, "nearest_neighbor_mixing")
+        cohort = Cohort.of(updates, "nearest_neighbor_mixing", share)
         number = count(cohort.given) - cohort.liars(f)
         near = closest(geometry(cohort).squares, number) & cohort.given[None]
         parts = near.astype(jnp.float32) / jnp.maximum(number, 1).astype(jnp.float32)
         weight = jnp.where(cohort.given, updates.weight, 0.0)
-        return rule.combine(state, Update(cohort.combined(parts), weight), key)
+        return Update(cohort.combined(parts), weight), key
 
-    return Rule(rule.init, combine)
+    return mixed_before(rule, mix)
 
 
 @prints_as_its_call
@@ -75,7 +76,8 @@ def bucketing(size: int, rule: Rule) -> Rule:
     checks.check_whole(1, size=size)
     check_kind(Rule, rule=rule)
 
-    def combine(state: PyTree, updates: Update, key: jax.Array | None) -> Output:
+    def mix(updates: Update, key: jax.Array | None, share: Share):
+        del share
         checks.check_floating(updates.value, "bucketing")
         key = checks.check_key(key, "bucketing", "buckets")
         deal_key, rule_key = jax.random.split(key)
@@ -97,9 +99,9 @@ def bucketing(size: int, rule: Rule) -> Rule:
         columns = matrix.over_blocks(means, layout.matrices(updates.value))
         weight = jnp.pad(updates.weight[places], (0, buckets * size - n))
         weight = jnp.sum(jnp.where(filled, weight.reshape(buckets, size), 0.0), axis=1)
-        return rule.combine(state, Update(layout.tree(columns), weight), rule_key)
+        return Update(layout.tree(columns), weight), rule_key
 
-    return Rule(rule.init, combine)
+    return mixed_before(rule, mix)
 
 
 @prints_as_its_call
@@ -127,9 +129,9 @@ def adaptive_robust_clipping(f: int, rule: Rule) -> Rule:
     checks.check_whole(0, f=f)
     check_kind(Rule, rule=rule)
 
-    def combine(state: PyTree, updates: Update, key: jax.Array | None) -> Output:
+    def mix(updates: Update, key: jax.Array | None, share: Share):
         check_cohort(len(updates.weight), f, "adaptive_robust_clipping")
-        cohort = Cohort.of(updates, "adaptive_robust_clipping")
+        cohort = Cohort.of(updates, "adaptive_robust_clipping", share)
         number = jnp.maximum(count(cohort.present), 1)
         liars = jnp.minimum(f, (number - 1) // 2)
         clipped = 2 * liars * (number - liars) // number
@@ -142,11 +144,9 @@ def adaptive_robust_clipping(f: int, rule: Rule) -> Rule:
             return x * factors[:, None].astype(x.dtype)
 
         columns = matrix.over_blocks(scaled, cohort.matrices)
-        return rule.combine(
-            state, updates._replace(value=cohort.layout.tree(columns)), key
-        )
+        return updates._replace(value=cohort.layout.tree(columns)), key
 
-    return Rule(rule.init, combine)
+    return mixed_before(rule, mix)
 
 
 def _dealt(key: jax.Array, present: jax.Array) -> jax.Array:

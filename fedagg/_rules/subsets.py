@@ -18,6 +18,7 @@ from fedagg._rules.geometry import (
 )
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
+from fedagg._trees.shares import Share, rule_of_shares
 from fedagg._types import Output, PyTree, Rule, Update
 
 _MOST = 200_000  # subsets
@@ -88,7 +89,8 @@ def smea(f: int) -> Rule:
         unit = jnp.maximum(jnp.max(jnp.abs(moved)), jnp.finfo(moved.dtype).tiny)
         return jnp.linalg.eigvalsh(moved / unit)[-1] * unit, jnp.trace(moved)
 
-    return _best_subset("smea", f, size)
+    # Eigenvalues on several devices of a CPU may wait for each other without end.
+    return _best_subset("smea", f, size)._replace(combine_share=None)
 
 
 def _best_subset(
@@ -99,12 +101,14 @@ def _best_subset(
     """The mean of the subset with the smallest size, in the order of numbers."""
     checks.check_whole(0, f=f)
 
-    def combine(state: PyTree, updates: Update, key: jax.Array | None) -> Output:
+    def combine(
+        state: PyTree, updates: Update, key: jax.Array | None, share: Share
+    ) -> Output:
         del key
         n = len(updates.weight)
         check_cohort(n, f, name)
         left_out = jnp.asarray(_left_out(n, f, name))  # [s, n]
-        cohort = Cohort.of(updates, name)
+        cohort = Cohort.of(updates, name, share)
         # Those given come first, and all but the last `f` subsets' are of them.
         order = jnp.argsort(~cohort.given)
         rank, number = jnp.argsort(order), count(cohort.given)
@@ -122,7 +126,7 @@ def _best_subset(
         best = left_out[jnp.argmin(second)][rank]
         return Output(state, cohort.mean_of(~best), {})
 
-    return Rule(lambda template: (), combine)
+    return rule_of_shares(lambda template: (), combine)
 
 
 def _left_out(n: int, f: int, name: str) -> np.ndarray:

@@ -234,15 +234,11 @@ class Rule(NamedTuple):
 
     Attributes:
         init: `(template) -> state`.
-        combine: `(state, updates, key) -> Output`, where `updates` is an `Update`
-            stacked over clients.
+        combine: `(state, updates, key) -> Output`, of an `Update` stacked over clients.
         sentence: how the rule prints: the call that made it.
-        combine_share: `(state, updates, key, share) -> Output`, for `across`: the same
-            on a device that has some coordinates of all clients, as a list of arrays
-            `[n, k]`. `share.add` sums what is additive over coordinates, norms and
-            inner products, `share.cut(tree)` takes a tree's own part, and
-            `share.join(arrays)` is the inverse, which `value` waits for. None of a rule
-            that does not say how.
+        combine_share: `(state, updates, key, share) -> Output`, the same on a device
+            with arrays `[n, k]`, a part of each client: `share.add` sums what is
+            additive, `share.cut` takes a tree's part, `share.join` is its inverse.
     """
 
     init: Callable[[PyTree], PyTree]

@@ -135,6 +135,7 @@ SHIPPED: dict[str, tuple[fedagg.Stage, dict[str, Any]]] = {
         fedagg.adaptive_tree_noise(NOISE, 80.0, restart_every=4, restart_warmup=2),
         {},
     ),
+    "toeplitz_noise": (fedagg.toeplitz_noise(NOISE, CLIP, 10.0, [1.0, 0.4, 0.2]), {}),
     "banded_noise": (
         fedagg.banded_noise(NOISE, CLIP, 10.0, bands=2, rounds=ROUNDS),
         {},

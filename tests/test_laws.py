@@ -648,7 +648,7 @@ def test_rounds_with_64_bits_are_those_with_32(name):
             assert_is_64_bits_of(got, want, updates, name)
 
 
-@over(BUT_KIN, EXAMPLES[1:2])
+@over(BUT_KIN, EXAMPLES[:1])
 def test_a_round_of_64_bits_runs_step_by_step(name):
     expected = one_round(name, make_updates())
 

@@ -84,6 +84,7 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     assert len(fedagg.read_metrics(tmp_path)) == 2
 
 
+@pytest.mark.deep
 def test_a_run_is_drawn_with_a_panel_for_each_metric(tmp_path):
     pytest.importorskip("matplotlib")
     aggregator = fedagg.aggregator(

@@ -51,6 +51,7 @@ def lines_of(peer: Peer, folder: Path) -> list:
     return list(measure(peer, Path(sys.executable), [SIZE], [6], end, log))
 
 
+@pytest.mark.deep
 def test_a_right_row_is_timed_and_another_says_why_not(tmp_path):
     peer = made_up(tmp_path / "none.txt")
 

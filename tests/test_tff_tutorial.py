@@ -13,14 +13,10 @@ import numpy as np
 import pytest
 
 import fedagg
-from tests.helpers import (
-    assert_close,
-    assert_same,
-    first_now,
-    make_updates,
-    recorded_cases,
-)
+from tests.helpers import assert_close, assert_same, make_updates, recorded_cases
 from tests.test_pages import snippets_of
+
+pytestmark = pytest.mark.deep
 
 PAGE = "docs/tff_tutorial.md"
 CASES = recorded_cases("tff.json") | recorded_cases("tff_secure.json")
@@ -111,7 +107,6 @@ def test_the_median_is_tffs(tutorial):
         assert_close(bound.value(state), np.float64(recorded["report"]))
 
 
-@pytest.mark.deep
 def test_the_private_mean_without_noise_is_tffs():
     case = CASES["dp_gaussian_adaptive_noise0"]
 
@@ -120,7 +115,6 @@ def test_the_private_mean_without_noise_is_tffs():
         assert_close(value, result_of(recorded), 1e-5)
 
 
-@pytest.mark.deep
 def test_the_secure_mean_is_tffs_to_a_step(tutorial):
     case = CASES["secure_aggregator_no_zeroing_no_clipping_weighted"]
 
@@ -151,7 +145,7 @@ def test_a_compressed_mean_is_within_a_step_of_the_mean(tutorial):
     assert 0.2 * step < error.max() <= 1.001 * step
 
 
-@first_now("name", RECIPES, quick=2)
+@pytest.mark.parametrize("name", RECIPES)
 def test_an_aggregator_of_the_page_is_its_recipe_to_the_bit(tutorial, name):
     recipe = RECIPES[name]()
     layer = {"w": jax.ShapeDtypeStruct((201, 100), jnp.float32)}

@@ -88,6 +88,7 @@ def test_it_is_a_loop_of_ones_own():
     jax.tree.map(np.testing.assert_array_equal, found[-1].state, expected)
 
 
+@pytest.mark.deep
 def test_an_interrupted_run_is_to_the_bit_the_one_that_was_not(tmp_path):
     options = {"evaluate": distance, "every": 2, "rounds": 5}
     whole = run(folder=tmp_path / "whole", **options)

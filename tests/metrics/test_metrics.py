@@ -10,6 +10,7 @@ import pytest
 from sklearn.metrics import confusion_matrix, log_loss, roc_auc_score
 
 from fedagg import metrics
+from tests.helpers import first_now
 
 RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.normal(size=(60, 4)).astype(np.float32)
@@ -71,7 +72,7 @@ OF_CLASSES = {
 }
 
 
-@pytest.mark.parametrize("name", OF_CLASSES)
+@first_now("name", OF_CLASSES)
 def test_a_metric_of_parts_is_that_of_the_whole(name):
     metric, expected = OF_CLASSES[name]
 

@@ -111,7 +111,7 @@ def test_no_two_secret_keys_are_alike():
     assert np.all((bits.sum(axis=0) > 8) & (bits.sum(axis=0) < 56))
 
 
-@pytest.mark.parametrize("kind", ["at the server", "at clients"])
+@first_now("kind", ["at the server", "at clients"])
 def test_a_cohort_that_is_too_large_uses_the_noise_of_its_round_up(kind):
     hidden = {
         "at the server": lambda: fedagg.secure_modular_sum(

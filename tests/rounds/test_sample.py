@@ -167,6 +167,7 @@ def test_a_rule_s_clients_are_sampled_too():
     assert output.state.sample.weight > 0.0
 
 
+@pytest.mark.deep
 def test_mistakes_are_named():
     stage: Any = fedagg.mean()
     aggregator = fedagg.with_sample(fedagg.aggregator(fedagg.mean()), 1)

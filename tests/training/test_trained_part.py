@@ -8,6 +8,7 @@ import pytest
 from flax import linen, nnx
 
 import fedagg
+from tests.helpers import first_now
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(6, 4)).astype(np.float32)
@@ -46,7 +47,7 @@ def with_nnx():
     return variables, loss, ["params/lora_*"], 2
 
 
-@pytest.mark.parametrize("make", [with_linen, with_nnx])
+@first_now("make", [with_nnx, with_linen])
 def test_what_is_frozen_is_not_sent_and_stays(make):
     variables, loss, patterns, count = make()
     part, loss_of_part, whole = fedagg.trained_part(variables, loss, patterns)

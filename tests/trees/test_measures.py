@@ -69,6 +69,7 @@ def total(weights, arrays):
     return jnp.dot(weights, jnp.stack(measure(arrays)))
 
 
+@pytest.mark.deep
 def test_derivatives_are_those_of_the_formulas():
     x, weights = arrays(), jnp.array([2.0, 3.0, 0.5])
 

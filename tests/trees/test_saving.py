@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import sys
 import fedagg
@@ -22,6 +24,7 @@ print(len(saved), *next_round.value.round(3).tolist())
 """
 
 
+@pytest.mark.deep
 def test_flax_may_be_imported_after_the_state_is_made():
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM], capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""Stacked clients as a few matrices `[n, k]`, worked on in blocks that stay in cache.
+"""Stacked clients as a few matrices `[n, k]`, worked on in blocks.
 
 Small leaves share a matrix. A block is widened when it is read, so that leaves of half
 precision are never copied as a whole.
@@ -15,7 +15,10 @@ from fedagg._trees import pytree
 from fedagg._trees.reductions import pack
 from fedagg._types import PyTree
 
-_ENTRIES = 2**17  # of a block, all clients together
+# Entries of a block, all clients together: on a CPU what stays in cache, elsewhere work
+# enough for a launch.
+_ENTRIES = {"cpu": 2**17}
+_ENTRIES_ELSEWHERE = 2**26
 
 
 class Layout(NamedTuple):
@@ -128,7 +131,8 @@ def _over_blocks(
 
 def _cut(matrix: jax.Array) -> tuple[int, int, int]:
     """The columns of a block, how many blocks there are, and what is left."""
-    size = max(_ENTRIES // len(matrix), 1)
+    entries = _ENTRIES.get(jax.default_backend(), _ENTRIES_ELSEWHERE)
+    size = max(entries // len(matrix), 1)
     return size, *divmod(matrix.shape[1], size)
 
 

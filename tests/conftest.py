@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -41,3 +42,11 @@ def pytest_runtest_protocol(item: pytest.Item) -> Any:
     """Compiles as users have it for a test that is marked thorough."""
     set_haste(item.get_closest_marker("thorough") is None)
     return (yield)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgotten_programs() -> Iterator[None]:
+    """What a module compiled is let go: each program takes memory maps of a process,
+    of which Linux gives it 65,530."""
+    yield
+    jax.clear_caches()

@@ -1,8 +1,9 @@
 """A strict JAX with eight CPU devices, and a compiler in haste, for every test."""
 
 import os
+import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -19,6 +20,8 @@ from tests.compiling import set_haste
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_debug_key_reuse", True)
+
+done: Counter[pathlib.Path] = Counter()  # tests of each file
 
 # What is drawn must not change from run to run, and an example costs a compilation.
 hypothesis.settings.register_profile(
@@ -44,9 +47,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Any:
     return (yield)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def forgotten_programs() -> Iterator[None]:
-    """What a module compiled is let go: each program takes memory maps of a process,
-    of which Linux gives it 65,530."""
-    yield
-    jax.clear_caches()
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Lets go what is compiled, now and then: each program takes memory maps of a
+    process, of which Linux gives it 65,530."""
+    done[item.path] += 1
+    if nextitem is None or nextitem.path != item.path or done[item.path] % 200 == 0:
+        jax.clear_caches()

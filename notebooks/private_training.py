@@ -171,4 +171,5 @@ print(
 # - Rounds are paid for, too. An epsilon of 2 is spent after 64 of them, where 0.273
 #   were foreseen.
 #
-# Keys are secret, so that another run differs: by a hundredth or so, and where noise drowns all, by a tenth.
+# Keys are secret, so that another run differs: by a hundredth or so, and
+# where noise drowns all, by a tenth.

@@ -62,8 +62,7 @@ class Cohort(NamedTuple):
 
         It is lowered to what so many clients can bear.
         """
-        found = count(self.present & ~self.given)
-        return jnp.clip(f - found, 0, jnp.maximum(count(self.given) - 1, 0) // 2)
+        return liars_left(f, count(self.given), count(self.present & ~self.given))
 
     def combined(self, factors: jax.Array) -> PyTree:
         """The sum of values times factors, `[n]`, or for each row of `[m, n]`."""
@@ -134,6 +133,11 @@ def row_squares(x: jax.Array) -> jax.Array:
 def count(chosen: jax.Array) -> jax.Array:
     """How many there are, as int32 `[]`."""
     return jnp.sum(chosen, dtype=jnp.int32)
+
+
+def liars_left(f: int, number: jax.Array, found: jax.Array) -> jax.Array:
+    """How many of a number may lie: `f`, less those found out, fewer than half."""
+    return jnp.clip(f - found, 0, jnp.maximum(number - 1, 0) // 2)
 
 
 def both(chosen: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from fedagg._rules.geometry import liars_left
 from fedagg._trees import pytree
 
 MOST = 64  # clients, beyond which it takes seconds to compile
@@ -109,7 +110,7 @@ def mean_around_median(x: jax.Array, present: jax.Array, f: int) -> jax.Array:
     number = jnp.floor(counts / _DIGIT**2)
     edge = jnp.floor(counts / _DIGIT) - _DIGIT * number
     inside = counts - _DIGIT * edge - _DIGIT**2 * number
-    kept = jnp.maximum(number - _liars(number, present, f), 1.0)
+    kept = jnp.maximum(number - liars_of_columns(number, present, f), 1.0)
     room = (kept - inside) / jnp.maximum(edge, 1.0)
     return jnp.where(number > 0.0, apart(mean), 0.0)
 
@@ -130,13 +131,12 @@ def _number_and_liars(
     number = jnp.zeros(given[0].shape, dtype)
     for there in given:
         number += there.astype(dtype)
-    return number, _liars(number, present, f)
+    return number, liars_of_columns(number, present, f)
 
 
-def _liars(number: jax.Array, present: jax.Array, f: int) -> jax.Array:
-    """How many may lie of those given `[k]`."""
-    found = jnp.sum(present, dtype=number.dtype) - number
-    return jnp.clip(f - found, 0.0, jnp.floor(jnp.maximum(number - 1.0, 0.0) / 2.0))
+def liars_of_columns(number: jax.Array, present: jax.Array, f: int) -> jax.Array:
+    """How many may lie of those given `[k]`, as a number like theirs."""
+    return liars_left(f, number, jnp.sum(present, dtype=number.dtype) - number)
 
 
 def _at(ordered: _Rows, rank: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedagg._rules.network import liars_of_columns
 from fedagg._trees import pytree
 
 _TOGETHER = 32  # rows that one loop over columns reads
@@ -39,7 +40,7 @@ def trimmed_mean(x: jax.Array, present: jax.Array, f: int) -> jax.Array:
     One that is not given is one of the `f`.
     """
     number = _number(x, present)
-    trimmed = _liars(number, present, f)
+    trimmed = liars_of_columns(number, present, f)
     low = _at_rank(x, present, trimmed)
     high = _at_rank(x, present, number - trimmed - 1)
     share = jnp.maximum(number - 2 * trimmed, 1).astype(low.dtype)
@@ -68,7 +69,7 @@ def mean_around_median(x: jax.Array, present: jax.Array, f: int) -> jax.Array:
     def away(row: jax.Array) -> jax.Array:
         return jnp.abs(row - middle)
 
-    kept = jnp.maximum(number - _liars(number, present, f), 1)
+    kept = jnp.maximum(number - liars_of_columns(number, present, f), 1)
     farthest = _at_rank(x, present, kept - 1, away)
     inside = _number(x, present, lambda row: away(row) < farthest)
     edge = _number(x, present, lambda row: away(row) == farthest)
@@ -153,12 +154,6 @@ def _number(
         return (there & jnp.isfinite(row) & which(row)).astype(jnp.int32)
 
     return _over_rows(one, x, present, jnp.zeros(x.shape[1], jnp.int32))
-
-
-def _liars(number: jax.Array, present: jax.Array, f: int) -> jax.Array:
-    """How many may lie of those given `[k]`: `f`, less those found out."""
-    found = jnp.sum(present, dtype=jnp.int32) - number
-    return jnp.clip(f - found, 0, jnp.maximum(number - 1, 0) // 2)
 
 
 def _over_rows(

@@ -155,8 +155,8 @@ def agnostic(
         losses = change["losses"] / jnp.where(is_there, counts, 1.0)
         there = jnp.where(is_there, before, 0.0)
         # The largest comes to one, so that nothing overflows.
-        least = jnp.max(jnp.where(is_there, losses, -jnp.inf))
-        moved = jnp.where(is_there, there * jnp.exp(rate * (losses - least)), 0.0)
+        largest = jnp.max(jnp.where(is_there, losses, -jnp.inf))
+        moved = jnp.where(is_there, there * jnp.exp(rate * (losses - largest)), 0.0)
         total = jnp.sum(moved)
         moved *= jnp.sum(there) / jnp.where(total > 0.0, total, 1.0)
         mixture = jnp.where(is_there, moved, before)

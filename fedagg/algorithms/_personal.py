@@ -79,12 +79,8 @@ def ditto(
         metrics = {**metrics, "ditto/loss": of_own["training/loss"]}
         return change, metrics, jax.tree.map(jnp.add, own, moved)
 
-    return fedagg.federated_averaging(
-        fedagg.RememberingWork(lambda model: model, work),
-        server_optimizer or optax.sgd(1.0),
-        aggregator,
-        clients=None if on_host else clients,
-    )
+    kept = None if on_host else clients
+    return _with_own_models(work, server_optimizer, aggregator, kept)
 
 
 def apfl(
@@ -166,9 +162,20 @@ def apfl(
         )
         return change, metrics, jax.tree.map(jnp.add, own, moved)
 
+    kept = None if on_host else clients
+    return _with_own_models(work, server_optimizer, aggregator, kept)
+
+
+def _with_own_models(
+    work: Any,
+    server_optimizer: optax.GradientTransformation | None,
+    aggregator: fedagg.Aggregator,
+    clients: int | None,
+) -> fedagg.Aggregator:
+    """Averaging in which each client keeps a model, at first the common one."""
     return fedagg.federated_averaging(
         fedagg.RememberingWork(lambda model: model, work),
         server_optimizer or optax.sgd(1.0),
         aggregator,
-        clients=None if on_host else clients,
+        clients=clients,
     )

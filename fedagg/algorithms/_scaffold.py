@@ -31,9 +31,9 @@ def scaffold(
 
     A client steps along `gradient - own + control`, where `own` is its control variate,
     the mean gradient along its steps of its last round, option II in the paper, and
-    `control` the mean over all clients. So a client
-    whose data are of one class only does not run off to its own minimum: where all take
-    several steps SCAFFOLD comes to the minimum of the mean loss, and FedAvg does not.
+    `control` the mean over all clients. So a client whose data are of one class only
+    does not run off to its own minimum: where all take several steps SCAFFOLD comes to
+    the minimum of the mean loss, and FedAvg does not.
 
     | state | |
     | --- | --- |

@@ -73,11 +73,14 @@ def mean_around_median(x: jax.Array, present: jax.Array, f: int) -> jax.Array:
     farthest = _at_rank(x, present, kept - 1, away)
     inside = _number(x, present, lambda row: away(row) < farthest)
     edge = _number(x, present, lambda row: away(row) == farthest)
-    room = (kept - inside) / jnp.maximum(edge, 1)
+    share = kept.astype(middle.dtype)
+    room = (kept - inside).astype(middle.dtype) / jnp.maximum(edge, 1).astype(
+        middle.dtype
+    )
 
     def part(row: jax.Array, there: jax.Array) -> jax.Array:
         is_kept = there & jnp.isfinite(row) & (away(row) <= farthest)
-        term = jnp.where(is_kept, row / kept, 0.0)
+        term = jnp.where(is_kept, row / share, 0.0)
         return term * jnp.where(away(row) < farthest, 1.0, room)
 
     total = _over_rows(part, x, present, jnp.zeros_like(middle))

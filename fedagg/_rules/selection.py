@@ -73,10 +73,8 @@ def mean_around_median(x: jax.Array, present: jax.Array, f: int) -> jax.Array:
     farthest = _at_rank(x, present, kept - 1, away)
     inside = _number(x, present, lambda row: away(row) < farthest)
     edge = _number(x, present, lambda row: away(row) == farthest)
-    share = kept.astype(middle.dtype)
-    room = (kept - inside).astype(middle.dtype) / jnp.maximum(edge, 1).astype(
-        middle.dtype
-    )
+    share, inside, edge = (n.astype(middle.dtype) for n in (kept, inside, edge))
+    room = (share - inside) / jnp.maximum(edge, 1.0)
 
     def part(row: jax.Array, there: jax.Array) -> jax.Array:
         is_kept = there & jnp.isfinite(row) & (away(row) <= farthest)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax.core import ShapedArray
 from jax.extend.core import (
     ClosedJaxpr,
     Jaxpr,
@@ -149,7 +150,7 @@ def _runs(jaxpr: Jaxpr, primitive: Primitive) -> bool:
 
 def _largest_array(jaxpr: Jaxpr) -> int:
     made = [aval_of(x) for eqn in jaxpr.eqns for x in eqn.outvars]
-    bytes_of = (pytree.count_bytes(x) for x in made if hasattr(x, "dtype"))
+    bytes_of = (pytree.count_bytes(x) for x in made if isinstance(x, ShapedArray))
     return max([0, *bytes_of, *map(_largest_array, _inner(jaxpr))])
 
 

@@ -51,17 +51,17 @@ def with_error_feedback(
     `top_k` and `drive`, or unbiased ones with enough bits. `random_k`, `sign` and
     `terngrad`, whose error is above it, make the memory grow without end.
 
-    `next(state, (updates, indices), weights=None, key=None, *, work=None,
-    memory=None)`: row `i` of `updates` is of the client with number `indices[i]`,
+    `next(state, (updates, numbers), weights=None, key=None, *, work=None,
+    memory=None)`: row `i` of `updates` is of the client with number `numbers[i]`,
     `[n]`, from 0 to `clients - 1`. A number that comes twice counts once, with its
     first row. The value is the mean of the memories of all clients, also of those who
     are not in this round. Weights say who is present, and nothing more. The memory,
     `state.memory` `[clients, ...]` in float32, starts at zero; it is the caller's to
     keep, as all of the state. In `federated_averaging`, client data are then
-    `(data, indices)`. What `work` keeps is another memory, given and returned as in
+    `(data, numbers)`. What `work` keeps is another memory, given and returned as in
     `aggregator`.
 
-    A client whose message decodes to something that is not finite, or whose index is
+    A client whose message decodes to something that is not finite, or whose number is
     out of range, is left out. With nobody present the value is the mean as it was.
 
     Reports `error_feedback/count` `[]`, the number of clients left out for what they
@@ -110,12 +110,12 @@ def with_error_feedback(
         work: Work | None = None,
         memory: PyTree = None,
     ) -> Any:
-        rows, indices = _parted(updates)
+        rows, numbers = _parted(updates)
         key = as_key(key)
         _check_memory(state.memory, clients)
         n = checks.count_clients(updates)
         weights = as_weights(weights, n)
-        places = rowwise.places_of(indices, is_present(weights), clients)
+        places = rowwise.places_of(numbers, is_present(weights), clients)
         weights = jnp.where(places < clients, weights, 0.0)
         seen = []  # a client's value, and what is added of its message
 
@@ -184,14 +184,14 @@ def _parted(updates: Any) -> tuple[PyTree, jax.Array]:
     """Rows, and the numbers of their clients."""
     if not isinstance(updates, tuple) or len(updates) != 2:
         raise ValueError(
-            "updates: with_error_feedback takes a pair (updates, indices), the numbers "
+            "updates: with_error_feedback takes a pair (updates, numbers), the numbers "
             f"of the clients [n] beside their rows; got {type(updates).__name__}."
         )
-    rows, indices = updates
-    indices = jnp.asarray(indices)
-    if not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise TypeError(f"indices: expected integers, got dtype {indices.dtype}.")
-    return rows, indices
+    rows, numbers = updates
+    numbers = jnp.asarray(numbers)
+    if not jnp.issubdtype(numbers.dtype, jnp.integer):
+        raise TypeError(f"numbers: expected integers, got dtype {numbers.dtype}.")
+    return rows, numbers
 
 
 def _check_memory(memory: PyTree, clients: int) -> None:

@@ -232,8 +232,8 @@ def test_the_memory_of_another_population_is_refused(others):
 @pytest.mark.parametrize(
     "updates, error, message",
     [
-        (VALUES, ValueError, r"a pair \(updates, indices\)"),
-        ((VALUES, jnp.ones(N)), TypeError, "indices: expected integers, got dtype f"),
+        (VALUES, ValueError, r"a pair \(updates, numbers\)"),
+        ((VALUES, jnp.ones(N)), TypeError, "numbers: expected integers, got dtype f"),
         ((VALUES, jnp.arange(N - 1)), ValueError, "must agree on the number of"),
     ],
 )

@@ -17,11 +17,10 @@ client computes, a sum over clients, and what the server makes of the sum. There
   `drive`, `rotation`, `discretization`, `elias_gamma`, `with_distortion`,
   `message_bits`
 - privacy: `gaussian_noise`, `tree_noise`, `banded_noise`, `toeplitz_noise`,
-  `matrix_factorization_noise`,
-  the two that learn a clip, `adaptive_gaussian_noise`, `adaptive_tree_noise`; by
-  clients `skellam`, `discrete_gaussian`, `local_gaussian_noise`; `noised_metrics`,
-  `secret_key`, `without_guarantee`; and its price, `guarantee`, `epsilon`, `budget`,
-  `noise_multiplier_for`, `audit`
+  `matrix_factorization_noise`, two that learn a clip, `adaptive_gaussian_noise`,
+  `adaptive_tree_noise`; by clients `skellam`, `discrete_gaussian`,
+  `local_gaussian_noise`; `noised_metrics`, `secret_key`, `without_guarantee`; and its
+  price, `guarantee`, `epsilon`, `budget`, `noise_multiplier_for`, `audit`
 - who is in a round: `poisson`, `fixed_size`, `cyclic`, `separated`
 - secure sums: `secure_sum`, `secure_modular_sum`, `modular_clipping`, `server_view`;
   `fedagg.secagg` is the protocol
@@ -67,6 +66,7 @@ from fedagg._deployment.wire import Wire
 from fedagg._execution.across import across
 from fedagg._execution.cores import cpu_mesh
 from fedagg._execution.ways import at_once, in_chunks
+from fedagg._folders import __getattr__ as __getattr__
 from fedagg._logs import MetricsWriter, plot_metrics, read_metrics
 from fedagg._mechanism import Mechanism
 from fedagg._payload import Payload

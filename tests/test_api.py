@@ -24,7 +24,8 @@ PARTS = [
     *("_trees", "_messages", "_execution", "_noise", "_bounding", "_rounds", "_rules"),
     "_deployment",
     *("_privacy", "_compression", "_secure", "_client_noise", "_training", "_recipes"),
-    *("_logs", "_train", "__init__", "attacks", "metrics", "secagg", "algorithms"),
+    *("_logs", "_train", "_folders", "__init__"),
+    *("attacks", "metrics", "secagg", "algorithms"),
 ]
 
 # What these make has a source in the literature; the core has none.

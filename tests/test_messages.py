@@ -54,6 +54,7 @@ def training_with(loss: Any = squares, **options: Any) -> fedagg.Aggregator:
     return api.federated_averaging(work, optax.sgd(1.0), PLAIN)
 
 
+LINEAR = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
 TRAINING = training_with()
 TRAINED = TRAINING.init(MODEL)
 
@@ -601,8 +602,39 @@ TRAINING_MISTAKES = {
         *(T, "model", "flax.nnx", "linen_loss(model, loss)"),
     ),
     "an nnx module for linen": mistake(
-        lambda: api.linen_loss(nnx.Linear(3, 1, rngs=nnx.Rngs(0)), optax.l2_loss),
+        lambda: api.linen_loss(LINEAR, optax.l2_loss),
         *(T, "model", "flax.linen", "nnx_loss(model, loss)"),
+    ),
+    "a class for a module": mistake(
+        lambda: api.nnx_loss(nnx.Linear, optax.l2_loss),
+        *(T, "model", "got the class Linear", "Linear(...)"),
+    ),
+    "all that nnx_loss returned": mistake(
+        lambda: training_with(api.nnx_loss(LINEAR, optax.l2_loss)),
+        *(T, "loss", "got a tuple", "variables, loss = nnx_loss(model, ...)"),
+    ),
+    "a module for its variables": mistake(
+        lambda: TRAINING.init(LINEAR), T, "variables", "flax.nnx", "nnx_loss(model"
+    ),
+    "a linen module for its variables": mistake(
+        lambda: TRAINING.init(nn.Dense(1)), T, "variables", "flax.linen", "model.init"
+    ),
+    "a key for variables": mistake(
+        lambda: TRAINING.init(KEY), T, "variables", "is random keys", "of numbers"
+    ),
+    "parameters alone": mistake(
+        lambda: api.linen_loss(nn.Dense(1), optax.l2_loss)(
+            {"kernel": jnp.ones((3, 1))}, (jnp.ones((2, 3)), jnp.ones((2, 1))), None
+        ),
+        *(V, "variables", "all that model.init returned", "got ['kernel']"),
+    ),
+    "an aggregator of updates for sums of metrics": mistake(
+        lambda: api.federated_evaluation(
+            lambda model, x: x,
+            {"accuracy": fedagg.metrics.accuracy()},
+            api.robust_aggregator(),
+        ),
+        *(V, "aggregator: robust_aggregator()", "Take aggregator()"),
     ),
     "no loss of a module": mistake(
         lambda: api.linen_loss(nn.Dense(1), None), T, "loss", "(outputs, targets)"

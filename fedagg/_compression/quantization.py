@@ -57,9 +57,9 @@ def quantization(
     its smallest entry to its largest, which are sent along. Rounding is random and
     unbiased: an entry's mean is the entry, its error below one step. A tensor whose
     entries are equal is exact, and so are those of `threshold` entries or fewer, which
-    are sent as they are. Steps below 1e-30 count as zero. A tensor with a NaN or an
-    infinity in it, or of a range that float32 cannot hold, becomes NaN throughout: put
-    `zeroing` before this.
+    are sent as they are: a small model as a whole, until `threshold=0` codes all. Steps
+    below 1e-30 count as zero. A tensor with a NaN or an infinity in it, or of a range
+    that float32 cannot hold, becomes NaN throughout: put `zeroing` before this.
 
     Ranges differ from client to client, so that codes cannot be added: the server
     decodes each message first. Put this after `mean`, which cannot weigh codes.

@@ -38,6 +38,18 @@ class SamplerState(NamedTuple):
 class Sampler(NamedTuple):
     """A way to draw cohorts, and what an accountant may know of it.
 
+    A round of a cohort, in a loop over rounds::
+
+        table = ClientTable.of([jnp.ones((i + 1, 3)) for i in range(20)])
+        sampler, key = poisson(0.3), secret_key()
+        state = sampler.init(len(table), key)
+        state, (rows, present) = sampler.next(state, key)
+        cohort = table[rows]
+        weights = jnp.where(present > 0.0, cohort.sizes, 0)
+
+    `rows` `[room]` are numbers of clients, `present` `[room]` ones and zeros: a row
+    that fills up a cohort is of any client, with a zero.
+
     Attributes:
         init: `(clients, key) -> state`, from a number of clients.
         next: `(state, key) -> (state, Cohort)`, for `jit` and `scan` too. The key may

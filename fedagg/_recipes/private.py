@@ -46,6 +46,10 @@ def dp_aggregator(
     | sampling | none, `poisson`, `fixed_size`, `cyclic`, `separated` |
     | outside | a key that is known; a client in two rows, or behind two clients |
 
+    Batch statistics share the clip and its noise with the parameters, and are mostly
+    the larger: take a model that normalizes without them, by `GroupNorm` say, or leave
+    them out with `grouped`.
+
     All that comes out is noised. The defaults are TensorFlow Federated's but for
     `zeroing=True`, which learns without noise who is set to zero in later rounds: no
     epsilon is finite then, so that it needs `without_guarantee=True`.

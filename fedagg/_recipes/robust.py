@@ -21,12 +21,17 @@ def robust_aggregator(
     weighted: bool = True,
     sum_over: SumOver | None = None,
 ) -> Aggregator:
-    """A mean that a few broken clients cannot spoil.
+    """A mean that a broken client in fifty cannot spoil.
 
     Clients whose largest entry is far out, or that hold a NaN, are set to zero: above
     `2 C + 1`, where `C` follows the 0.98 quantile of largest entries from 10, by a
     factor of ten at most a round. The others are clipped to an L2 norm that follows the
     0.8 quantile from 1. Then comes the (weighted) mean.
+
+    Where more than one client in fifty is broken, or holds a NaN, the 0.98 quantile is
+    theirs, and `zeroing/bound` grows from round to round; clipping still holds, but
+    garbage is no longer set to zero. Then give a bound, `zeroing=10.0`, or take a rule:
+    `combining(trimmed_mean(f))`.
 
     The defaults and the numbers are TensorFlow Federated's, but for clients that are
     absent or hold a NaN. Equivalent to::
@@ -69,13 +74,17 @@ def compression_aggregator(
     zeroing: Choice = True,
     clipping: Choice = True,
     weighted: bool = True,
+    bits: int = 8,
+    threshold: int = 20000,
     sum_over: SumOver | None = None,
 ) -> Aggregator:
-    """A mean of messages of about a quarter of the size, robust to broken clients.
+    """A robust mean whose large tensors travel in codes of a few bits.
 
-    As `robust_aggregator`, and each client's tensors of more than 20,000 entries travel
-    as codes of 8 bits, rounded randomly without bias: `quantization()`, of the value
-    times its weight. Needs a key each round.
+    As `robust_aggregator`, and each client's tensors of more than `threshold` entries
+    travel as codes of `bits` bits, rounded randomly without bias: `quantization`, of
+    the value times its weight. With the defaults a large model takes about a quarter of
+    the bytes; one without such tensors travels as it is, until `threshold=0` codes all.
+    `message_bits` has the size. Needs a key each round.
 
     The defaults are TensorFlow Federated's. Equivalent to::
 
@@ -93,10 +102,12 @@ def compression_aggregator(
     Reports what `robust_aggregator` does.
 
     Args:
-        zeroing: as in `robust_aggregator`, and so are all that follow.
+        zeroing: as in `robust_aggregator`.
         clipping: likewise.
         weighted: likewise.
-        sum_over: likewise.
+        bits: of a code, from 1 to 16.
+        threshold: the largest number of entries of a tensor that is left alone.
+        sum_over: as in `robust_aggregator`.
 
     Raises:
         TypeError: as `robust_aggregator` does.
@@ -107,6 +118,6 @@ def compression_aggregator(
     stages = [
         *recommended_bounding(zeroing, clipping),
         mean(weighted=weighted),
-        quantization(),
+        quantization(bits, threshold),
     ]
     return aggregator(*stages, sum_over=sum_over)

@@ -71,6 +71,19 @@ def refusal(telling: str, private: str) -> str:
 
 
 def _check_pair(one: Traits, other: Traits, before: str, after: str) -> None:
+    if (one.divides and other.is_private) or (one.is_private and other.divides):
+        divides, private = (before, after) if one.divides else (after, before)
+        raise ValueError(
+            f"{divides} divides by the clients' own weights, which no noise hides. "
+            f"Leave it out: {private} divides by a public number."
+        )
+    if (one.codes and other.is_private) or (one.is_private and other.codes):
+        codes, private = (before, after) if one.codes else (after, before)
+        raise ValueError(
+            f"{codes} and {private} do not go together, in either order: noise is for "
+            "a sum of clipped values, and codes are neither clipped nor a sum. For few "
+            "bits and a guarantee: distributed_dp_aggregator(..., bits=...)."
+        )
     if not other.only_reads:
         undeclared = (
             f"{after} comes after {before} and does not declare that "
@@ -94,12 +107,6 @@ def _check_pair(one: Traits, other: Traits, before: str, after: str) -> None:
         raise ValueError(
             f"{after} comes after {before}, and would bound value "
             f"times weight. Put {after} before {before}."
-        )
-    if (one.divides and other.is_private) or (one.is_private and other.divides):
-        divides, private = (before, after) if one.divides else (after, before)
-        raise ValueError(
-            f"{divides} divides by the clients' own weights, which no noise hides. "
-            f"Leave it out: {private} divides by a public number."
         )
 
 

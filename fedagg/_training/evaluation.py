@@ -22,7 +22,7 @@ from fedagg._training.population import RememberingWork
 from fedagg._training.reporting import Summed, reported
 from fedagg._trees import checks, table
 from fedagg._trees.kinds import array_leaves, check_function, check_kind, types_of
-from fedagg._types import Output, PyTree, Update
+from fedagg._types import Output, PyTree, Traits, Update
 
 
 class EvaluationState(NamedTuple):
@@ -83,7 +83,7 @@ def federated_evaluation(
         metrics: pairs `(sums, finalize)` by their names. `sums(outputs, targets)` are
             numbers of each example, a tree of arrays `[b, ...]`, and `finalize(sums)`
             is a number, or an array, of their sum. `fedagg.metrics` has some.
-        aggregator: what sums, `aggregator()`.
+        aggregator: what sums, `aggregator()`. None that bounds clients without noise.
         after: client work, that a client's model is trained by before it is evaluated
             again. A `RememberingWork` is given the server's model and the memory, other
             work the client's model.
@@ -97,13 +97,12 @@ def federated_evaluation(
     Raises:
         TypeError: if an argument is of another type; in `init` and `next`, for client
             data of another kind.
-        ValueError: if a number is out of range, or bins do not rise or are of no
-            metric; if work that remembers comes without `personal`; in `next`, for sums
-            that are not of each example.
+        ValueError: if a number is out of range, clients are bounded, bins do not rise
+            or are of no metric; if work that remembers comes without `personal`; in
+            `next`, for sums that are not of each example.
 
     Reference: Wang et al., "Federated Evaluation of On-device Personalization", 2019,
-        section 3; Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018,
-        section 3.
+        section 3; Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018.
     """
     bins = {} if bins is None else bins
     check_function("(variables, inputs)", predict=predict)
@@ -117,9 +116,13 @@ def federated_evaluation(
             "after: work that remembers needs personal=, a client's model by its "
             "memory: lambda variables, memory: variables, if it is the server's."
         )
-    traits = None if aggregator.stage is None else aggregator.stage.traits
-    is_private = traits is not None and traits.is_private
-    is_hidden = is_private or (traits is not None and traits.is_secret)
+    traits = Traits() if aggregator.stage is None else aggregator.stage.traits
+    if traits.is_bound and not traits.is_private:
+        raise ValueError(
+            f"aggregator: {aggregator} bounds what a client adds, here sums over its "
+            "examples. Take aggregator(), or zeroing=False, clipping=False."
+        )
+    is_hidden = traits.is_private or traits.is_secret
     names = ("held_out",)
     names += ("training",) * (after is not None) + ("memory",) * (personal is not None)
     asked = {
@@ -194,7 +197,8 @@ def federated_evaluation(
     def finish(
         state: EvaluationState, output: Output, alone: dict[str, jax.Array] | None
     ) -> Output:
-        value, found = reported(asked, output.value, alone, percentiles, is_private)
+        given = output.value, alone, percentiles, traits.is_private
+        value, found = reported(asked, *given)
         if not per_client:
             value = value._replace(clients=None)
         metrics = output.metrics | found
@@ -240,8 +244,7 @@ def _checked(client_data: PyTree, names: tuple[str, ...]) -> PyTree:
 def _checked_state(state: Any) -> EvaluationState:
     if not isinstance(state, EvaluationState):
         raise TypeError(
-            "state: expected the one that init or the last evaluation returned, got "
-            f"{types_of(state)}. The model is replaced in it: "
-            "state._replace(variables=variables)."
+            "state: expected that of init or of the last evaluation, with another "
+            f"model state._replace(variables=variables); got {types_of(state)}."
         )
     return state

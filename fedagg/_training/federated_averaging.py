@@ -123,6 +123,7 @@ def federated_averaging(
         return made
 
     def init(variables: PyTree) -> TrainingState:
+        models.check_is_no_module(variables)
         variables = array_leaves(models.plain_model(variables), "variables")
         models.check_has_parameters(variables)
         variables = jax.tree.map(jnp.asarray, variables)

@@ -84,6 +84,11 @@ def local_training(
         Decentralized Data", 2017, algorithm 1; Li et al., "Federated Optimization in
         Heterogeneous Networks", 2020, algorithm 2.
     """
+    if isinstance(loss, tuple):
+        raise TypeError(
+            "loss: expected a function (variables, examples, key), got a tuple. "
+            "nnx_loss returns variables too: variables, loss = nnx_loss(model, ...)."
+        )
     check_function("(variables, examples, key)", loss=loss)
     check_kind(optax.GradientTransformation, optimizer=optimizer)
     if batch_size is not None:

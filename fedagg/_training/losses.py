@@ -1,6 +1,6 @@
 """Losses of Flax models, for the work of a client."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -30,18 +30,25 @@ def linen_loss(
     Raises:
         TypeError: if `model` is no linen module, or `loss` no function; in the loss,
             for examples that are no pair.
+        ValueError: in the loss, for variables without "params".
     """
     from flax import linen  # takes a while, and who has a module has paid for it
 
     if not isinstance(model, linen.Module):
         raise TypeError(
             "model: expected a module of flax.linen, as nn.Dense(10) is one, got "
-            f"{described(model)}. For one of flax.nnx: nnx_loss(model, loss)."
+            f"{_other_than_a_module(model, 'nnx')}"
         )
     check_function("(outputs, targets)", loss=loss)
 
     def batch_loss(variables: PyTree, examples: Any, key: jax.Array | None):
         inputs, targets = pair(examples)
+        if not isinstance(variables, Mapping) or "params" not in variables:
+            got = sorted(variables) if isinstance(variables, dict) else variables
+            raise ValueError(
+                "variables: expected all that model.init returned, a dict of "
+                f"collections with params among them; got {described(got)}."
+            )
         outputs, changed = model.apply(
             variables,
             inputs,
@@ -64,7 +71,13 @@ def nnx_loss(
     Variables are `{"params": ..., "state": ...}`, both of `nnx.State`: the parameters,
     and all else but random number generators, which draw anew from each step's key.
     `nnx.update(model, variables["params"], variables["state"])` puts them back into the
-    module.
+    module. A prediction by variables, such as `federated_evaluation` takes one::
+
+        def predict(variables, inputs):
+            module = nnx.clone(model)  # of this call: jit lets no other be changed
+            nnx.update(module, variables["params"], variables["state"])
+            module.eval()
+            return module(inputs)
 
     Args:
         model: a `flax.nnx.Module` that takes a batch of inputs, in the mode to train in
@@ -88,7 +101,7 @@ def nnx_loss(
     if not isinstance(model, nnx.Module):
         raise TypeError(
             "model: expected a module of flax.nnx, as nnx.Linear(...) is one, got "
-            f"{described(model)}. For one of flax.linen: linen_loss(model, loss)."
+            f"{_other_than_a_module(model, 'linen')}"
         )
     check_function("(outputs, targets)", loss=loss)
     graph, parameters, generators, sown, state = nnx.split(
@@ -120,6 +133,12 @@ def nnx_loss(
 
     # Copies: nnx.split gives the module's own variables, which change when it does.
     return pytree.copy({"params": parameters, "state": state}), batch_loss
+
+
+def _other_than_a_module(model: Any, other: str) -> str:
+    if isinstance(model, type):
+        return f"the class {model.__name__}. Make one of it: {model.__name__}(...)."
+    return f"{described(model)}. For one of flax.{other}: {other}_loss(model, loss)."
 
 
 def _is_like(collection: PyTree, before: PyTree) -> bool:

@@ -6,6 +6,21 @@ from fedagg._trees import pytree
 from fedagg._types import PyTree
 
 
+def check_is_no_module(variables: PyTree) -> None:
+    """Raises a TypeError for a module in place of its variables."""
+    kinds = [f"{x.__module__}.{x.__name__}" for x in type(variables).__mro__]
+    if any(x.startswith("flax.nnx.") and x.endswith(".Module") for x in kinds):
+        raise TypeError(
+            "variables: expected the model's variables, got a module of flax.nnx. Give "
+            "the first of what nnx_loss(model, loss) returned."
+        )
+    if any(x.startswith("flax.linen.") and x.endswith(".Module") for x in kinds):
+        raise TypeError(
+            "variables: expected the model's variables, got a module of flax.linen. "
+            "Give what model.init(key, inputs) returned."
+        )
+
+
 def check_has_parameters(variables: PyTree) -> None:
     if not pytree.flatten(split_model(variables)[0])[0]:
         raise ValueError(

@@ -19,7 +19,9 @@ def partition(
 
     By a key that the data have, such as who wrote or said it, or as drawn: the owners
     that `by_label`, `by_shards` or `by_quantity` return. A client has its examples in
-    the order in which they were given::
+    the order in which they were given. Drawn owners are for all examples, those held
+    out too, so that what a client is tried on is like what it has: draw once, and make
+    a table of either part with its owners, since two draws have nothing in common::
 
         table = partition(jnp.arange(4), ["puck", "anna", "puck", "zoe"])
         assert table.sizes.tolist() == [1, 2, 1]

@@ -101,6 +101,8 @@ def described(x: Any) -> str:
     """Something that an error speaks of, in a few words."""
     if isinstance(x, functools.partial):
         x = x.func
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return f"random keys {x.dtype}{list(x.shape)}"
     if isinstance(x, (np.ndarray, jax.Array)) and jnp.ndim(x):
         return f"an array {x.dtype}{list(x.shape)}"
     if isinstance(x, jax.core.Tracer):
@@ -135,9 +137,8 @@ def array_leaves(tree: PyTree, name: str) -> PyTree:
     def as_array(path: Any, x: Any) -> Any:
         if isinstance(x, (bool, int, float, complex)):
             return jnp.asarray(x)
-        if isinstance(x, (jax.Array, jax.ShapeDtypeStruct)):
-            return x
-        if isinstance(x, (np.ndarray, np.generic)) and is_numeric(x.dtype):
+        arrays = jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic
+        if isinstance(x, arrays) and is_numeric(x.dtype):
             return x
         where = jax.tree_util.keystr(path) or "the only leaf"
         raise TypeError(

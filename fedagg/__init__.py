@@ -25,9 +25,9 @@ client computes, a sum over clients, and what the server makes of the sum. There
 - who is in a round: `poisson`, `fixed_size`, `cyclic`, `separated`
 - secure sums: `secure_sum`, `secure_modular_sum`, `modular_clipping`, `server_view`;
   `fedagg.secagg` is the protocol
-- training: `federated_averaging`, `local_training`, `linen_loss`, `nnx_loss`,
-  `trained_part`, `RememberingWork`, `ClientMemories`, `pad_clients`, `ClientTable`,
-  `prefetch`, `ServerStep`; `fedagg.algorithms` has published ones
+- training: `federated_averaging`, `buffered_averaging`, `local_training`, `linen_loss`,
+  `nnx_loss`, `trained_part`, `RememberingWork`, `ClientMemories`, `pad_clients`,
+  `ClientTable`, `prefetch`, `ServerStep`; `fedagg.algorithms` has published ones
 - data in many hands: `partition`, `by_label`, `by_shards`, `by_quantity`
 - what a model is worth to each client: `federated_evaluation`, with what
   `fedagg.metrics` has; and a loop, `train`
@@ -109,6 +109,7 @@ from fedagg._rules.subsets import minimum_diameter, smea
 from fedagg._secure.modular_clipping import modular_clipping
 from fedagg._secure.secure_sum import secure_modular_sum, secure_sum
 from fedagg._train import train
+from fedagg._training.buffered_averaging import buffered_averaging
 from fedagg._training.data import pad_clients
 from fedagg._training.evaluation import federated_evaluation
 from fedagg._training.federated_averaging import federated_averaging
@@ -162,6 +163,7 @@ __all__ = [
     "banded_noise",
     "bucketing",
     "budget",
+    "buffered_averaging",
     "bulyan",
     "by_label",
     "by_quantity",

@@ -31,7 +31,8 @@ client computes, a sum over clients, and what the server makes of the sum. There
 - data in many hands: `partition`, `by_label`, `by_shards`, `by_quantity`
 - what a model is worth to each client: `federated_evaluation`, with what
   `fedagg.metrics` has; and a loop, `train`
-- between machines: `Wire`, messages as bytes; `RunningTotal`, a server's sum
+- between machines: `Wire`, messages as bytes; `RunningTotal`, a server's sum;
+  `BufferedServer`, one that waits for nobody
 - ways to sum: `at_once`, `in_chunks`, `across`, `cpu_mesh`
 - types, for parts of your own: `Stage`, `Update`, `Output`, `Traits`, `Bound`, `Rule`,
   `Payload`, `Mechanism`, `Sampler`, `Aggregator`, `Steps`
@@ -62,6 +63,7 @@ from fedagg._compression.quantization import qsgd, quantization, terngrad
 from fedagg._compression.rotation import rotation
 from fedagg._compression.sign import sign
 from fedagg._compression.sparsification import random_k, top_k
+from fedagg._deployment.buffered_server import BufferedServer
 from fedagg._deployment.running_total import RunningTotal
 from fedagg._deployment.wire import Wire
 from fedagg._execution.across import across
@@ -135,6 +137,7 @@ __all__ = [
     "Audit",
     "Bound",
     "Budget",
+    "BufferedServer",
     "ClientMemories",
     "ClientNoise",
     "ClientTable",

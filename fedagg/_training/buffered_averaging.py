@@ -15,16 +15,17 @@ import optax
 
 from fedagg._aggregator import Aggregator, has_steps
 from fedagg._sentence import prints_as_its_call
-from fedagg._training import arrivals, population
+from fedagg._training import arrivals
 from fedagg._training.federated_averaging import TrainingState, federated_averaging
 from fedagg._training.population import RememberingWork
 from fedagg._training.server_step import ServerStep
-from fedagg._trees import checks, pytree, rowwise
-from fedagg._trees.keys import as_key, fold_key
+from fedagg._training.stale import Aged, StaleRow, step_of_newest, work_on_stale
+from fedagg._trees import checks, rowwise
+from fedagg._trees.keys import as_key
 from fedagg._trees.kinds import check_function, check_kind
 from fedagg._trees.table import ClientTable
 from fedagg._trees.weights import as_weights, inverse_root, is_present
-from fedagg._types import Output, PyTree, Update
+from fedagg._types import Output, PyTree
 
 # Stream of the clock's key, beside those of the clients and of the server.
 _CLOCK = 2**32 - 4
@@ -36,13 +37,6 @@ class BufferedState(NamedTuple):
     training: TrainingState  # as of `federated_averaging`
     models: PyTree  # [max_staleness + 1, ...], that of step v at v modulo their number
     clock: arrivals.Clock
-
-
-class _Told(NamedTuple):
-    """The variables of a step: what the server moves, and what clients began with."""
-
-    variables: PyTree
-    models: PyTree
 
 
 @prints_as_its_call
@@ -80,8 +74,8 @@ def buffered_averaging(
     | what the sum is divided by | the aggregator's own: the weights in a `mean`, and |
     | | where none are given the size of the buffer, as in the paper |
     | a client too stale | is not in the buffer, and counted |
-    | one whose seconds are NaN, | is lost: its place is free after the timeout, and it |
-    | negative or above the timeout | may come again |
+    | one whose seconds are NaN, | is lost: its place is free after the timeout, and |
+    | negative or above the timeout | it may come again |
     | a NaN in a change | is for the aggregator's stages, as in any round |
     | nobody left to come | the rest of the buffer's clients are absent |
     | nobody stale | a round of `federated_averaging`, but for rounding |
@@ -141,8 +135,6 @@ def buffered_averaging(
     is_step = isinstance(server_optimizer, ServerStep)
     step = server_optimizer if is_step else ServerStep.of(server_optimizer)
     remembers = isinstance(client_work, RememberingWork)
-    of_one = population.function_of(client_work)
-    check_function("(variables, row, key, ...)", client_work=of_one)
     plain = federated_averaging(
         client_work, step, aggregator, clients=clients if remembers else None
     )
@@ -151,26 +143,9 @@ def buffered_averaging(
         *(max_staleness, separation, float(timeout)),
     )
 
-    def work(told: _Told, row: Any, key: Any, *memory: PyTree) -> Any:
-        data, place, staleness = row
-        made = of_one(rowwise.take(told.models, place), data, key, *memory)
-        if not (isinstance(made, tuple) and made):
-            return made  # which the training refuses
-        factor = jnp.asarray(discount(staleness)).astype(jnp.float32)
-        return _discounted(factor, made[0]), *made[1:]
-
-    def take_step(told: _Told, change: PyTree, metrics: dict, kept: PyTree):
-        variables, kept = step.step(told.variables, change, metrics, kept)
-        return _Told(variables, told.models), kept
-
-    old_step = ServerStep(
-        lambda told: step.init(told.variables),
-        take_step,
-        lambda told: step.template(told.variables),
-    )
     training = federated_averaging(
-        RememberingWork(client_work.init, work) if remembers else work,
-        old_step,
+        work_on_stale(client_work, discount),
+        step_of_newest(step),
         aggregator,
         clients=clients if remembers else None,
     )
@@ -192,24 +167,20 @@ def buffered_averaging(
         checks.check_whole(clients, clients, **{"rows of client_data": n})
         weights = as_weights(weights, n)
         clock, found = arrivals.next_arrivals(
-            rules, state.clock, is_present(weights), fold_key(key, _CLOCK)
+            rules, state.clock, is_present(weights), jax.random.fold_in(key, _CLOCK)
         )
         is_there = jnp.arange(buffer) < found.count
         staleness = (state.clock.number - found.versions).astype(jnp.float32)
-        rows = (
-            _rows_of(client_data, found.clients),
-            found.versions % (max_staleness + 1),
-            staleness,
-        )
+        data = _rows_of(client_data, found.clients)
+        rows = StaleRow(data, found.versions % (max_staleness + 1), staleness)
+        aged = Aged(state.training.variables, state.models)
         output = training.next(
-            state.training._replace(
-                variables=_Told(state.training.variables, state.models)
-            ),
+            state.training._replace(variables=aged),
             (rows, found.clients) if remembers else rows,
             jnp.where(is_there, weights[found.clients], 0.0),
             key,
         )
-        variables = output.value.variables
+        variables = output.value.newest
         models = rowwise.put_rows(
             state.models,
             clock.number % (max_staleness + 1),
@@ -230,15 +201,6 @@ def buffered_averaging(
         )
 
     return Aggregator(init, next, message=aggregator.message, stage=aggregator.stage)
-
-
-def _discounted(factor: jax.Array, change: Any) -> Any:
-    """The change times its factor, in its own dtypes."""
-    if isinstance(change, Update):
-        return change._replace(value=_discounted(factor, change.value))
-    change = jax.tree.map(jnp.asarray, change)
-    checks.check_floating(change, "buffered_averaging")
-    return pytree.cast_like(pytree.scale(factor, change), change)
 
 
 def _rows_of(client_data: PyTree, numbers: jax.Array) -> PyTree:

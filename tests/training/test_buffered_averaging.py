@@ -1,6 +1,6 @@
 """Asynchronous rounds: as the paper has them, and synchronous where nobody is stale."""
 
-import heapq
+from typing import Any
 
 import chex
 import flax.serialization
@@ -14,23 +14,17 @@ import fedagg
 from fedagg._training import arrivals, buffered_averaging
 from tests.compiling import jit
 from tests.helpers import assert_close, assert_same, first_now, mesh_of
-
-N, K = 9, 3
-DRAW = np.random.default_rng(5)
-CENTRES = DRAW.normal(size=(N, 3)).astype(np.float32)
-CURVATURES = DRAW.uniform(0.2, 1.0, N).astype(np.float32)
-WEIGHTS = DRAW.integers(1, 9, N).astype(np.float32)
-SECONDS = DRAW.pareto(1.5, N).astype(np.float32) + 0.1
-DATA = {"centre": CENTRES, "curvature": CURVATURES}
-
-
-def work(variables, row, key):
-    """Two steps down a parabola of the client's own."""
-    del key
-    w = variables["w"]
-    for _ in range(2):
-        w = w - 0.5 * row["curvature"] * (w - row["centre"])
-    return {"w": w - variables["w"]}, {"at": jnp.sum(variables["w"])}
+from tests.training.fedbuff import (
+    CENTRES,
+    DATA,
+    SECONDS,
+    WEIGHTS,
+    K,
+    N,
+    fedbuff,
+    model,
+    work,
+)
 
 
 def own_seconds(client, key):
@@ -42,13 +36,14 @@ def a_second(client, key):
     return 1.0
 
 
-def model():
-    return {"w": jnp.zeros(3)}
-
-
 def make(aggregator=None, of=work, **options):
     aggregator = fedagg.aggregator(fedagg.mean()) if aggregator is None else aggregator
-    asked = {"clients": N, "buffer": K, "concurrency": N, "duration": own_seconds}
+    asked: dict[str, Any] = {
+        "clients": N,
+        "buffer": K,
+        "concurrency": N,
+        "duration": own_seconds,
+    }
     return fedagg.buffered_averaging(
         of, optax.sgd(1.0, momentum=0.5), aggregator, **(asked | options)
     )
@@ -67,38 +62,6 @@ def run(training, steps, data=DATA, weights=WEIGHTS, state=None):
         state, _, found = next_step(state, data, weights, key)
         metrics.append(jax.device_get(found))
     return state, metrics
-
-
-def fedbuff(steps, max_staleness=10, weights=WEIGHTS, seconds=SECONDS):
-    """The model and the seconds of each step, in float64, by a queue of events.
-
-    All clients are away. Who is in the buffer goes out again when it is emptied.
-    """
-    w, momentum, number, buffered, began = np.zeros(3), np.zeros(3), 0, [], 0.0
-    queue = [(float(seconds[i]), i, 0, w) for i in range(N)]
-    heapq.heapify(queue)
-    found, refused = [], 0
-    while number < steps:
-        now, i, version, given = heapq.heappop(queue)
-        if number - version > max_staleness:
-            refused += 1
-            heapq.heappush(queue, (now + float(seconds[i]), i, number, w))
-            continue
-        local = given.copy()
-        for _ in range(2):
-            local -= 0.5 * float(CURVATURES[i]) * (local - CENTRES[i].astype(float))
-        late = number - version
-        buffered.append((i, (local - given) / np.sqrt(1.0 + late), late))
-        if len(buffered) == K:
-            total = sum(float(weights[j]) * x for j, x, _ in buffered)
-            momentum = 0.5 * momentum + total / sum(weights[j] for j, _, _ in buffered)
-            w, number = w + momentum, number + 1
-            stale = np.mean([x for _, _, x in buffered])
-            found.append((w, now - began, stale, refused))
-            for j, _, _ in buffered:
-                heapq.heappush(queue, (now + float(seconds[j]), j, number, w))
-            buffered, began, refused = [], now, 0
-    return found
 
 
 @first_now("max_staleness", [2, 10, 0])
@@ -257,7 +220,7 @@ def test_a_client_rests_and_is_away_once(concurrency):
         assert came.sum() == int(metrics["buffered/clients"]) <= K
         assert (last[came] - before[came] >= 3).all()
         before = last
-    assert (last > 0).all()
+    assert (before > 0).all()
 
 
 def test_a_run_that_was_saved_goes_on_to_the_bit():

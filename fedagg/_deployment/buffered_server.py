@@ -169,12 +169,13 @@ class BufferedServer:
             factor = self._discount(jnp.float32(number - began))
             return Ready(number, float(factor), self._bounds)
 
-    def offer(self, client: int, message: bytes) -> bool:
+    def offer(self, client: int, number: int, message: bytes) -> bool:
         """Takes a client's message, and steps if it is the buffer's last.
 
         Args:
             client: its number.
-            message: as `encode` of the wire wrote it, for the step of `ready`.
+            number: of the step, as `ready` told it.
+            message: as `encode` of the wire wrote it for this number.
 
         Returns:
             Whether it counts. If not, it is to be encoded anew, as `ready` says.
@@ -186,12 +187,11 @@ class BufferedServer:
         self._attendance.check(client)
         with self._lock:
             self._step_if_full()
-            number = int(self._state.number)
-            if not self._attendance.may_offer(client, number):
+            if not self._may_offer(client, number):
                 return client in self._total.clients
         decoded = self._wire.decode(message, number)  # side by side
         with self._lock:
-            if not self._attendance.may_offer(client, int(self._state.number)):
+            if not self._may_offer(client, number):
                 return client in self._total.clients
             self._total.add(client, decoded)
             self._attendance.forget(client)
@@ -199,14 +199,14 @@ class BufferedServer:
         return True
 
     def give_up(self, client: int) -> None:
-        """Frees the place of a client that was not heard of. It may come back later.
-
-        Args:
-            client: its number.
-        """
+        """Frees the place of a client, by its number. It may come back later."""
         self._attendance.check(client)
         with self._lock:
             self._attendance.give_up(client)
+
+    def _may_offer(self, client: int, number: int) -> bool:
+        is_now = number == self._state.number
+        return is_now and self._attendance.may_offer(client, number)
 
     def _open(self) -> None:
         """Opens the buffer of the next step."""

@@ -41,7 +41,7 @@ class Deployment:
             **(asked | options),
         )
 
-    def train(self, i):
+    def train(self, i) -> Any:
         """The step that a client begins at, and its change; None if it may not."""
         begun = self.server.start(i)
         if begun is None:
@@ -50,7 +50,7 @@ class Deployment:
         row = jax.tree.map(lambda x: x[i], DATA)
         return begun.number, change_of(shared.variables, row)
 
-    def message(self, i, began, change):
+    def message(self, i, began, change) -> Any:
         """What a client has to offer, or None if it is not awaited."""
         ready = self.server.ready(i, began)
         if ready is None:
@@ -148,7 +148,7 @@ def test_what_is_for_an_earlier_step_is_encoded_anew_and_counts_less():
     assert not deployment.server.offer(0, *message)
     ready = deployment.server.ready(0, late[0])
 
-    assert ready.number == 1
+    assert ready is not None and ready.number == 1
     assert ready.discount == pytest.approx(2**-0.5)
     assert deployment.server.offer(0, *deployment.message(0, *late))
 
@@ -349,8 +349,9 @@ def test_a_wire_of_something_else_is_refused():
     with pytest.raises(ValueError, match="same aggregator"):
         other = fedagg.Wire(ROBUST, model())
         fedagg.BufferedServer(training, other, state, **asked)
+    wrong: Any = MEAN
     with pytest.raises(TypeError, match="expected a Wire"):
-        fedagg.BufferedServer(training, MEAN, state, **asked)
+        fedagg.BufferedServer(training, wrong, state, **asked)
     with pytest.raises(ValueError, match="clients of state"):
         saved = Deployment().server.state
         wire = fedagg.Wire(MEAN, model())

@@ -118,12 +118,7 @@ from fedagg._training.federated_averaging import federated_averaging
 from fedagg._training.local_training import local_training
 from fedagg._training.losses import linen_loss, nnx_loss
 from fedagg._training.memories import ClientMemories
-from fedagg._training.partition import (
-    by_label,
-    by_quantity,
-    by_shards,
-    partition,
-)
+from fedagg._training.partition import by_label, by_quantity, by_shards, partition
 from fedagg._training.population import RememberingWork
 from fedagg._training.prefetching import prefetch
 from fedagg._training.server_step import ServerStep

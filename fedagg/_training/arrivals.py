@@ -69,11 +69,15 @@ class _Step(NamedTuple):
 def first_clock(rules: Rules) -> Clock:
     """Nobody is away yet."""
     m = rules.concurrency
-    free = jnp.zeros(m, jnp.bool_)
-    zeros, never = jnp.zeros(m, jnp.int32), jnp.full(m, jnp.inf, jnp.float32)
-    return Clock(
+    return Clock(  # each array another one, which may be donated
         jnp.int32(0),
-        Slots(zeros, zeros, never, free, free),
+        Slots(
+            jnp.zeros(m, jnp.int32),
+            jnp.zeros(m, jnp.int32),
+            jnp.full(m, jnp.inf, jnp.float32),
+            jnp.zeros(m, jnp.bool_),
+            jnp.zeros(m, jnp.bool_),
+        ),
         jnp.full(rules.clients, -rules.separation, jnp.int32),
     )
 

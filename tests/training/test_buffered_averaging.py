@@ -263,6 +263,17 @@ def test_every_way_to_sum_gives_the_same(way):
     assert_same(state.clock, plain.clock)
 
 
+@first_now("max_staleness", [0, 2])
+def test_a_state_may_be_donated(max_staleness):
+    training = make(max_staleness=max_staleness)
+    donating = jit(training.next, donate_argnums=0)
+
+    state = donating(training.init(model()), DATA, WEIGHTS, keys()[0]).state
+    state = donating(state, DATA, WEIGHTS, keys()[1]).state
+
+    assert_same(state, run(training, 2)[0])
+
+
 @pytest.mark.deep
 def test_steps_scan_and_a_step_is_traced_once():
     traced = []

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 # Ends in vain, of clients lost or too late, for each place, until a step waits no more.
 _PATIENCE = 100
+_BLOCK = 128
 
 
 class Slots(NamedTuple):
@@ -62,7 +63,8 @@ class _Step(NamedTuple):
     slots: Slots
     last: jax.Array
     found: Arrivals
-    ends: jax.Array  # [] int32, of slots so far
+    turns: jax.Array  # [] int32, of sending one out or taking one back
+    ends: jax.Array  # [] int32, how many were taken back, or given up
     is_over: jax.Array  # [] bool, as nobody is to come
 
 
@@ -92,76 +94,95 @@ def next_arrivals(
     """
     number, limit = clock.number, _PATIENCE * (rules.buffer + rules.concurrency)
 
+    # As numbers, since `vmap` over a branch hands a key to it twice.
+    data, kind = jax.random.key_data(key), jax.random.key_impl(key)
+
+    def key_of(turns: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.wrap_key_data(data, impl=kind), turns)
+
     def goes_on(step: _Step) -> jax.Array:
         is_full = step.found.count >= rules.buffer
         return ~is_full & (step.ends < limit) & ~step.is_over
 
-    def end_of_one(step: _Step) -> _Step:
-        now = step.found.seconds
-        moves_on = jnp.min(step.slots.end) > now
-        slots = jax.lax.cond(
-            moves_on & ~jnp.all(step.slots.is_taken),
-            lambda: _sent_out(
-                rules, step, may_come, number, jax.random.fold_in(key, step.ends)
-            ),
-            lambda: step.slots,
+    def turn(step: _Step) -> _Step:
+        slots = step.slots
+        whose = jnp.where(slots.is_taken, slots.client, rules.clients)
+        is_away = jnp.zeros(rules.clients, jnp.bool_).at[whose].set(True, mode="drop")
+        may = may_come & ~is_away & (number - step.last >= rules.separation)
+        moves_on = jnp.min(slots.end) > step.found.seconds
+        step = step._replace(turns=step.turns + 1)
+        return jax.lax.cond(
+            moves_on & jnp.any(may) & ~jnp.all(slots.is_taken),
+            lambda: _sent_out(rules, step, may, number, key_of(step.turns)),
+            lambda: _taken_back(rules, step, number),
         )
-        i = jnp.argmin(slots.end)
-        ends = jnp.isfinite(slots.end[i])
-        is_late = number - slots.version[i] > rules.max_staleness
-        is_lost = slots.is_lost[i]
-        counts = ends & ~is_lost & ~is_late
-        # Rows of who does not count are written to a place that there is not.
-        at = jnp.where(counts, step.found.count, rules.buffer)
-        whose = jnp.where(counts, slots.client[i], rules.clients)
-        found = Arrivals(
-            step.found.clients.at[at].set(slots.client[i], mode="drop"),
-            step.found.versions.at[at].set(slots.version[i], mode="drop"),
-            step.found.count + jnp.int32(counts),
-            jnp.where(ends, slots.end[i], now),
-            step.found.lost + jnp.int32(ends & is_lost),
-            step.found.too_stale + jnp.int32(ends & ~is_lost & is_late),
-        )
-        slots = slots._replace(
-            end=slots.end.at[i].set(jnp.inf),
-            is_taken=slots.is_taken.at[i].set(slots.is_taken[i] & ~ends),
-        )
-        last = step.last.at[whose].set(number, mode="drop")
-        return _Step(slots, last, found, step.ends + 1, ~ends)
 
     nobody, none = jnp.zeros(rules.buffer, jnp.int32), jnp.int32(0)
     found = Arrivals(nobody, nobody + number, none, jnp.float32(0.0), none, none)
-    first = _Step(clock.slots, clock.last, found, none, jnp.bool_(False))
-    step = jax.lax.while_loop(goes_on, end_of_one, first)
+    first = _Step(clock.slots, clock.last, found, none, none, jnp.bool_(False))
+    step = jax.lax.while_loop(goes_on, turn, first)
     slots = step.slots._replace(end=step.slots.end - step.found.seconds)
     return Clock(number + 1, slots, step.last), step.found
 
 
 def _sent_out(
-    rules: Rules, step: _Step, may_come: jax.Array, number: jax.Array, key: jax.Array
-) -> Slots:
-    """The slots, with clients in those that were free, as far as there are any."""
-    slots, last, now = step.slots, step.last, step.found.seconds
-    draw, durations = jax.random.split(key)
-    whose = jnp.where(slots.is_taken, slots.client, rules.clients)
-    is_away = jnp.zeros(rules.clients, jnp.bool_).at[whose].set(True, mode="drop")
-    may = may_come & ~is_away & (number - last >= rules.separation)
-    # The free slots in their order take the clients in the order drawn.
-    order = jax.random.permutation(draw, rules.clients)
-    order = order[jnp.argsort(~may[order], stable=True)]
-    turn = jnp.cumsum(~slots.is_taken, dtype=jnp.int32) - 1
-    takes = ~slots.is_taken & (turn < jnp.sum(may, dtype=jnp.int32))
-    drawn = order[jnp.clip(turn, 0, rules.clients - 1)].astype(jnp.int32)
-    keys = jax.random.split(durations, rules.concurrency)
-    seconds = jax.vmap(rules.duration)(drawn, keys)
-    seconds = jnp.asarray(seconds).astype(jnp.float32)
+    rules: Rules, step: _Step, may: jax.Array, number: jax.Array, key: jax.Array
+) -> _Step:
+    """One of those who may come takes a free slot."""
+    slots, (draw, own) = step.slots, jax.random.split(key)
+    count = jnp.sum(may, dtype=jnp.int32)
+    client = _place_of(jax.random.randint(draw, (), 0, count), may)
+    seconds = jnp.asarray(rules.duration(client, own)).astype(jnp.float32)
     # What is not a number, or below zero, is no duration: that client is lost.
     comes = (seconds >= 0.0) & (seconds < jnp.inf) & (seconds <= rules.timeout)
-    until = now + jnp.where(comes, seconds, rules.timeout)
-    return Slots(
-        jnp.where(takes, drawn, slots.client),
-        jnp.where(takes, number, slots.version),
-        jnp.where(takes, until, slots.end),
-        slots.is_taken | takes,
-        jnp.where(takes, ~comes, slots.is_lost),
+    until = step.found.seconds + jnp.where(comes, seconds, rules.timeout)
+    i = jnp.argmin(slots.is_taken)
+    slots = Slots(
+        slots.client.at[i].set(client),
+        slots.version.at[i].set(number),
+        slots.end.at[i].set(until),
+        slots.is_taken.at[i].set(True),
+        slots.is_lost.at[i].set(~comes),
+    )
+    return step._replace(slots=slots)
+
+
+def _place_of(nth: jax.Array, true: jax.Array) -> jax.Array:
+    """The place of the nth, from zero, that is true, as int32."""
+    # By blocks, since a running sum over many is slow on a CPU.
+    blocks = jnp.pad(true, (0, -true.size % _BLOCK)).reshape(-1, _BLOCK)
+    in_block = jnp.sum(blocks, axis=1, dtype=jnp.int32)
+    upto = jnp.cumsum(in_block, dtype=jnp.int32)
+    i = jnp.argmax(upto > nth).astype(jnp.int32)
+    here = upto[i] - in_block[i] + jnp.cumsum(blocks[i], dtype=jnp.int32)
+    return i * _BLOCK + jnp.argmax(here > nth).astype(jnp.int32)
+
+
+def _taken_back(rules: Rules, step: _Step, number: jax.Array) -> _Step:
+    """The next one is in the buffer, or given up. If there is none it is over."""
+    slots, found = step.slots, step.found
+    i = jnp.argmin(slots.end)
+    ends = jnp.isfinite(slots.end[i])
+    is_late = number - slots.version[i] > rules.max_staleness
+    is_lost = slots.is_lost[i]
+    counts = ends & ~is_lost & ~is_late
+    # Rows of who does not count are written to a place that there is not.
+    at = jnp.where(counts, found.count, rules.buffer)
+    whose = jnp.where(counts, slots.client[i], rules.clients)
+    return step._replace(
+        slots=slots._replace(
+            end=slots.end.at[i].set(jnp.inf),
+            is_taken=slots.is_taken.at[i].set(slots.is_taken[i] & ~ends),
+        ),
+        last=step.last.at[whose].set(number, mode="drop"),
+        found=Arrivals(
+            found.clients.at[at].set(slots.client[i], mode="drop"),
+            found.versions.at[at].set(slots.version[i], mode="drop"),
+            found.count + jnp.int32(counts),
+            jnp.where(ends, slots.end[i], found.seconds),
+            found.lost + jnp.int32(ends & is_lost),
+            found.too_stale + jnp.int32(ends & ~is_lost & is_late),
+        ),
+        ends=step.ends + 1,
+        is_over=~ends,
     )

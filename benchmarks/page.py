@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from benchmarks import bits, secagg, wires
+from benchmarks import asynchronous, bits, secagg, wires
 from benchmarks.peers.environments import TRAINERS
 from benchmarks.records import Records, Row, read
 from benchmarks.report import markdown
@@ -24,6 +24,7 @@ def tables(folder: Path) -> dict[str, str]:
         "protocol": _of(folder, "secagg-cpu", lambda rows: _secagg("rounds", rows)),
         "bytes": _of(folder, "secagg-cpu", lambda rows: _secagg("bytes", rows)),
         "wires": _of(folder, "wires-cpu", _wires),
+        "asynchronous": _of(folder, "asynchronous-cpu", _asynchronous),
         "population": _of(folder, "population-cpu", _population),
         "scaling": _of(folder, "scaling-cpu", _scaling),
         "accelerator": _of(folder, "nvidia-h200-accelerator", _accelerator),
@@ -144,6 +145,11 @@ def _beside(folder: Path) -> str:
 def _wires(rows: list[Row]) -> str:
     """Bytes and times of messages, each with its kind."""
     return markdown([wires.HEADER, *(wires.cells(row) for row in rows)])
+
+
+def _asynchronous(rows: list[Row]) -> str:
+    """Steps of buffers beside rounds of cohorts."""
+    return markdown([asynchronous.HEADER, *(asynchronous.cells(row) for row in rows)])
 
 
 def _bits(rows: list[Row]) -> str:

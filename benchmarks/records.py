@@ -33,6 +33,7 @@ KINDS = {
     "accelerator": Kind((*_SIZE, "dtype", "leaves"), "milliseconds"),
     "population": Kind(("rounds", "clients"), "seconds"),
     "bits": Kind(("vector", "compressor"), "error"),
+    "asynchronous": Kind(("clients", "buffer", "away"), "x_plain"),
     "wires": Kind(("message", "parameters"), "x_copy"),
     "secagg": Kind(
         ("mode", "clients", "entries", "bits", "degree", "threshold", "dropped"),

@@ -24,13 +24,14 @@ client computes, a sum over clients, and what the server makes of the sum. There
 - who is in a round: `poisson`, `fixed_size`, `cyclic`, `separated`
 - secure sums: `secure_sum`, `secure_modular_sum`, `modular_clipping`, `server_view`;
   `fedagg.secagg` is the protocol
-- training: `federated_averaging`, `local_training`, `linen_loss`, `nnx_loss`,
-  `trained_part`, `RememberingWork`, `ClientMemories`, `pad_clients`, `ClientTable`,
-  `prefetch`, `ServerStep`; `fedagg.algorithms` has published ones
+- training: `federated_averaging`, `buffered_averaging`, `local_training`, `linen_loss`,
+  `nnx_loss`, `trained_part`, `RememberingWork`, `ClientMemories`, `pad_clients`,
+  `ClientTable`, `prefetch`, `ServerStep`; `fedagg.algorithms` has published ones
 - data in many hands: `partition`, `by_label`, `by_shards`, `by_quantity`
 - what a model is worth to each client: `federated_evaluation`, with what
   `fedagg.metrics` has; and a loop, `train`
-- between machines: `Wire`, messages as bytes; `RunningTotal`, a server's sum
+- between machines: `Wire`, messages as bytes; `RunningTotal`, a server's sum;
+  `BufferedServer`, one that waits for nobody
 - ways to sum: `at_once`, `in_chunks`, `across`, `cpu_mesh`
 - types, for parts of your own: `Stage`, `Update`, `Output`, `Traits`, `Bound`, `Rule`,
   `Payload`, `Mechanism`, `Sampler`, `Aggregator`, `Steps`
@@ -61,6 +62,7 @@ from fedagg._compression.quantization import qsgd, quantization, terngrad
 from fedagg._compression.rotation import rotation
 from fedagg._compression.sign import sign
 from fedagg._compression.sparsification import random_k, top_k
+from fedagg._deployment.buffered_server import BufferedServer
 from fedagg._deployment.running_total import RunningTotal
 from fedagg._deployment.wire import Wire
 from fedagg._execution.across import across
@@ -109,18 +111,14 @@ from fedagg._rules.subsets import minimum_diameter, smea
 from fedagg._secure.modular_clipping import modular_clipping
 from fedagg._secure.secure_sum import secure_modular_sum, secure_sum
 from fedagg._train import train
+from fedagg._training.buffered_averaging import buffered_averaging
 from fedagg._training.data import pad_clients
 from fedagg._training.evaluation import federated_evaluation
 from fedagg._training.federated_averaging import federated_averaging
 from fedagg._training.local_training import local_training
 from fedagg._training.losses import linen_loss, nnx_loss
 from fedagg._training.memories import ClientMemories
-from fedagg._training.partition import (
-    by_label,
-    by_quantity,
-    by_shards,
-    partition,
-)
+from fedagg._training.partition import by_label, by_quantity, by_shards, partition
 from fedagg._training.population import RememberingWork
 from fedagg._training.prefetching import prefetch
 from fedagg._training.server_step import ServerStep
@@ -134,6 +132,7 @@ __all__ = [
     "Audit",
     "Bound",
     "Budget",
+    "BufferedServer",
     "ClientMemories",
     "ClientNoise",
     "ClientTable",
@@ -162,6 +161,7 @@ __all__ = [
     "banded_noise",
     "bucketing",
     "budget",
+    "buffered_averaging",
     "bulyan",
     "by_label",
     "by_quantity",

@@ -63,8 +63,9 @@ class Next(Protocol):
 def _steps_are_missing(*args: Any, **named: Any) -> NoReturn:
     del args, named
     raise TypeError(
-        "this aggregator cannot be taken apart: it was made by hand without steps, or, "
-        "as with_error_feedback, keeps a memory of every client at the server."
+        "this aggregator cannot be taken apart: it was made by hand without steps, or "
+        "keeps something of every client at the server, as with_error_feedback and "
+        "buffered_averaging do."
     )
 
 
@@ -133,3 +134,8 @@ class Aggregator(_Pair):
 
     def __repr__(self) -> str:
         return self.sentence
+
+
+def has_steps(aggregator: Aggregator) -> bool:
+    """Whether it can be taken apart."""
+    return aggregator.steps is not _NO_STEPS

@@ -164,6 +164,16 @@ def test_the_benchmark_of_messages_counts_their_bytes(tmp_path):
     assert (tmp_path / "wires-cpu.md").read_text() in shown + "\n"
 
 
+def test_the_benchmark_of_asynchronous_rounds_says_what_a_step_costs(tmp_path):
+    command = "-m", "benchmarks.asynchronous", "--quick", "--out", str(tmp_path)
+    shown = run(*command)
+
+    # By the simulated clock rounds that wait for the last of 30 take far longer.
+    row = re.search(r"^\| 1,000 \| 10 \| 30 \|.* ([\d.]+) \|$", shown, re.M)
+    assert row and float(row[1]) > 5.0
+    assert (tmp_path / "asynchronous-cpu.md").read_text() in shown + "\n"
+
+
 def test_rounds_over_many_clients_say_what_they_took():
     shown = run(
         *["-m", "benchmarks.population", "--clients", "3000"],

@@ -12,7 +12,7 @@ from benchmarks.report import Report
 RESULTS = pathlib.Path(__file__).parents[1] / "benchmarks" / "results"
 KINDS = {"cpu": "throughput", "peers": "peers", "scaling-cpu": "scaling"}
 KINDS |= {"population-cpu": "population", "secagg-cpu": "secagg", "bits": "bits"}
-KINDS |= {"wires-cpu": "wires"}
+KINDS |= {"wires-cpu": "wires", "asynchronous-cpu": "asynchronous"}
 KINDS |= {"nvidia-h200-accelerator": "accelerator", "training-cpu": "training"}
 KINDS |= {"training-nvidia-h200": "training"}
 

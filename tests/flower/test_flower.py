@@ -1,6 +1,8 @@
 """Rounds through Flower are the simulated ones."""
 
 import json
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -330,6 +332,19 @@ def test_the_page_has_the_public_names_and_their_docstrings_their_arguments():
         described = FedAgg if function is FedAgg.__init__ else function
         expected = [x for x in parameters(function) if x != "self"]
         assert entries(described, "Args") == expected
+
+
+def test_what_the_page_shows_runs(tmp_path, monkeypatch, capsys):
+    page = pathlib.Path(__file__).parents[2] / "docs/coming_from/flower.md"
+    shown: dict = {}
+    for snippet in re.findall(r"```py\n(.*?)```", page.read_text(), re.S):
+        exec(snippet, shown)
+    monkeypatch.chdir(tmp_path)
+
+    shown["main"](OneProcess(shown["client"]), None)
+
+    assert (tmp_path / "rounds").exists()
+    assert capsys.readouterr().out.rstrip().endswith(" 0.0")
 
 
 @pytest.mark.deep

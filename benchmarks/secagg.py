@@ -1,6 +1,7 @@
 """What secure aggregation costs in time and bytes: `-m benchmarks.secagg`."""
 
 import argparse
+import asyncio
 import statistics
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks import liars
 from benchmarks.options import RESULTS, add_compare
 from benchmarks.report import Report, markdown
 from fedagg import secagg
@@ -17,6 +19,7 @@ from fedagg.secagg import _messages as messages
 from fedagg.secagg._crypto import SEALED, keystream
 from fedagg.secagg._demands import AnyPlan
 from fedagg.secagg._masking import Mask, add_masks, packed_size
+from notebooks.secagg_demo import crowd
 
 _PIECE = bytes(2**20)
 _CONTEXT = secagg.context_of([], b"a benchmark")
@@ -26,7 +29,13 @@ client. *Server*: all steps, of which *close* is recovering secrets and taking m
 off, after the last client. *Sent*: bytes of a client's messages over those of its plain
 vector of b-bit entries; *and received*: with the server's messages to it. Clients drop
 out with their vectors, after they shared secrets, which costs the server most. Each sum
-is compared with NumPy's."""
+is compared with NumPy's.
+
+*Over TLS*: a server in one process, in another all clients, which share one core, of
+the transport of `notebooks/secagg_demo`: how long until they are connected, the round,
+and the frames that the server took in it. Of those killed, a third each goes halfway in
+its shares, its vector and its openings. *Liars* open a share that nobody dealt; in such
+a graph the server's work is measured alone, with clients that are made up."""
 
 
 class Case(NamedTuple):
@@ -52,9 +61,16 @@ def main() -> None:
     start = time.perf_counter()
     with Report("Secure aggregation", chosen.out / "secagg-cpu.md") as report:
         report.say(_LEGEND.format(version=metadata.version("cryptography")))
-        cases = _cases()[: 3 if chosen.quick else None]
-        rounds = [_round(case) for case in cases]
-        parts = {"masks": _masking(), "rounds": rounds, "bytes": _bytes()}
+        cases = [x for x in _cases() if x.plan.clients <= chosen.largest]
+        cases = cases[: 3 if chosen.quick else None]
+        crowds = ((10, 1),) if chosen.quick else ((100, 9), (1000, 0), (1000, 99))
+        parts = {
+            "masks": _masking(),
+            "rounds": [_round(case) for case in cases],
+            "bytes": _bytes(),
+            "transport": [_over_tls(*numbers) for numbers in crowds],
+            "liars": [_lying(20 if chosen.quick else 1000)],
+        }
         for heading, (name, rows) in zip(_HEADINGS, parts.items(), strict=True):
             report.say(f"\n## {heading}\n\n{table(name, rows)}")
             for row in rows:
@@ -75,7 +91,10 @@ def _number(name: str, form: str) -> Callable[[dict], str]:
     return lambda row: "-" if row.get(name) is None else f"{row[name]:{form}}"
 
 
-_HEADINGS = ["Masks", "Rounds", "Bytes beside Bonawitz et al. 2017"]
+_HEADINGS = [
+    *("Masks", "Rounds", "Bytes beside Bonawitz et al. 2017"),
+    *("Over TLS", "Liars in a complete graph"),
+]
 _COLUMNS: dict[str, dict[str, Callable[[dict], str]]] = {
     "masks": {
         "23 masks of 1,000,000 uint32": _number("what", ""),
@@ -102,6 +121,24 @@ _COLUMNS: dict[str, dict[str, Callable[[dict], str]]] = {
         "sent": _number("sent", ".3f"),
         "and received": _number("sent_and_received", ".3f"),
     },
+    "transport": {
+        "clients over TLS": _number("clients", ","),
+        "entries x bits": lambda row: f"{row['entries']:,} x {row['bits']}",
+        "killed": _number("killed", ""),
+        "in the sum": _number("survivors", ""),
+        "connected in s": _number("connecting_seconds", ".1f"),
+        "round s": _number("round_seconds", ".1f"),
+        "MB taken": _number("megabytes", ".1f"),
+        "clients/s": _number("clients_a_second", ".1f"),
+    },
+    "liars": {
+        "clients of a complete graph": _number("clients", ","),
+        "threshold": _number("threshold", ""),
+        "liars": _number("liars", ""),
+        "dropped": _number("dropped", ""),
+        "server s": _number("server_seconds", ".2f"),
+        "close s": _number("close_seconds", ".2f"),
+    },
 }
 
 
@@ -114,15 +151,16 @@ def _cases() -> list[Case]:
         (100, 1_000_000, (0, 10)),
         (1000, 10_000, (0, 100)),
         (1000, 100_000, (0, 100)),
-        (10_000, 1_000, (0, 1000)),
+        (10_000, 1_000, (1000,)),
     ):
         plan = secagg.Plan.for_cohort(clients, length, 32, _CONTEXT)
         cases += [Case("semi-malicious", plan, dropped) for dropped in drops]
     for mode in ("semi-honest", "signed"):
         plan = secagg.Plan.for_cohort(100, 100_000, 32, _CONTEXT, mode=mode)
         cases.append(Case(mode, plan, 10))
-    hybrid = secagg.Plan.for_cohort(100, 100_000, 32, _CONTEXT, hybrid=True)
-    cases += [Case("hybrid", hybrid, dropped) for dropped in (0, 10)]
+    for clients, length, drops in ((100, 100_000, (0, 10)), (1000, 10_000, (100,))):
+        hybrid = secagg.Plan.for_cohort(clients, length, 32, _CONTEXT, hybrid=True)
+        cases += [Case("hybrid", hybrid, dropped) for dropped in drops]
     narrow = secagg.Plan.for_cohort(100, 100_000, 20, _CONTEXT)
     cases.append(Case("semi-malicious", narrow, 10))
     complete = secagg.Plan.complete(100, 100_000, 32, _CONTEXT)
@@ -146,6 +184,41 @@ def _round(case: Case) -> dict:
         "sent": cost.sent / plain,
         "sent_and_received": (cost.sent + cost.received) / plain,
     }
+
+
+def _over_tls(clients: int, killed: int) -> dict:
+    """A round over sockets.
+
+    Raises:
+        AssertionError: if the sum is not that of those whose vectors came.
+    """
+    entries = 10_000
+    outcome = asyncio.run(crowd.measure(clients, entries, killed, seconds=600.0))
+    assert outcome.survivors == crowd.those_in_the_sum(clients, killed)
+    assert np.array_equal(outcome.total, crowd.sum_of(outcome.survivors, entries))
+    return {
+        "clients": clients,
+        "entries": entries,
+        "bits": crowd.BITS,
+        "killed": killed,
+        "survivors": len(outcome.survivors),
+        "connecting_seconds": outcome.connecting,
+        "round_seconds": outcome.seconds,
+        "megabytes": 1e-6 * outcome.received,
+        "clients_a_second": clients / outcome.seconds,
+    }
+
+
+def _lying(clients: int) -> dict:
+    """A complete graph with two liars, of which a hundredth drops out.
+
+    Raises:
+        AssertionError: if they are not refused, or the sum is not that of the others.
+    """
+    plan = secagg.Plan.complete(clients, 1000, 32, _CONTEXT)
+    row = liars.measure(plan, (1, 3), max(1, clients // 100))
+    assert row.pop("refused") == [1, 3] and row.pop("is_right")
+    return row
 
 
 def _measure(case: Case) -> Cost:
@@ -280,6 +353,9 @@ def _sizes(plan: secagg.Plan) -> tuple[int, int]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.secagg")
     parser.add_argument("--quick", action="store_true", help="three rounds only")
+    parser.add_argument(
+        "--largest", type=int, default=10_000, help="clients of the largest round"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="a folder")
     add_compare(parser)
     return parser.parse_args()

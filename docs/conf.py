@@ -29,6 +29,7 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 napoleon_custom_sections = [("Reference", "Reference")]
 autodoc_typehints_format = "short"
+autodoc_mock_imports = ["flwr"]  # cannot be installed beside what makes the site
 autodoc_preserve_defaults = True
 autodoc_class_signature = "separated"
 autodoc_default_options = {"exclude-members": "__init__, __new__"}

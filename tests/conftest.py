@@ -1,5 +1,6 @@
 """A strict JAX with eight CPU devices, and a compiler in haste, for every test."""
 
+import importlib.util
 import os
 import pathlib
 import tempfile
@@ -20,6 +21,9 @@ from tests.compiling import set_haste
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_debug_key_reuse", True)
+
+# These have an environment of their own: `make test-flower`.
+collect_ignore = [] if importlib.util.find_spec("flwr") else ["flower"]
 
 done: Counter[pathlib.Path] = Counter()  # tests of each file
 

@@ -91,7 +91,11 @@ NEEDS: dict[str, tuple[Callable[[], Any], str, str]] = {
     ),
 }
 DISTRIBUTIONS = {"orbax": "orbax-checkpoint"}
-SECAGG = ("import fedagg.secagg", "cryptography", "secagg")
+# Packages of ours that need an extra whole.
+PACKAGES = [
+    ("import fedagg.secagg", "cryptography", "secagg"),
+    ("import fedagg.flower", "flwr", "flower"),
+]
 
 
 def extras() -> dict[str, list[str]]:
@@ -129,8 +133,8 @@ def test_who_lacks_an_extra_is_told_its_name(name, monkeypatch):
         ask()
 
 
-def test_secure_aggregation_names_its_extra():
-    program, module, extra = SECAGG
+@pytest.mark.parametrize(("program", "module", "extra"), PACKAGES)
+def test_a_package_names_its_extra(program, module, extra):
     program = f"import sys; sys.modules[{module!r}] = None; {program}"
 
     run = subprocess.run(
@@ -141,13 +145,13 @@ def test_secure_aggregation_names_its_extra():
 
 
 def test_the_table_above_has_every_import_that_may_fail():
-    modules = {module for _, module, _ in [*NEEDS.values(), SECAGG]}
+    modules = {module for _, module, _ in [*NEEDS.values(), *PACKAGES]}
 
     assert modules == needed_at_times()
 
 
 def test_the_extras_have_what_is_asked_for():
-    for _, module, extra in [*NEEDS.values(), SECAGG]:
+    for _, module, extra in [*NEEDS.values(), *PACKAGES]:
         installed = [re.split(r"[>=\[]", x)[0] for x in extras()[extra]]
         assert DISTRIBUTIONS.get(module, module).replace("_", "-") in installed
 

@@ -51,7 +51,8 @@ class Client:
         roster: all clients' public Ed25519 keys of 32 bytes, if the plan is signed;
             from a source other than the server.
         ledger: the client's, in which the round is written down when it begins.
-        random: what keys are made of. For tests only.
+        random: what keys are made of. For tests, and for who has to make a client
+            anew in the middle of a round, from a secret.
 
     Raises:
         ContradictionError: if the plan is not as demanded.

@@ -3,7 +3,7 @@
 `make secagg-demo` starts a server and a dozen clients, each a process of its own. A
 client is one side of a person with a smartwatch who did seven shoulder exercises; four
 more people, who took no part, are for testing. They train a small Flax model by SecAgg+
-over loopback TCP, in signed mode. Clients are killed in the middle of rounds, one
+over TLS on loopback, in signed mode. Clients are killed in the middle of rounds, one
 stalls and one sends nonsense, while strangers send the server worse. In the end the
 same rounds run inside `jax.jit`, with the survivors that the server had, and each
 client's training done as at home: the models are the same to the last bit. Where
@@ -15,7 +15,9 @@ import argparse
 import contextlib
 import json
 import pathlib
+import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -33,7 +35,7 @@ from seglearn.datasets import load_watch
 import fedagg
 from fedagg import secagg
 from notebooks.secagg_demo import task
-from notebooks.secagg_demo.transport import pack
+from notebooks.secagg_demo.certificates import SERVER, Authority, client_context
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Client, round, what it does not send any more, and how that comes.
@@ -41,6 +43,7 @@ FAULTS = (
     *("2:1:shares:killed", "5:1:vectors:killed", "8:1:signatures:killed"),
     *("1:2:vectors:stalls", "10:3:vectors:killed halfway", "3:4:openings:garbles"),
 )
+UNEXPECTED = 99  # a client that has a certificate, and no place
 
 
 class Round(NamedTuple):
@@ -78,8 +81,11 @@ def federated_watches() -> tuple[list[tuple], tuple]:
 def hand_out(folder: pathlib.Path, data: Any) -> None:
     """Writes each client's file, with its own data and identity, and the roster."""
     (windows, labels), mask = data
-    roster = b""
+    authority, roster = Authority(folder), b""
+    authority.sign_server()
+    authority.sign_client(UNEXPECTED)
     for i in range(len(mask)):
+        authority.sign_client(i)
         private, public = secagg.generate_identity()
         roster += public
         own = {"windows": windows[i], "labels": labels[i], "mask": mask[i]}
@@ -88,13 +94,25 @@ def hand_out(folder: pathlib.Path, data: Any) -> None:
     (folder / "roster").write_bytes(roster)
 
 
-def be_a_nuisance(port: int, stack: contextlib.ExitStack) -> None:
+def be_a_nuisance(folder: pathlib.Path, port: int, stack: contextlib.ExitStack) -> None:
     """Connects as peers whom the server has to refuse, and stays."""
-    too_large = pack(bytes(2 * task.LARGEST_FRAME))
-    for sent in (b"\xc1", too_large, pack(0), pack(99), b""):
-        stranger = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-        with contextlib.suppress(OSError):  # refused before all was sent
-            stranger.sendall(sent)
+
+    def stranger(context: ssl.SSLContext | None, sent: bytes = b"") -> None:
+        peer = stack.enter_context(socket.create_connection((SERVER, port)))
+        if context is not None:
+            peer = stack.enter_context(
+                context.wrap_socket(peer, server_hostname=SERVER)
+            )
+        peer.sendall(sent)
+
+    elsewhere = folder / "elsewhere"
+    Authority(elsewhere).sign_client(0)
+    shutil.copy(folder / "authority.pem", elsewhere)  # it trusts the server
+    stranger(client_context(elsewhere, 0))
+    stranger(client_context(folder, UNEXPECTED))
+    stranger(ssl.create_default_context(cafile=folder / "authority.pem"))
+    stranger(None, b"GET / HTTP/1.1\r\n\r\n")
+    stranger(None)
 
 
 def run_processes(folder: pathlib.Path, clients: int, options) -> Iterator[dict]:
@@ -121,7 +139,7 @@ def run_processes(folder: pathlib.Path, clients: int, options) -> Iterator[dict]
         for line in server.stdout:
             report = json.loads(line)
             if "joined" in report:
-                be_a_nuisance(port, stack)
+                be_a_nuisance(folder, port, stack)
                 print(file=server.stdin, flush=True)
             else:
                 yield report

@@ -5,6 +5,7 @@ import asyncio
 import os
 import pathlib
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ import numpy as np
 
 from fedagg import secagg
 from notebooks.secagg_demo import task
-from notebooks.secagg_demo.transport import Connection, TransportError, pack
+from notebooks.secagg_demo.certificates import client_context
+from notebooks.secagg_demo.transport import Connection, Kind, answers, connect, pack
 
 STEPS = ("keys", "shares", "vectors", "signatures", "openings")
 
@@ -56,37 +58,35 @@ class Participant:
         return secagg.vector_of(message)
 
 
-async def take_part(participant: Participant, number: int, port: int, faults) -> None:
+async def take_part(
+    participant: Participant, connection: Connection, faults: dict
+) -> None:
     """Answers the server until it has no more to say, but for what `faults` says."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    connection = Connection(reader, writer, task.LARGEST_FRAME, task.CLIENTS)
-    await connection.send(number)
-    client, current, steps = None, None, iter(STEPS)
-    while True:
-        try:
-            frame = await connection.receive(list, bytes)
-        except (TransportError, OSError):
-            return
-        if type(frame) is list:
-            plan = secagg.Plan.decode(frame[0])
-            client, steps = participant.begin(plan, *frame[1:]), iter(STEPS)
-            current = plan.number
-            answer = client.respond()
-        elif client is None:
-            raise secagg.WrongStepError("A step before there is a round.")
-        else:
-            answer = client.respond(frame)
+    steps: Iterator[str] = iter(())
+    current = None
+    async for plan, answer in answers(connection, participant.begin):
+        if plan.number != current:
+            current, steps = plan.number, iter(STEPS)
         fault = faults.get((current, next(steps)))
         if fault == "garbles":
             answer = answer[::-1]
         elif fault == "stalls":
             os.kill(os.getpid(), signal.SIGSTOP)
-        elif fault == "killed halfway":
-            writer.write(pack(answer)[: len(answer) // 2])
-            await writer.drain()
+        frame = pack(Kind.STEP, answer)
+        if fault == "killed halfway":
+            await connection.send(frame[: len(frame) // 2])
         if fault in ("killed", "killed halfway"):
             os.kill(os.getpid(), signal.SIGKILL)
-        await connection.send(answer)
+        try:
+            await connection.send(frame)
+        except OSError:  # the server has had enough
+            return
+
+
+async def run(participant: Participant, folder: pathlib.Path, options, faults) -> None:
+    context = client_context(folder, options.number)
+    connection = await connect(options.port, context, task.LARGEST_FRAME)
+    await take_part(participant, connection, faults)
 
 
 def main() -> None:
@@ -101,7 +101,7 @@ def main() -> None:
         current, step, how = fault.split(":")
         faults[int(current), step] = how
     participant = Participant(options.folder, options.number)
-    asyncio.run(take_part(participant, options.number, options.port, faults))
+    asyncio.run(run(participant, options.folder, options, faults))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import pathlib
+import socket
 import sys
 import time
 from typing import Any
@@ -12,6 +13,7 @@ from flax import serialization
 
 from fedagg import secagg
 from notebooks.secagg_demo import task
+from notebooks.secagg_demo.certificates import SERVER, server_context
 from notebooks.secagg_demo.transport import Clients
 
 
@@ -30,10 +32,14 @@ async def serve(
         clients,
         largest=task.LARGEST_FRAME,
         seconds=seconds,
+        handshake=task.HANDSHAKE,
+        pending=task.PENDING,
         report=lambda number, why: report(cut=number, why=why),
     )
-    listener = await asyncio.start_server(peers.welcome, "127.0.0.1", 0)
-    report(port=listener.sockets[0].getsockname()[1])
+    listener = socket.create_server((SERVER, 0), backlog=clients)
+    listener.setblocking(False)
+    listening = asyncio.create_task(peers.listen(listener, server_context(folder)))
+    report(port=listener.getsockname()[1])
     while len(peers.connected()) < clients:
         await asyncio.sleep(0.05)
     report(joined=clients)
@@ -59,8 +65,9 @@ async def serve(
         (folder / f"model-{number}").write_bytes(model)
         took = time.monotonic() - start
         report(round=number, cohort=cohort, survivors=survivors, seconds=took)
-    listener.close()
+    listening.cancel()
     peers.close()
+    listener.close()
 
 
 def main() -> None:

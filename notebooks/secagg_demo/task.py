@@ -20,6 +20,8 @@ CLIENTS, WINDOW, CHANNELS, EXERCISES = 12, 100, 6, 7
 MOST_WINDOWS = 256  # weights are fractions of it, which a float has exactly
 BITS = 32  # of an entry in the sum
 LARGEST_FRAME = 2**17  # bytes; a model or a masked vector takes less than a third
+HANDSHAKE = 5.0  # seconds to show a certificate in
+PENDING = 16  # connections that have not shown one yet
 
 
 class Net(nn.Module):

@@ -1,0 +1,36 @@
+"""What server and clients find in each other's messages, beside the model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fedagg import secagg
+from fedagg._aggregator import Aggregator
+from fedagg._rounds.view import server_view
+from fedagg._types import PyTree
+from fedagg.flower._flwr import ArrayRecord, ConfigRecord, RecordDict
+
+KEY = "fedagg"  # of the record that has what is ours
+
+
+def arrays_of(record: ArrayRecord) -> list[np.ndarray]:
+    """A model, in the order of its record."""
+    return [x.numpy() for x in record.values()]
+
+
+def content_of(**ours: Any) -> RecordDict:
+    """A message's content that is ours alone."""
+    return RecordDict({KEY: ConfigRecord(ours)})
+
+
+def is_secure(aggregator: Aggregator, template: PyTree) -> bool:
+    """Whether its sums are to be secure, so that messages are masked."""
+    view = server_view(aggregator, template)
+    return any(x.how.startswith("secure sum") for x in view.parts)
+
+
+def context_of(cohort: Sequence[int], model: list[np.ndarray], told: bytes) -> bytes:
+    """What a plan is bound to: which nodes there are, and all that they were told."""
+    nodes = [node.to_bytes(8) for node in cohort]
+    return secagg.context_of(nodes, told, *(x.tobytes() for x in model))

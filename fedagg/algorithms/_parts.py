@@ -26,10 +26,17 @@ def parameters_of(model: PyTree) -> PyTree:
     return model["params"] if is_dict else model
 
 
+def alike(tree: PyTree, model: PyTree) -> PyTree:
+    """The leaves of a tree in the containers of a model, which has the same paths."""
+    leaves = {jax.tree_util.keystr(x): y for x, y in jax.tree.leaves_with_path(tree)}
+    return jax.tree.map_with_path(lambda x, _: leaves[jax.tree_util.keystr(x)], model)
+
+
 def with_parameters(model: PyTree, parameters: PyTree) -> PyTree:
     """The same collections, with other parameters."""
-    is_dict = isinstance(model, Mapping) and "params" in model
-    return {**model, "params": parameters} if is_dict else parameters
+    if parameters_of(model) is model:
+        return parameters
+    return alike({**model, "params": parameters}, model)
 
 
 def two_keys(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
@@ -44,9 +51,9 @@ def collections_of(model: PyTree) -> dict[str, PyTree]:
     return {name: x for name, x in model.items() if name != "params"}
 
 
-def with_collections(parameters: PyTree, collections: dict[str, PyTree]) -> PyTree:
-    """The model of these; parameters alone if there are no collections."""
-    return {"params": parameters, **collections} if collections else parameters
+def with_collections(model: PyTree, collections: Mapping[str, PyTree]) -> PyTree:
+    """The model with other collections, of which there may be none."""
+    return alike({**model, **collections}, model) if collections else model
 
 
 def scaled(factor: jax.Array, tree: PyTree) -> PyTree:
@@ -70,7 +77,8 @@ def counted_training(
         def without_steps(variables: PyTree) -> PyTree:
             if is_plain:
                 return variables["params"]
-            return {name: x for name, x in variables.items() if name != _STEPS}
+            rest = {name: x for name, x in variables.items() if name != _STEPS}
+            return alike(rest, model)
 
         def counting(variables: PyTree, examples: PyTree, key: Any):
             losses, changed = loss(without_steps(variables), examples, key)

@@ -44,7 +44,7 @@ def of_parts(model, examples, key):
 def personal(given, aggregator, options, **more):
     work = fedagg.local_training(given, optax.sgd(RATE), **options)
     return algorithms.personal_layers(
-        work, aggregator, personal=["*head"], clients=N, **more
+        work, aggregator, personal=["*head*"], clients=N, **more
     )
 
 
@@ -85,14 +85,14 @@ CASES = {
     "feddyn": Case(with_sgd(algorithms.feddyn, clients=N), True, True),
     "fednova": Case(with_sgd(algorithms.fednova), False, False),
     "fedrecon": Case(
-        with_sgd(algorithms.fedrecon, local=["*head"]),
+        with_sgd(algorithms.fedrecon, local=["*head*"]),
         False,
         False,
         PARTS,
         support_and_query,
     ),
     "fedrep": Case(
-        with_sgd(algorithms.fedrep, clients=N, personal=["*head"]), True, True, PARTS
+        with_sgd(algorithms.fedrep, clients=N, personal=["*head*"]), True, True, PARTS
     ),
     "ifca": Case(
         with_sgd(algorithms.ifca, models=2), False, False, np.stack([START, -START])

@@ -25,9 +25,9 @@ client computes, a sum over clients, and what the server makes of the sum. There
 - who is in a round: `poisson`, `fixed_size`, `cyclic`, `separated`
 - secure sums: `secure_sum`, `secure_modular_sum`, `modular_clipping`, `server_view`;
   `fedagg.secagg` is the protocol
-- training: `federated_averaging`, `local_training`, `linen_loss`, `nnx_loss`,
-  `trained_part`, `RememberingWork`, `ClientMemories`, `pad_clients`, `ClientTable`,
-  `prefetch`, `ServerStep`; `fedagg.algorithms` has published ones
+- training: `federated_averaging`, `local_training`, `private_training`, `linen_loss`,
+  `nnx_loss`, `trained_part`, `RememberingWork`, `ClientMemories`, `pad_clients`,
+  `ClientTable`, `prefetch`, `ServerStep`; `fedagg.algorithms` has published ones
 - data in many hands: `partition`, `by_label`, `by_shards`, `by_quantity`
 - what a model is worth to each client: `federated_evaluation`, with what
   `fedagg.metrics` has; and a loop, `train`
@@ -115,14 +115,10 @@ from fedagg._training.federated_averaging import federated_averaging
 from fedagg._training.local_training import local_training
 from fedagg._training.losses import linen_loss, nnx_loss
 from fedagg._training.memories import ClientMemories
-from fedagg._training.partition import (
-    by_label,
-    by_quantity,
-    by_shards,
-    partition,
-)
+from fedagg._training.partition import by_label, by_quantity, by_shards, partition
 from fedagg._training.population import RememberingWork
 from fedagg._training.prefetching import prefetch
+from fedagg._training.private_training import private_training
 from fedagg._training.server_step import ServerStep
 from fedagg._training.trained_part import trained_part
 from fedagg._trees.table import ClientTable
@@ -216,6 +212,7 @@ __all__ = [
     "plot_metrics",
     "poisson",
     "prefetch",
+    "private_training",
     "qsgd",
     "quantile_bound",
     "quantization",

@@ -54,8 +54,8 @@ def local_training(
     Reports `training/loss` `[]`, the mean loss over examples and epochs, each as it was
     before the step on its batch; NaN for a client without examples. After a private
     stage it comes out through `noised_metrics` alone. Such a stage hides the client,
-    with all its examples. Noise in `optimizer` hides an example, which is another
-    guarantee, for the client's own account: that of an aggregator says nothing of it.
+    with all its examples. To hide single examples is another guarantee, that of
+    `private_training`.
 
     Args:
         loss: `(variables, examples, key) -> (losses, collections)`: the loss of each

@@ -28,8 +28,15 @@ def parameters_of(model: PyTree) -> PyTree:
 
 def alike(tree: PyTree, model: PyTree) -> PyTree:
     """The leaves of a tree in the containers of a model, which has the same paths."""
-    leaves = {jax.tree_util.keystr(x): y for x, y in jax.tree.leaves_with_path(tree)}
-    return jax.tree.map_with_path(lambda x, _: leaves[jax.tree_util.keystr(x)], model)
+    leaves = {}
+
+    def remember(path: Any, x: Any) -> None:
+        leaves[jax.tree_util.keystr(path)] = x
+
+    jax.tree.map_with_path(remember, tree)
+    return jax.tree.map_with_path(
+        lambda path, x: leaves[jax.tree_util.keystr(path)], model
+    )
 
 
 def with_parameters(model: PyTree, parameters: PyTree) -> PyTree:

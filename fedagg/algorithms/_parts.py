@@ -20,6 +20,22 @@ _OTHER = 2**32 - 4
 _STEPS = "fedagg_steps"
 
 
+def path_of(path: Any) -> str:
+    """A leaf's path as one writes it, `params/head/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by their paths."""
+    leaves = {}
+
+    def remember(path: Any, x: Any) -> None:
+        leaves[path_of(path)] = x
+
+    jax.tree.map_with_path(remember, tree)
+    return leaves
+
+
 def parameters_of(model: PyTree) -> PyTree:
     """The parameters: of collections what is under "params", else all."""
     is_dict = isinstance(model, Mapping) and "params" in model
@@ -28,15 +44,8 @@ def parameters_of(model: PyTree) -> PyTree:
 
 def alike(tree: PyTree, model: PyTree) -> PyTree:
     """The leaves of a tree in the containers of a model, which has the same paths."""
-    leaves = {}
-
-    def remember(path: Any, x: Any) -> None:
-        leaves[jax.tree_util.keystr(path)] = x
-
-    jax.tree.map_with_path(remember, tree)
-    return jax.tree.map_with_path(
-        lambda path, x: leaves[jax.tree_util.keystr(path)], model
-    )
+    leaves = named(tree)
+    return jax.tree.map_with_path(lambda path, x: leaves[path_of(path)], model)
 
 
 def with_parameters(model: PyTree, parameters: PyTree) -> PyTree:
@@ -147,12 +156,10 @@ def parts_of(tree: PyTree, patterns: Sequence[str]) -> tuple[PyTree, PyTree]:
     Raises:
         ValueError: if one of the two has no leaf.
     """
-    names = []
+    names = [*named(tree)]
 
     def is_named(path: Any) -> bool:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        names.append(name)
-        return any(fnmatch.fnmatchcase(name, x) for x in patterns)
+        return any(fnmatch.fnmatchcase(path_of(path), x) for x in patterns)
 
     chosen = jax.tree.map_with_path(lambda path, x: is_named(path), tree)
     if not 0 < jax.tree.reduce(operator.add, chosen, 0) < len(names):

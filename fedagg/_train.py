@@ -162,8 +162,14 @@ def train(
             if progress:
                 advance = _bar(stack, int(run.rounds), rounds)
             cohorts = fetched(
-                *(sampler, run.draws, jax.random.fold_in(run.key, _COHORTS)),
-                *(rounds - int(run.rounds), client_data, sizes, memories),
+                *(jax.jit(sampler.next), run.draws),
+                *(
+                    jax.random.fold_in(run.key, _COHORTS),
+                    rounds - int(run.rounds),
+                    client_data,
+                    sizes,
+                    memories,
+                ),
             )
             ahead = stack.enter_context(contextlib.closing(cohorts))
             next_round = jax.jit(training.next)

@@ -185,7 +185,7 @@ def test_memories_on_the_host_are_as_those_in_the_state():
 def test_memories_on_the_host_are_resumed_to_the_bit(name, tmp_path):
     sampler = SAMPLERS[name]() if name in SAMPLERS else None
     options = {"rounds": 7, "every": 2, "sampler": sampler}
-    whole, kept = {}, {}
+    whole, kept, memories = {}, {}, on_host()
     for path, stops in (("whole", [None]), ("parts", [0, 4, None])):
         found = []
         for stop in stops:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedagg._privacy.samplers import Sampler
+from fedagg._privacy.samplers import Cohort
 from fedagg._training.memories import ClientMemories
 from fedagg._training.prefetching import prefetch
 from fedagg._trees import pytree
@@ -26,7 +26,7 @@ class Fetched(NamedTuple):
 
 
 def fetched(
-    sampler: Sampler,
+    draw: Callable[[Any, jax.Array], tuple[Any, Cohort]],
     draws: PyTree,
     key: jax.Array,
     rounds: int,
@@ -35,8 +35,6 @@ def fetched(
     memories: ClientMemories | None,
 ) -> Generator[Fetched]:
     """So many cohorts, each drawn and fetched while the one before trains."""
-
-    draw = jax.jit(sampler.next)
 
     def drawn() -> Iterator[Fetched]:
         state = draws

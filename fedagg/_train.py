@@ -161,15 +161,11 @@ def train(
                 write = stack.enter_context(log).write
             if progress:
                 advance = _bar(stack, int(run.rounds), rounds)
+            drawn = jax.random.fold_in(run.key, _COHORTS)
+            left = rounds - int(run.rounds)
             cohorts = fetched(
-                *(jax.jit(sampler.next), run.draws),
-                *(
-                    jax.random.fold_in(run.key, _COHORTS),
-                    rounds - int(run.rounds),
-                    client_data,
-                    sizes,
-                    memories,
-                ),
+                *(jax.jit(sampler.next), run.draws, drawn, left),
+                *(client_data, sizes, memories),
             )
             ahead = stack.enter_context(contextlib.closing(cohorts))
             next_round = jax.jit(training.next)

@@ -14,8 +14,7 @@ client computes, a sum over clients, and what the server makes of the sum. There
   `centered_clipping`; before them `nearest_neighbor_mixing`, `bucketing`,
   `adaptive_robust_clipping`; `fedagg.attacks` has what liars send
 - fewer bits: `quantization`, `qsgd`, `terngrad`, `sign`, `top_k`, `random_k`, `eden`,
-  `drive`, `rotation`, `discretization`, `elias_gamma`, `with_distortion`,
-  `message_bits`
+  `drive`, `rotation`, `discretization`, `elias_gamma`, `with_distortion`, `message_bits`
 - privacy: `gaussian_noise`, `tree_noise`, `banded_noise`, `toeplitz_noise`,
   `matrix_factorization_noise`, two that learn a clip, `adaptive_gaussian_noise`,
   `adaptive_tree_noise`; by clients `skellam`, `discrete_gaussian`,
@@ -24,14 +23,13 @@ client computes, a sum over clients, and what the server makes of the sum. There
 - who is in a round: `poisson`, `fixed_size`, `cyclic`, `separated`
 - secure sums: `secure_sum`, `secure_modular_sum`, `modular_clipping`, `server_view`;
   `fedagg.secagg` is the protocol
-- training: `federated_averaging`, `buffered_averaging`, `local_training`, `linen_loss`,
-  `nnx_loss`, `trained_part`, `RememberingWork`, `ClientMemories`, `pad_clients`,
-  `ClientTable`, `prefetch`, `ServerStep`; `fedagg.algorithms` has published ones
+- training: `federated_averaging`, `buffered_averaging`, `local_training`,
+  `private_training`, `linen_loss`, `nnx_loss`, `trained_part`, `RememberingWork`,
+  `ClientMemories`, `pad_clients`, `ClientTable`, `prefetch`, `ServerStep`;
+  `fedagg.algorithms` has published ones, and `train` is a loop
 - data in many hands: `partition`, `by_label`, `by_shards`, `by_quantity`
-- what a model is worth to each client: `federated_evaluation`, with what
-  `fedagg.metrics` has; and a loop, `train`
-- between machines: `Wire`, messages as bytes; `RunningTotal`, a server's sum;
-  `BufferedServer`, one that waits for nobody
+- what a model is worth to each client: `federated_evaluation`, `fedagg.metrics`
+- between machines: `Wire` to bytes; servers' `RunningTotal` and `BufferedServer`
 - ways to sum: `at_once`, `in_chunks`, `across`, `cpu_mesh`
 - types, for parts of your own: `Stage`, `Update`, `Output`, `Traits`, `Bound`, `Rule`,
   `Payload`, `Mechanism`, `Sampler`, `Aggregator`, `Steps`
@@ -121,6 +119,7 @@ from fedagg._training.memories import ClientMemories
 from fedagg._training.partition import by_label, by_quantity, by_shards, partition
 from fedagg._training.population import RememberingWork
 from fedagg._training.prefetching import prefetch
+from fedagg._training.private_training import private_training
 from fedagg._training.server_step import ServerStep
 from fedagg._training.trained_part import trained_part
 from fedagg._trees.table import ClientTable
@@ -216,6 +215,7 @@ __all__ = [
     "plot_metrics",
     "poisson",
     "prefetch",
+    "private_training",
     "qsgd",
     "quantile_bound",
     "quantization",

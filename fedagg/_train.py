@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import pathlib
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
@@ -14,11 +13,12 @@ from fedagg._aggregator import Aggregator
 from fedagg._logs import MetricsWriter
 from fedagg._privacy.budget import Budget
 from fedagg._privacy.samplers import Sampler
-from fedagg._training.prefetching import prefetch
-from fedagg._trees import checks, pytree
+from fedagg._training.checkpoints import opened
+from fedagg._training.cohorts import fetched, trained
+from fedagg._training.memories import ClientMemories
+from fedagg._trees import checks
 from fedagg._trees.keys import as_key
 from fedagg._trees.kinds import check_kind, described
-from fedagg._trees.table import ClientTable
 from fedagg._trees.weights import as_weights
 from fedagg._types import PyTree
 
@@ -55,6 +55,7 @@ def train(
     rounds: int,
     key: jax.Array,
     weights: Any = None,
+    memories: ClientMemories | None = None,
     evaluate: Callable[[PyTree], Mapping[str, Any]] | None = None,
     every: int = 10,
     minimized: str | None = None,
@@ -68,13 +69,16 @@ def train(
 
     `for number, state, metrics in train(...)` may be left at any time. The next cohort
     is drawn and copied while one trains. Of a training with `clients=`, which takes
-    clients' numbers too, client data are `(table, np.arange(len(table)))`.
+    clients' numbers too, client data are `(table, np.arange(len(table)))`. Memories
+    that do not fit the device are `memories=`, of a training without `clients=`: rows
+    of the next cohort are read meanwhile, and those of who was there written back.
 
     With a folder, metrics go to `metrics.jsonl` in it, and the whole run is saved there
     by Orbax, every so many rounds and at the end. A call with the same arguments goes
     on from what was saved, to the bit as if it had not been interrupted: it takes its
     key from there, so that one that is secret need not be kept elsewhere. The folder is
-    as secret as the key.
+    as secret as the key. Memories must be in a folder too, with commits of this run
+    alone, and go back to those of the checkpoint.
 
     A loop of one's own is `for`, `sampler.next` and `training.next`: nothing else here
     is needed.
@@ -89,6 +93,7 @@ def train(
         rounds: how many, at most.
         key: for all draws.
         weights: of all clients `[clients]`, such as `table.sizes`. None is one each.
+        memories: of all clients, on the host. Without a folder nothing is committed.
         evaluate: `(variables) -> metrics`, scalars by their names, every so many rounds
             and after the last.
         every: rounds from one evaluation, and one checkpoint, to the next.
@@ -105,7 +110,8 @@ def train(
 
     Raises:
         ValueError: if a number is out of range; if `minimized` is no metric of
-            `evaluate`, or comes without it; if logs are asked for without a folder.
+            `evaluate`, or comes without it; if logs are asked for without a folder;
+            for memories of other clients, or, with a folder, of no or another run.
         TypeError: if an argument is of another type.
         ImportError: without Orbax, where there is a folder, or tqdm, where there is a
             bar: `pip install 'fedagg[train]'`.
@@ -125,20 +131,14 @@ def train(
     key = checks.check_key(as_key(key), "train", "cohorts")
     n = checks.count_clients(client_data, "client_data")
     sizes = np.asarray(as_weights(weights, n))
+    if memories is not None and len(memories) != n:
+        raise ValueError(f"memories: expected those of {n} clients, got {memories}.")
     first = _Run(
         training.init(variables),
         sampler.init(n, jax.random.fold_in(key, _TURNS)),
         None if budget is None else budget.init(),
         *(key, np.asarray(0), np.asarray(math.inf), np.asarray(0)),
     )
-
-    def cohorts(run: _Run) -> Generator[tuple[PyTree, PyTree, jax.Array]]:
-        """The sampler's state after each draw, the clients' data and weights."""
-        draw, draws = jax.jit(sampler.next), run.draws
-        for _ in range(int(run.rounds), rounds):
-            draws, cohort = draw(draws, jax.random.fold_in(run.key, _COHORTS))
-            rows = np.asarray(cohort.rows)
-            yield draws, _rows_of(client_data, rows), cohort.weights * sizes[rows]
 
     def goes_on(run: _Run) -> bool:
         is_allowed = budget is None or budget.allows(run.spent)
@@ -154,50 +154,46 @@ def train(
 
     def each() -> Generator[Round]:
         with contextlib.ExitStack() as stack:
-            run, save, write = first, None, None
+            run, save, write, advance = first, _nothing, _nothing, _nothing
             if folder is not None:
-                run, save = _opened(stack, folder, first)
+                run, save = opened(stack, folder, first, memories)
                 log = MetricsWriter(folder, tensorboard=tensorboard)
                 write = stack.enter_context(log).write
-            advance = _bar(stack, int(run.rounds), rounds) if progress else None
-            ahead = stack.enter_context(contextlib.closing(prefetch(cohorts(run))))
+            if progress:
+                advance = _bar(stack, int(run.rounds), rounds)
+            drawn = jax.random.fold_in(run.key, _COHORTS)
+            left = rounds - int(run.rounds)
+            cohorts = fetched(
+                *(jax.jit(sampler.next), run.draws, drawn, left),
+                *(client_data, sizes, memories),
+            )
+            ahead = stack.enter_context(contextlib.closing(cohorts))
             next_round = jax.jit(training.next)
             while goes_on(run):
                 number = int(run.rounds)
-                draws, data, weights = next(ahead)
+                cohort = next(ahead)
                 # Before the round is released.
                 spent = None if budget is None else budget.next(run.spent)
                 own = jax.random.fold_in(run.key, number)
-                state, value, metrics = next_round(run.training, data, weights, own)
+                state, value, metrics = trained(
+                    next_round, run.training, cohort, own, memories
+                )
                 run = _Run(
-                    *(state, draws, spent, run.key, np.asarray(number + 1)),
+                    *(state, cohort.draws, spent, run.key, np.asarray(number + 1)),
                     *(run.least, run.waited),
                 )
                 if (number + 1) % every == 0 or not goes_on(run):
                     run = finished(run, value, metrics)
-                    if save is not None:
-                        save(run)
-                if write is not None:
-                    write(number, metrics)
-                if advance is not None:
-                    advance()
+                    save(run)
+                write(number, metrics)
+                advance()
                 yield Round(number, state, metrics)
 
     return each()
 
 
-def _rows_of(client_data: PyTree, rows: np.ndarray) -> PyTree:
-    """The data of a cohort, copied from the host where they are there."""
-
-    def of_part(x: Any) -> Any:
-        if not isinstance(x, ClientTable):
-            return x[rows]
-        is_here = isinstance(pytree.flatten(x.examples)[0][0], jax.Array)
-        return x[rows] if is_here else x.gathered(rows)
-
-    return jax.tree.map(
-        of_part, client_data, is_leaf=lambda x: isinstance(x, ClientTable)
-    )
+def _nothing(*_: Any) -> None:
+    """What saves, writes or shows, where nobody asked for it."""
 
 
 def _judged(run: _Run, metrics: Mapping[str, Any], minimized: str) -> _Run:
@@ -210,31 +206,6 @@ def _judged(run: _Run, metrics: Mapping[str, Any], minimized: str) -> _Run:
     if now < run.least:
         return run._replace(least=np.asarray(now), waited=np.asarray(0))
     return run._replace(waited=run.waited + 1)
-
-
-def _opened(
-    stack: contextlib.ExitStack, folder: str | os.PathLike[str], first: _Run
-) -> tuple[_Run, Callable[[_Run], Any]]:
-    """The run as it was saved last, or at its beginning, and what saves it."""
-    try:
-        import orbax.checkpoint as orbax
-    except ImportError as error:
-        raise ImportError(
-            "a folder for checkpoints needs Orbax: pip install 'fedagg[train]'."
-        ) from error
-    path = pathlib.Path(folder).absolute() / "checkpoints"
-    options = orbax.CheckpointManagerOptions(max_to_keep=2)
-    manager = orbax.CheckpointManager(path, options=options)
-    stack.callback(manager.close)  # which waits until all is written
-
-    def save(run: _Run) -> None:
-        manager.save(int(run.rounds), args=orbax.args.StandardSave(run))
-
-    step = manager.latest_step()
-    if step is None:
-        return first, save
-    found: Any = manager.restore(step, args=orbax.args.StandardRestore(first))
-    return found, save
 
 
 def _bar(stack: contextlib.ExitStack, begin: int, rounds: int) -> Callable[[], Any]:

@@ -137,16 +137,7 @@ def test_whoever_draws_and_wherever_examples_are_it_goes_on(name, is_on_host, tm
 
 @pytest.mark.deep
 def test_memories_of_a_population_are_saved_with_the_rest(tmp_path):
-    def work(variables, row, key, memory):
-        change = 0.1 * (row.padded()[0][0] - variables) + 0.1 * memory
-        return change, {}, memory + change
-
-    training = fedagg.federated_averaging(
-        fedagg.RememberingWork(jnp.zeros_like, work),
-        optax.sgd(1.0),
-        fedagg.aggregator(fedagg.mean()),
-        clients=CLIENTS,
-    )
+    training = remembering(clients=CLIENTS)
     options = {"training": training, "data": (TABLE, np.arange(CLIENTS)), "every": 2}
 
     whole = run(rounds=5, **options)
@@ -155,6 +146,74 @@ def test_memories_of_a_population_are_saved_with_the_rest(tmp_path):
 
     assert_same(rest, whole[4:])
     assert whole[-1].state.memories.any()
+
+
+def remembering(**more):
+    def work(variables, row, key, memory):
+        change = 0.1 * (row.padded()[0][0] - variables) + 0.1 * memory
+        return change, {}, memory + change
+
+    return fedagg.federated_averaging(
+        fedagg.RememberingWork(jnp.zeros_like, work),
+        optax.sgd(1.0),
+        fedagg.aggregator(fedagg.mean()),
+        **more,
+    )
+
+
+def on_host(folder=None, clients=CLIENTS):
+    return fedagg.ClientMemories(jnp.zeros(3), clients, folder)
+
+
+def test_memories_on_the_host_are_as_those_in_the_state():
+    inside = run(
+        remembering(clients=CLIENTS), data=(TABLE, np.arange(CLIENTS)), rounds=4
+    )
+    memories = on_host()
+
+    found = run(remembering(), rounds=4, memories=memories)
+
+    last, expected = found[-1].state, inside[-1].state
+    np.testing.assert_allclose(last.variables, expected.variables, rtol=1e-6)
+    kept = memories[range(CLIENTS)]
+    np.testing.assert_allclose(kept, expected.memories, rtol=1e-6)
+    assert kept.any() and last.memories is None
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", ["fixed", *SAMPLERS])
+def test_memories_on_the_host_are_resumed_to_the_bit(name, tmp_path):
+    sampler = SAMPLERS[name]() if name in SAMPLERS else None
+    options = {"rounds": 7, "every": 2, "sampler": sampler}
+    whole, kept, memories = {}, {}, on_host()
+    for path, stops in (("whole", [None]), ("parts", [0, 4, None])):
+        found = []
+        for stop in stops:
+            memories = on_host(tmp_path / path / "memories")  # the last commit's
+            folder = tmp_path / path / "run"
+            given = options | {"memories": memories, "folder": folder, "stop": stop}
+            found = run(remembering(), **given)
+        whole[path], kept[path] = found, memories[range(CLIENTS)]
+
+    assert [x.number for x in whole["parts"]] == [4, 5, 6]
+    assert_same(whole["parts"], whole["whole"][4:])
+    np.testing.assert_array_equal(kept["parts"], kept["whole"])
+    assert kept["whole"].any()
+
+
+@pytest.mark.deep
+def test_memories_go_back_to_a_checkpoint_that_is_older_than_their_commit(tmp_path):
+    """What is left if the program ends between the commit and the checkpoint."""
+    options = {"every": 2, "folder": tmp_path / "run"}
+    whole = run(remembering(), rounds=6, memories=on_host())
+    memories = on_host(tmp_path / "memories")
+    run(remembering(), rounds=4, memories=memories, **options)
+    memories[[0]] = np.full((1, 3), 7.0, np.float32)
+    memories.commit(5)
+
+    rest = run(remembering(), rounds=6, memories=memories, **options)
+
+    assert_same(rest, whole[4:])
 
 
 def test_it_stops_where_nothing_is_gained(tmp_path):
@@ -209,12 +268,24 @@ REFUSED = {
     "sampler": ({"sampler": 0.1}, TypeError, "sampler: expected a Sampler"),
     "weights": ({"weights": np.ones(2)}, ValueError, "weights: expected shape"),
     "key": ({"key": None}, ValueError, "train draws"),
+    "memories": (
+        {"memories": on_host(clients=3), "training": remembering()},
+        ValueError,
+        "expected those of 12 clients, got ClientMemories of 3",
+    ),
+    "memories in no folder": (
+        {"memories": on_host(), "training": remembering(), "folder": True},
+        ValueError,
+        "go_back is of memories in a folder",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_run_is_refused_before_a_round(name):
+def test_what_cannot_be_run_is_refused_before_a_round(name, tmp_path):
     options, kind, match = REFUSED[name]
+    if "folder" in options:
+        options = options | {"folder": tmp_path}
 
     with pytest.raises(kind, match=match):
         run(**options)

@@ -1,11 +1,13 @@
 """What client work is given and what a loss returns, if they are what they must be."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedagg._training.models import in_containers_of, split_model
 from fedagg._trees import checks, pytree
 from fedagg._trees.kinds import array_leaves, types_of
 from fedagg._trees.table import ClientTable
@@ -32,9 +34,9 @@ def checked_row(row: Any) -> tuple[PyTree, jax.Array | int, jax.Array]:
     )
 
 
-def check_collections(changed: dict[str, PyTree], collections: PyTree) -> None:
+def check_collections(changed: Mapping[str, PyTree], model: PyTree) -> None:
     """Raises a ValueError for collections that the model does not have."""
-    had = sorted(collections or {})
+    had = sorted(split_model(model)[1] or {})
     if more := sorted(changed.keys() - had):
         raise ValueError(
             f"loss: returned a collection {more[0]!r}, which the model does not have: "
@@ -45,7 +47,11 @@ def check_collections(changed: dict[str, PyTree], collections: PyTree) -> None:
 
 def checked_losses(made: Any, shape: tuple[int, ...]) -> tuple[jax.Array, PyTree]:
     """What a loss returned, if it is the loss of each example, and collections."""
-    if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[1], dict):
+    if (
+        not isinstance(made, tuple)
+        or len(made) != 2
+        or not isinstance(made[1], Mapping)
+    ):
         raise TypeError(
             "loss: expected a pair (losses, collections); with no collections that "
             f"change, return losses, {{}}. Got {types_of(made)}."
@@ -69,17 +75,26 @@ def checked_losses(made: Any, shape: tuple[int, ...]) -> tuple[jax.Array, PyTree
     return losses, made[1]
 
 
-def check_change(made: Any, variables: PyTree) -> None:
-    """Raises a ValueError for a change that is not like the model."""
-    if isinstance(made, tuple) and made and not isinstance(made, Update):
-        change = made[0].value if isinstance(made[0], Update) else made[0]
-        expected, got = pytree.shapes(variables), pytree.shapes(change)
-        if got != expected:
-            raise ValueError(
-                "client_work: expected a change with the shapes of the model, "
-                f"{expected}; got {got}. A loss is no work: local_training(loss, "
-                "optimizer) makes work of it."
-            )
+def checked_work(made: Any, variables: PyTree) -> Any:
+    """What client work returned, its change in the containers of the model.
+
+    Raises:
+        ValueError: for a change that is not like the model.
+    """
+    if not isinstance(made, tuple) or not made or isinstance(made, Update):
+        return made  # which the aggregator refuses
+    given = made[0].value if isinstance(made[0], Update) else made[0]
+    change = in_containers_of(given, variables)
+    expected, got = pytree.shapes(variables), pytree.shapes(change)
+    if got != expected:
+        raise ValueError(
+            "client_work: expected a change with the shapes of the model, "
+            f"{expected}; got {got}. A loss is no work: local_training(loss, "
+            "optimizer) makes work of it."
+        )
+    if isinstance(made[0], Update):
+        change = made[0]._replace(value=change)
+    return change, *made[1:]
 
 
 def count_clients_of(client_data: PyTree) -> int:

@@ -9,7 +9,6 @@ from jax.tree_util import Partial
 
 from fedagg._aggregator import Aggregator, Steps
 from fedagg._sentence import prints_as_its_call
-from fedagg._training import models
 from fedagg._training.checked import count_clients_of
 from fedagg._training.own_models import own_models
 from fedagg._training.own_results import (
@@ -170,7 +169,7 @@ def federated_evaluation(
                 "init: expected a pair (variables, client_data), the model and data as "
                 f"those of a round; got a {type(template).__name__}."
             )
-        variables = array_leaves(models.plain_model(template[0]), "variables")
+        variables = array_leaves(template[0], "variables")
         update = of_one(variables, template[1])[0]
         return EvaluationState(variables, aggregator.init(update.value))
 

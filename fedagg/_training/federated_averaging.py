@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from fedagg._aggregator import Aggregator, Steps
 from fedagg._sentence import prints_as_its_call
 from fedagg._training import models, population
-from fedagg._training.checked import check_change, count_clients_of
+from fedagg._training.checked import checked_work, count_clients_of
 from fedagg._training.population import RememberingWork
 from fedagg._training.server_step import ServerStep
 from fedagg._trees import pytree, rowwise
@@ -119,12 +119,11 @@ def federated_averaging(
 
     def changing(variables: PyTree, *row_and_more: Any) -> Any:
         made = function(variables, *row_and_more)
-        check_change(made, server.template(variables))
-        return made
+        return checked_work(made, server.template(variables))
 
     def init(variables: PyTree) -> TrainingState:
         models.check_is_no_module(variables)
-        variables = array_leaves(models.plain_model(variables), "variables")
+        variables = array_leaves(variables, "variables")
         models.check_has_parameters(variables)
         variables = jax.tree.map(jnp.asarray, variables)
         memories = None
@@ -140,7 +139,8 @@ def federated_averaging(
     def stepped(state: TrainingState, change: Output, is_anyone: jax.Array) -> Output:
         """The server's step, after the aggregator's."""
         before = state.variables, state.optimizer
-        after = server.step(before[0], change.value, change.metrics, before[1])
+        made, kept = server.step(before[0], change.value, change.metrics, before[1])
+        after = models.in_containers_of(made, before[0]), kept
         is_finite = pytree.is_finite(change.value)
         # A momentum would move the model in a round without anybody too. Where there is
         # noise, a model that stays would tell that nobody was there.

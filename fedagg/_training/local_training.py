@@ -16,7 +16,7 @@ from fedagg._training.checked import (
 )
 from fedagg._training.federated_averaging import ClientWork
 from fedagg._training.gradient import value_and_grad
-from fedagg._training.models import join_model, plain_model, split_model
+from fedagg._training.models import split_model, with_collections, with_parameters
 from fedagg._trees import checks, pytree, rowwise
 from fedagg._trees.keys import as_key, fold_key, split_key
 from fedagg._trees.kinds import check_function, check_kind
@@ -54,8 +54,8 @@ def local_training(
     Reports `training/loss` `[]`, the mean loss over examples and epochs, each as it was
     before the step on its batch; NaN for a client without examples. After a private
     stage it comes out through `noised_metrics` alone. Such a stage hides the client,
-    with all its examples. Noise in `optimizer` hides an example, which is another
-    guarantee, for the client's own account: that of an aggregator says nothing of it.
+    with all its examples. To hide single examples is another guarantee, that of
+    `private_training`.
 
     Args:
         loss: `(variables, examples, key) -> (losses, collections)`: the loss of each
@@ -108,11 +108,11 @@ def local_training(
                 "key=None. Give next a key, or set shuffle=False."
             )
         examples, place, mask = checked_row(row)
-        start = split_model(plain_model(variables))
-        checks.check_floating(start[0], "local_training")
+        parameters, _ = split_model(variables)
+        checks.check_floating(parameters, "local_training")
         size = mask.shape[0] if batch_size is None else min(batch_size, mask.shape[0])
-        state = _with_draws_of_its_own(optimizer.init(start[0]), key)
-        first = start, state, jnp.float32(0.0), jnp.float32(0.0)
+        state = _with_draws_of_its_own(optimizer.init(parameters), key)
+        first = variables, state, jnp.float32(0.0), jnp.float32(0.0)
         order_key, loss_key = split_key(key, 2)
         batches = batches_of(mask, size, epochs, order_key if shuffle else None)
         if max_steps is not None:
@@ -125,26 +125,28 @@ def local_training(
             keys = jax.random.split(loss_key, len(batches.places))
         end, total, count = train(first, examples, batches, keys)
         # Not a number for a client without examples, which has no say in a mean.
-        change = pytree.subtract(join_model(*end), join_model(*start))
-        return change, {"training/loss": total / count}
+        return pytree.subtract(end, variables), {"training/loss": total / count}
 
-    def batch_loss(parameters, collections, start, batch, counts, key):
-        model = join_model(parameters, collections)
+    def batch_loss(parameters, model, start, batch, counts, key):
+        model = with_parameters(model, parameters)
         losses, changed = checked_losses(loss(model, batch, key), counts.shape)
-        check_collections(changed, collections)
+        check_collections(changed, model)
         # At least one: a batch that counts no example takes no step.
         count = jnp.maximum(jnp.sum(counts), 1).astype(losses.dtype)
         value = jnp.sum(jnp.where(counts, losses, 0.0)) / count
-        distance = pytree.squared_norm(pytree.subtract(parameters, start[0]))
+        distance = pytree.squared_norm(
+            pytree.subtract(parameters, split_model(start)[0])
+        )
         penalty = (proximal / 2.0 * distance).astype(value.dtype)
         total = value + penalty if proximal > 0.0 else value
-        return total, (value, collections and collections | changed)
+        return total, (value, with_collections(model, changed))
 
     def step(carry, start, examples, batch):
         """One step on a batch that counts an example."""
-        (parameters, collections), optimizer_state, total, counted = carry
+        model, optimizer_state, total, counted = carry
+        parameters, _ = split_model(model)
         places, counts, key = batch
-        given = collections, start, rowwise.take(examples, places), counts, key
+        given = model, start, rowwise.take(examples, places), counts, key
         (loss_now, (value, changed)), gradient = value_and_grad(batch_loss)(
             parameters, *given
         )
@@ -158,7 +160,7 @@ def local_training(
         )
         count = jnp.sum(counts, dtype=jnp.float32)
         total += count * value.astype(jnp.float32)
-        model = optax.apply_updates(parameters, change), changed
+        model = with_parameters(changed, optax.apply_updates(parameters, change))
         return model, new_state, total, counted + count
 
     @jax.custom_jvp

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from fedagg._training.local_training import Loss
+from fedagg._training.models import in_containers_of
 from fedagg._trees import pytree
 from fedagg._trees.kinds import check_function, described, types_of
 from fedagg._types import PyTree
@@ -57,7 +58,8 @@ def linen_loss(
             **kwargs,
         )
         # What a model sows grows with each call, and is nothing that a round keeps.
-        kept = {x: y for x, y in changed.items() if _is_like(y, variables[x])}
+        made = {x: in_containers_of(y, variables[x]) for x, y in changed.items()}
+        kept = {x: y for x, y in made.items() if _is_like(y, variables[x])}
         return loss(outputs, targets), kept
 
     return batch_loss
@@ -109,7 +111,7 @@ def nnx_loss(
     )
 
     def batch_loss(variables: PyTree, examples: Any, key: jax.Array | None):
-        if not isinstance(variables, dict) or set(variables) != {"params", "state"}:
+        if not isinstance(variables, Mapping) or set(variables) != {"params", "state"}:
             raise ValueError(
                 "variables: expected the first of what nnx_loss returned, a dict of "
                 f"params and state, as what init is given; got {type(variables)}."

@@ -87,6 +87,9 @@ class ClientMemories:
         self._log = UndoLog(folder, self._leaves)
         self._log.go_back(step)
 
+    def __repr__(self) -> str:
+        return f"ClientMemories of {self._clients} clients"
+
     def __len__(self) -> int:
         """The number of clients."""
         return self._clients
@@ -169,6 +172,17 @@ class ClientMemories:
         if self._log is None:
             raise ValueError("commit is of memories in a folder; these are in none.")
         self._log.commit(int(step))
+
+    def go_back(self, step: int) -> None:
+        """Undoes all that was written after the commit of a step, -1 for all.
+
+        Raises:
+            ValueError: if `step` is neither of the last two commits, or the memories
+                are in no folder.
+        """
+        if self._log is None:
+            raise ValueError("go_back is of memories in a folder; these are in none.")
+        self._log.go_back(step)
 
     def _checked(self, numbers: Any) -> np.ndarray:
         numbers = np.asarray(numbers)

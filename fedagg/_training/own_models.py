@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from fedagg._training.models import in_containers_of
 from fedagg._training.population import RememberingWork
 from fedagg._trees import pytree
 from fedagg._types import PyTree, Update
@@ -24,13 +25,14 @@ def own_models(
         return row["held_out"], {"": own}
     if isinstance(after, RememberingWork):
         change, _, memory = after.work(variables, row["training"], key, memory)
-        trained = pytree.add(variables, _value(change))
+        trained = _moved(variables, change)
         trained = trained if personal is None else personal(trained, memory)
     else:
         change, _ = after(own, row["training"], key)
-        trained = pytree.add(own, _value(change))
+        trained = _moved(own, change)
     return row["held_out"], {"before/": own, "after/": trained}
 
 
-def _value(change: Any) -> PyTree:
-    return change.value if isinstance(change, Update) else change
+def _moved(model: PyTree, change: Any) -> PyTree:
+    change = change.value if isinstance(change, Update) else change
+    return pytree.add(model, in_containers_of(change, model))

@@ -59,10 +59,9 @@ class ServerStep(NamedTuple):
             parameters, collections = models.split_model(model)
             towards, collections_change = models.split_model(change)
             moved, state = optimizer.update(pytree.negative(towards), state, parameters)
-            return models.join_model(
-                optax.apply_updates(parameters, moved),
-                pytree.add(collections, collections_change),
-            ), state
+            moved = optax.apply_updates(parameters, moved)
+            collections = pytree.add(collections, collections_change)
+            return models.join_model(moved, collections, model), state
 
         return cls(init, step)
 

@@ -37,7 +37,7 @@ def trained_part(
         TypeError: if the loss is no function of that.
     """
     check_function("(variables, examples, key)", loss=loss)
-    variables = array_leaves(models.plain_model(variables), "variables")
+    variables = array_leaves(variables, "variables")
     paths = pytree.paths(variables)
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(x, pattern) for x in paths):
@@ -61,7 +61,7 @@ def trained_part(
         model = whole(part)
         losses, changed = loss(model, examples, key)
         if changed:
-            kept = part_of(model | changed)
+            kept = part_of(models.with_collections(model, changed))
             changed = {name: kept[name] for name in changed}
         return losses, changed
 

@@ -11,6 +11,7 @@ from fedagg.algorithms._fair import agnostic, q_fedavg
 from fedagg.algorithms._feddyn import feddyn
 from fedagg.algorithms._fednova import fednova
 from fedagg.algorithms._layers import fedrep, personal_layers
+from fedagg.algorithms._lora import fedex_lora
 from fedagg.algorithms._mime import mime_lite
 from fedagg.algorithms._personal import apfl, ditto
 from fedagg.algorithms._reconstruction import fedrecon
@@ -22,6 +23,7 @@ __all__ = [
     "diloco",
     "ditto",
     "feddyn",
+    "fedex_lora",
     "fednova",
     "fedrecon",
     "fedrep",

@@ -10,6 +10,7 @@ import fedagg
 from fedagg.algorithms._parts import (
     check_population,
     parameters_of,
+    with_collections,
     with_parameters,
 )
 
@@ -77,7 +78,7 @@ def diloco(
             (value, changed), gradient = jax.value_and_grad(mean_loss, has_aux=True)(at)
             update, state = optimizer.update(gradient, state, at)
             model = with_parameters(model, optax.apply_updates(at, update))
-            model = {**model, **changed} if changed else model
+            model = with_collections(model, changed)
             return (model, state, number + 1), value
 
         first = model, state, jnp.uint32(0)

@@ -20,16 +20,39 @@ _OTHER = 2**32 - 4
 _STEPS = "fedagg_steps"
 
 
+def path_of(path: Any) -> str:
+    """A leaf's path as one writes it, `params/head/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by their paths."""
+    leaves = {}
+
+    def remember(path: Any, x: Any) -> None:
+        leaves[path_of(path)] = x
+
+    jax.tree.map_with_path(remember, tree)
+    return leaves
+
+
 def parameters_of(model: PyTree) -> PyTree:
     """The parameters: of collections what is under "params", else all."""
     is_dict = isinstance(model, Mapping) and "params" in model
     return model["params"] if is_dict else model
 
 
+def alike(tree: PyTree, model: PyTree) -> PyTree:
+    """The leaves of a tree in the containers of a model, which has the same paths."""
+    leaves = named(tree)
+    return jax.tree.map_with_path(lambda path, x: leaves[path_of(path)], model)
+
+
 def with_parameters(model: PyTree, parameters: PyTree) -> PyTree:
     """The same collections, with other parameters."""
-    is_dict = isinstance(model, Mapping) and "params" in model
-    return {**model, "params": parameters} if is_dict else parameters
+    if parameters_of(model) is model:
+        return parameters
+    return alike({**model, "params": parameters}, model)
 
 
 def two_keys(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
@@ -44,9 +67,9 @@ def collections_of(model: PyTree) -> dict[str, PyTree]:
     return {name: x for name, x in model.items() if name != "params"}
 
 
-def with_collections(parameters: PyTree, collections: dict[str, PyTree]) -> PyTree:
-    """The model of these; parameters alone if there are no collections."""
-    return {"params": parameters, **collections} if collections else parameters
+def with_collections(model: PyTree, collections: Mapping[str, PyTree]) -> PyTree:
+    """The model with other collections, of which there may be none."""
+    return alike({**model, **collections}, model) if collections else model
 
 
 def scaled(factor: jax.Array, tree: PyTree) -> PyTree:
@@ -70,7 +93,8 @@ def counted_training(
         def without_steps(variables: PyTree) -> PyTree:
             if is_plain:
                 return variables["params"]
-            return {name: x for name, x in variables.items() if name != _STEPS}
+            rest = {name: x for name, x in variables.items() if name != _STEPS}
+            return alike(rest, model)
 
         def counting(variables: PyTree, examples: PyTree, key: Any):
             losses, changed = loss(without_steps(variables), examples, key)
@@ -132,12 +156,10 @@ def parts_of(tree: PyTree, patterns: Sequence[str]) -> tuple[PyTree, PyTree]:
     Raises:
         ValueError: if one of the two has no leaf.
     """
-    names = []
+    names = [*named(tree)]
 
     def is_named(path: Any) -> bool:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        names.append(name)
-        return any(fnmatch.fnmatchcase(name, x) for x in patterns)
+        return any(fnmatch.fnmatchcase(path_of(path), x) for x in patterns)
 
     chosen = jax.tree.map_with_path(lambda path, x: is_named(path), tree)
     if not 0 < jax.tree.reduce(operator.add, chosen, 0) < len(names):

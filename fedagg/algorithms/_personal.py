@@ -14,6 +14,7 @@ from fedagg.algorithms._parts import (
     shifted,
     two_keys,
     with_collections,
+    with_parameters,
 )
 
 
@@ -134,33 +135,34 @@ def apfl(
             optax.tree.scale(own_part, own), 1.0 - own_part, common
         )
 
-    def loss_of_both(both: Any, examples: Any, key: Any) -> Any:
-        own, common = both["params"]["own"], both["params"]["common"]
-        told = jax.lax.stop_gradient(common)
-        of_common, changed = loss(
-            with_collections(common, both["common"]), examples, key
-        )
-        of_mixture, changed_own = loss(
-            with_collections(mixed(own, told), both["own"]), examples, key
-        )
-        # Its gradient alone, so that the loss reported is that of the common model.
-        nothing = of_mixture - jax.lax.stop_gradient(of_mixture)
-        changed = {**both["common"], **changed}, {**both["own"], **changed_own}
-        return of_common + nothing, dict(zip(("common", "own"), changed, strict=True))
-
-    train = fedagg.local_training(loss_of_both, optimizer, **options)
-
     def work(model: Any, row: Any, key: Any, own: Any) -> Any:
+        def loss_of_both(both: Any, examples: Any, key: Any) -> Any:
+            told = jax.lax.stop_gradient(both["params"]["common"])
+            mixture = mixed(both["params"]["own"], told)
+            of_common, changed = loss(one_of(both, "common"), examples, key)
+            of_own = one_of(both | {"params": {"own": mixture}}, "own")
+            of_mixture, changed_own = loss(of_own, examples, key)
+            # Its gradient alone: the loss reported is that of the common model.
+            nothing = of_mixture - jax.lax.stop_gradient(of_mixture)
+            changed = {
+                "common": {**both["common"], **changed},
+                "own": {**both["own"], **changed_own},
+            }
+            return of_common + nothing, changed
+
+        def one_of(both: Any, name: str) -> Any:
+            model_of = with_collections(model, both[name])
+            return with_parameters(model_of, both["params"][name])
+
         both = {
             "params": {"common": parameters_of(model), "own": parameters_of(own)},
             "common": collections_of(model),
             "own": collections_of(own),
         }
+        train = fedagg.local_training(loss_of_both, optimizer, **options)
         change, metrics = train(both, row, key)
-        change, moved = (
-            with_collections(change["params"][x], change[x]) for x in ("common", "own")
-        )
-        return change, metrics, jax.tree.map(jnp.add, own, moved)
+        moved = optax.tree.add(own, one_of(change, "own"))
+        return one_of(change, "common"), metrics, moved
 
     kept = None if on_host else clients
     return _with_own_models(work, server_optimizer, aggregator, kept)

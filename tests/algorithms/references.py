@@ -77,6 +77,26 @@ def fednova(clients, x, cohorts, rate, momentum, proximal, sizes):
     return x
 
 
+def fedex_lora(clients, weight, a, b, cohorts, rate, sizes, scale):
+    """Singhal et al. 2024, section 4: the residual of the products goes into W."""
+    for cohort in cohorts:
+        p = np.array([sizes[i] for i in cohort], float)
+        p /= p.sum()
+        factors = []
+        for i in cohort:
+            ai, bi = a.copy(), b.copy()
+            for batch in clients[i].batches:
+                x = (weight + scale * ai @ bi)[:, 0]
+                g = scale * clients[i].gradient(x, batch)[:, None]
+                ai, bi = ai - rate * g @ bi.T, bi - rate * ai.T @ g
+            factors.append((ai, bi))
+        products = np.einsum("i,ijk->jk", p, np.stack([x @ y for x, y in factors]))
+        a = np.einsum("i,ijk->jk", p, np.stack([x for x, _ in factors]))
+        b = np.einsum("i,ijk->jk", p, np.stack([y for _, y in factors]))
+        weight = weight + scale * (products - a @ b)
+    return weight, a, b
+
+
 def feddyn(clients, x, cohorts, rate, alpha):
     """Acar et al. 2021, algorithm 1, with the client's minimum by the same steps."""
     m, h = len(clients), np.zeros_like(x)

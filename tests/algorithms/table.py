@@ -44,7 +44,7 @@ def of_parts(model, examples, key):
 def personal(given, aggregator, options, **more):
     work = fedagg.local_training(given, optax.sgd(RATE), **options)
     return algorithms.personal_layers(
-        work, aggregator, personal=["*head"], clients=N, **more
+        work, aggregator, personal=["*head*"], clients=N, **more
     )
 
 
@@ -76,6 +76,17 @@ def support_and_query(examples, numbers):
     return table[(numbers + 1) % N], table[numbers]
 
 
+def of_adapters(model, examples, key):
+    """The loss of a weight with an adapter of rank two."""
+    whole = model["weight"] + model["a"] @ model["b"] / 2
+    return loss(whole[:, 0], examples, key)
+
+
+ADAPTERS = {
+    "weight": START[:, None],
+    "a": np.array([[0.5, -0.2], [0.3, 0.8], [-0.6, 0.1]]),
+    "b": np.array([[0.2], [-0.4]]),
+}
 PARTS = {"body": START[:2], "head": START[2:]}
 CASES = {
     "agnostic": Case(with_sgd(algorithms.agnostic, groups=N), True, False),
@@ -84,15 +95,21 @@ CASES = {
     "ditto": Case(with_sgd(algorithms.ditto, clients=N), True, True),
     "feddyn": Case(with_sgd(algorithms.feddyn, clients=N), True, True),
     "fednova": Case(with_sgd(algorithms.fednova), False, False),
+    "fedex_lora": Case(
+        with_sgd(algorithms.fedex_lora, adapters={"*weight": ("*a", "*b")}, scale=0.5),
+        False,
+        False,
+        ADAPTERS,
+    ),
     "fedrecon": Case(
-        with_sgd(algorithms.fedrecon, local=["*head"]),
+        with_sgd(algorithms.fedrecon, local=["*head*"]),
         False,
         False,
         PARTS,
         support_and_query,
     ),
     "fedrep": Case(
-        with_sgd(algorithms.fedrep, clients=N, personal=["*head"]), True, True, PARTS
+        with_sgd(algorithms.fedrep, clients=N, personal=["*head*"]), True, True, PARTS
     ),
     "ifca": Case(
         with_sgd(algorithms.ifca, models=2), False, False, np.stack([START, -START])
@@ -107,6 +124,8 @@ CASES = {
 
 
 def loss_of(case):
+    if case.start is ADAPTERS:
+        return of_adapters
     return of_parts if case.start is PARTS else loss
 
 

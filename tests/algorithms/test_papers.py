@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.core import FrozenDict
 
 import fedagg
 from fedagg import algorithms
@@ -20,6 +21,7 @@ from tests.algorithms.problems import (
     loss,
     rounds_of,
 )
+from tests.algorithms.table import ADAPTERS, of_adapters
 
 N, RATE = len(CLIENTS), 0.1
 
@@ -85,6 +87,78 @@ def test_feddyn():
     assert_near(state.variables, x)
     assert_near(state.optimizer, h)
     assert_near(state.memories, own)
+
+
+WEIGHTS = np.array(SIZES, np.float32)
+FACTORS = {"*weight": ("*a", "*b")}
+
+
+def lora_rounds(start=ADAPTERS, given=of_adapters, cohorts=COHORTS):
+    training = algorithms.fedex_lora(
+        *(given, optax.sgd(RATE), mean()), adapters=FACTORS, scale=0.5, **OPTIONS
+    )
+    return rounds_of(training, start, cohorts, data=plain, weights=WEIGHTS).variables
+
+
+def test_fedex_lora():
+    got = lora_rounds()
+
+    first = [ADAPTERS[x].astype(np.float64) for x in ("weight", "a", "b")]
+    weight, a, b = references.fedex_lora(
+        CLIENTS, first[0], first[1], first[2], COHORTS, RATE, SIZES, 0.5
+    )
+    assert_near(got["weight"], weight)
+    assert_near(got["a"], a)
+    assert_near(got["b"], b)
+
+
+def test_the_server_s_layer_is_the_mean_of_clients_layers_and_that_of_factors_is_not():
+    train = fedagg.local_training(of_factors, optax.sgd(RATE), **OPTIONS)
+    part = {name: jnp.asarray(ADAPTERS[name]) for name in "ab"}
+    p = WEIGHTS.astype(np.float64) / WEIGHTS.sum()
+    sent = [jax.jit(train)(part, TABLE[i], None)[0] for i in range(N)]
+    own = [
+        {name: np.asarray(part[name] + x[name], np.float64) for name in "ab"}
+        for x in sent
+    ]
+    weight = ADAPTERS["weight"].astype(np.float64)
+
+    got = lora_rounds(cohorts=COHORTS[:1])
+
+    mean_layer = sum(
+        q * (weight + 0.5 * x["a"] @ x["b"]) for q, x in zip(p, own, strict=True)
+    )
+    layer = np.asarray(got["weight"]) + 0.5 * np.asarray(got["a"]) @ got["b"]
+    of_means = weight + 0.5 * np.asarray(got["a"]) @ got["b"]
+    assert_near(layer, mean_layer)
+    assert np.abs(of_means - mean_layer).max() > 1e-2
+
+
+def of_factors(part, examples, key):
+    return of_adapters({"weight": ADAPTERS["weight"], **part}, examples, key)
+
+
+@pytest.mark.deep
+def test_adapters_of_a_model_with_collections_in_other_containers():
+    start = FrozenDict({"params": ADAPTERS, "stats": {"mean": jnp.zeros(3)}})
+
+    def given(model, examples, key):
+        assert isinstance(model, FrozenDict)
+        return of_adapters(model["params"], examples, key)
+
+    got = lora_rounds(start, given)
+
+    assert jax.tree.structure(got) == jax.tree.structure(start)
+    jax.tree.map(assert_near, got["params"].unfreeze(), lora_rounds())
+
+
+def test_an_adapter_of_no_leaf_or_of_two_is_refused():
+    for pattern, said in (("c", "which is of none; there are a, b"), ("*", "is of")):
+        training = algorithms.fedex_lora(
+            of_adapters, optax.sgd(RATE), mean(), adapters={"*weight": ("*a", pattern)}
+        )
+        with pytest.raises(ValueError, match=said):
+            training.init(ADAPTERS)
 
 
 def test_mime_lite_with_momentum():

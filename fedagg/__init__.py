@@ -5,7 +5,7 @@ client computes, a sum over clients, and what the server makes of the sum. There
 
 - rounds: `aggregator`, `combining`, `chain`, `grouped`, `with_error_feedback`
 - a look into them: `with_measurements`, `with_sample`, `MetricsWriter`, `read_metrics`,
-  `plot_metrics`
+  `plot_metrics`, `message_bits`
 - recipes: `robust_aggregator`, `compression_aggregator`, `secure_aggregator`,
   `dp_aggregator`, `distributed_dp_aggregator`
 - bounds: `mean`, `zeroing`, `clipping`, `quantile_bound`
@@ -14,9 +14,9 @@ client computes, a sum over clients, and what the server makes of the sum. There
   `centered_clipping`; before them `nearest_neighbor_mixing`, `bucketing`,
   `adaptive_robust_clipping`; `fedagg.attacks` has what liars send
 - fewer bits: `quantization`, `qsgd`, `terngrad`, `sign`, `top_k`, `random_k`, `eden`,
-  `drive`, `rotation`, `discretization`, `elias_gamma`, `with_distortion`, `message_bits`
+  `drive`, `rotation`, `discretization`, `elias_gamma`, `with_distortion`
 - privacy: `gaussian_noise`, `tree_noise`, `banded_noise`, `toeplitz_noise`,
-  `matrix_factorization_noise`, two that learn a clip, `adaptive_gaussian_noise`,
+  `matrix_factorization_noise`; with a clip that is learnt `adaptive_gaussian_noise`,
   `adaptive_tree_noise`; by clients `skellam`, `discrete_gaussian`,
   `local_gaussian_noise`; `noised_metrics`, `secret_key`, `without_guarantee`; and its
   price, `guarantee`, `epsilon`, `budget`, `noise_multiplier_for`, `audit`

@@ -61,6 +61,20 @@ def buffered_averaging(
     A full buffer is a round of the aggregator, and the server takes a step: that is one
     `next`, and its clients' training runs inside the sum.
 
+    Of these clients one in two takes ten times as long as the others::
+
+        training = buffered_averaging(
+            lambda w, x, key: (0.5 * (x - w), {}),  # halfway to its own value
+            optax.sgd(1.0),
+            robust_aggregator(),
+            clients=8,
+            buffer=2,
+            concurrency=4,
+            duration=lambda client, key: jnp.where(client % 2, 10.0, 1.0),
+        )
+        state, data = training.init(jnp.zeros(3)), jnp.ones((8, 3))
+        state, model, metrics = training.next(state, data, key=jax.random.key(0))
+
     `init(variables)` takes the model. `next(state, client_data, weights=None, key=...)`
     takes the data of *all* clients, a row each, and their weights; one of weight zero
     is never sent out. `state.training` is that of `federated_averaging`, with the model

@@ -63,7 +63,9 @@ def row_of(clients: int, buffer: int, away: int, turns: int = TURNS) -> dict[str
         rows = jax.tree.map(lambda x: x[numbers], data)
         return plain.next(state, rows, None, key)
 
-    last_of = jax.jit(lambda keys: jnp.max(jax.vmap(lambda x: duration(0, x))(keys)))
+    last_of = jax.jit(
+        lambda keys: jnp.max(jax.vmap(lambda x: duration(jnp.int32(0), x))(keys))
+    )
     times, simulated, waited = [], 0.0, 0.0
     for turn in range(turns + 1):  # the first one compiles
         key = jax.random.key(turn)

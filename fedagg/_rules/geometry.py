@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedagg._trees import checks, matrix
+from fedagg._trees import checks, matrix, pytree
 from fedagg._trees.matrix import Layout
 from fedagg._trees.shares import Share
 from fedagg._trees.weights import is_present
@@ -22,6 +22,8 @@ _NEAR = 1e-2
 
 # Sums of squares to the largest float over this leave room for those of differences.
 _ROOM = 64.0
+
+_PIECE = 256  # columns that are multiplied at once on a CPU
 
 
 class Cohort(NamedTuple):
@@ -47,13 +49,8 @@ class Cohort(NamedTuple):
         matrices = layout.matrices(updates.value)
         present = is_present(updates.weight)
 
-        def squares_of(x: jax.Array) -> jax.Array:
-            # An absent client's value may be anything, and so may its derivatives.
-            return row_squares(jnp.where(present[:, None], x, 0.0))
-
-        squares = share.add(matrix.sum_over_blocks(squares_of, matrices))
-        largest = float(jnp.finfo(squares.dtype).max)
-        given = present & (squares < largest / _ROOM)
+        squares = share.add(_squares_of(matrices, present))
+        given = present & has_room(squares)
         norms = jnp.where(given, jnp.sqrt(squares), jnp.inf)
         return cls(layout, matrices, updates.weight, present, given, norms, share)
 
@@ -67,11 +64,17 @@ class Cohort(NamedTuple):
     def combined(self, factors: jax.Array) -> PyTree:
         """The sum of values times factors, `[n]`, or for each row of `[m, n]`."""
 
-        def product(x: jax.Array) -> jax.Array:
-            kept = jnp.where(self.given[:, None], x, jnp.zeros_like(x))
-            return jnp.matmul(factors.astype(x.dtype), kept, precision="highest")
+        sums = [weighted_sum(x, factors, self.given) for x in self.matrices]
+        return self.layout.tree(sums)
 
-        return self.layout.tree(matrix.over_blocks(product, self.matrices))
+    def row(self, chosen: jax.Array) -> PyTree:
+        """The value of the client with this number `[]`; zeros if it is not given."""
+
+        def picked(x: jax.Array) -> jax.Array:
+            row = jax.lax.dynamic_index_in_dim(x, chosen, keepdims=False)
+            return jnp.where(self.given[chosen], pytree.wide(row), 0.0)
+
+        return self.layout.tree([picked(x) for x in self.matrices])
 
     def mean_of(self, chosen: jax.Array) -> PyTree:
         """The mean of the chosen `[n]`; zeros if there is none."""
@@ -108,7 +111,7 @@ def _from(cohort: Cohort, client: jax.Array) -> Geometry:
     def products(x: jax.Array) -> jax.Array:
         origin = jax.lax.dynamic_index_in_dim(x, client, axis=0)
         moved = jnp.where(given[:, None], x - origin, jnp.zeros_like(x))
-        return jnp.matmul(moved, moved.T, precision="highest")
+        return _inner_products(moved)
 
     gram = cohort.share.add(matrix.sum_over_blocks(products, cohort.matrices))
     gram = jnp.where(both(given), gram, jnp.zeros_like(gram))
@@ -120,14 +123,93 @@ def _from(cohort: Cohort, client: jax.Array) -> Geometry:
     return Geometry(gram, squares, middle)
 
 
+def _inner_products(x: jax.Array) -> jax.Array:
+    """Of the rows of a block `[n, k]`, with each other: `[n, n]`."""
+
+    def at_once(x: jax.Array) -> jax.Array:
+        return jnp.matmul(x, x.T, precision="highest")
+
+    def in_pieces(x: jax.Array) -> jax.Array:
+        """Each half of the clients with the other once, and pieces for all cores."""
+        n, k = x.shape
+        width = _PIECE if k % _PIECE == 0 else k
+        x = x.reshape(n, k // max(width, 1), width).transpose(1, 0, 2)
+        # What is written once, for each product to read.
+        halves = jax.lax.optimization_barrier((x[:, : n // 2], x[:, n // 2 :]))
+
+        def between(i: int, j: int) -> jax.Array:
+            products = jnp.einsum(
+                "pik,pjk->pij", halves[i], halves[j], precision="highest"
+            )
+            return jnp.sum(products, axis=0)
+
+        across = between(0, 1)
+        return jnp.block([[between(0, 0), across], [across.T, between(1, 1)]])
+
+    return jax.lax.platform_dependent(x, cpu=in_pieces, default=at_once)
+
+
 def _median_square(squares: jax.Array, size: jax.Array) -> jax.Array:
     """Within which square distance half of `size` clients are, along the last axis."""
     return jnp.take(jnp.sort(squares, axis=-1), size // 2, axis=-1)
 
 
+@jax.custom_jvp
+def _squares_of(matrices: list[jax.Array], present: jax.Array) -> jax.Array:
+    """Sums of squares of rows over all matrices `[n]`, read once; zero of the absent."""
+    # In blocks, what has to be widened: a whole matrix of it would be written.
+    total = matrix.added(
+        [
+            row_squares(x)
+            if x.dtype.itemsize >= 4
+            else matrix.sum_over_blocks(row_squares, [x])
+            for x in matrices
+        ]
+    )
+    return jnp.where(present, total, jnp.zeros_like(total))
+
+
+@_squares_of.defjvp
+def _derivative_of_squares(primals: tuple, tangents: tuple) -> tuple:
+    matrices, present = primals
+
+    def of_present(matrices: list[jax.Array]) -> jax.Array:
+        # An absent client's value may be anything, and so may its derivatives.
+        def squares(x: jax.Array) -> jax.Array:
+            return row_squares(jnp.where(present[:, None], x, 0.0))
+
+        return matrix.sum_over_blocks(squares, matrices)
+
+    return jax.jvp(of_present, (matrices,), (tangents[0],))
+
+
+def weighted_sum(x: jax.Array, factors: jax.Array, given: jax.Array) -> jax.Array:
+    """Rows of a matrix times factors, `[n]` or `[m, n]`, summed over those given."""
+
+    def safe(x: jax.Array, factors: jax.Array) -> jax.Array:
+        def product(x: jax.Array) -> jax.Array:
+            kept = jnp.where(given[:, None], x, jnp.zeros_like(x))
+            return jnp.matmul(factors.astype(x.dtype), kept, precision="highest")
+
+        return matrix.over_blocks(product, [x])[0]
+
+    if factors.ndim > 1 or x.dtype.itemsize < 4:
+        return safe(x, factors)
+    # One read of all. Zero times NaN is NaN, and then what is not given is cleared.
+    factors = jnp.where(given, factors, 0.0).astype(x.dtype)
+    total = jnp.matmul(factors, x, precision="highest")
+    finite = jnp.all(jnp.isfinite(total))
+    return jax.lax.cond(finite, lambda: total, lambda: safe(x, factors))
+
+
 def row_squares(x: jax.Array) -> jax.Array:
     """Sums of squares of the rows of `[n, k]`."""
     return jnp.einsum("nk,nk->n", x, x, precision="highest")
+
+
+def has_room(squares: jax.Array) -> jax.Array:
+    """Which sums of squares are numbers, and not so large that sums overflow."""
+    return squares < float(jnp.finfo(squares.dtype).max) / _ROOM
 
 
 def count(chosen: jax.Array) -> jax.Array:

@@ -42,8 +42,7 @@ def krum(f: int) -> Rule:
         del key
         check_cohort(len(updates.weight), f, "krum")
         cohort = Cohort.of(updates, "krum", share)
-        best = closest(_scores(cohort, f), jnp.int32(1))
-        return Output(state, cohort.mean_of(best), {})
+        return Output(state, cohort.row(jnp.argsort(_scores(cohort, f))[0]), {})
 
     return rule_of_shares(lambda template: (), combine)
 

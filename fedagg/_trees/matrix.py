@@ -83,7 +83,11 @@ def sum_over_blocks(
     fn: Callable[..., jax.Array], *matrices: list[jax.Array]
 ) -> jax.Array:
     """The sum of `fn` over blocks of columns; of several lists, over blocks alike."""
-    parts = [_sum(fn, columns) for columns in zip(*matrices, strict=True)]
+    return added([_sum(fn, columns) for columns in zip(*matrices, strict=True)])
+
+
+def added(parts: list[jax.Array]) -> jax.Array:
+    """The sum of arrays alike, in the widest of their dtypes."""
     total = parts[0]
     for part in parts[1:]:
         dtype = max(total.dtype, part.dtype, key=lambda dtype: dtype.itemsize)

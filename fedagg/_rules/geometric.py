@@ -5,11 +5,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedagg._rules.geometry import Cohort, Geometry, count, geometry, row_squares
+from fedagg._rules.geometry import (
+    Cohort,
+    Geometry,
+    count,
+    geometry,
+    has_room,
+    weighted_sum,
+)
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, matrix, pytree
+from fedagg._trees.matrix import Layout
 from fedagg._trees.shares import Share, rule_of_shares
-from fedagg._trees.weights import unit_of
+from fedagg._trees.weights import is_present, unit_of
 from fedagg._types import Output, PyTree, Rule, Update
 
 
@@ -104,7 +112,7 @@ def centered_clipping(radius: float, *, iterations: int = 1) -> Rule:
 
     | | the answer |
     | --- | --- |
-    | NaN, an infinity, a norm beyond 2e18 | the client counts, and moves nothing |
+    | NaN, an infinity, a difference beyond 2e18 | the client counts, moves nothing |
     | nobody present | zeros, and the next round starts from where this one did |
 
     Args:
@@ -129,31 +137,33 @@ def centered_clipping(radius: float, *, iterations: int = 1) -> Rule:
         state: ClippingCenter, updates: Update, key: jax.Array | None, share: Share
     ) -> Output:
         del key
-        cohort = Cohort.of(updates, "centered_clipping", share)
-        number = jnp.maximum(count(cohort.present), 1)
-        start = cohort.layout.vectors(share.cut(state.value))
+        checks.check_floating(updates.value, "centered_clipping")
+        layout = Layout.of(updates.value)
+        matrices = layout.matrices(updates.value)
+        present = is_present(updates.weight)
+        number = jnp.maximum(count(present), 1)
 
         def moved(center: list[jax.Array]) -> list[jax.Array]:
             def squares(x: jax.Array, center: jax.Array) -> jax.Array:
-                return row_squares(x - center[None])
+                apart = jnp.where(present[:, None], x - center[None], 0.0)
+                return jnp.sum(jnp.square(apart), axis=1)
 
-            def sums(x: jax.Array, center: jax.Array) -> jax.Array:
-                kept = jnp.where(cohort.given[:, None], x - center[None], 0.0)
-                parts = factors.astype(x.dtype)
-                return center + jnp.matmul(parts, kept, precision="highest")
-
-            total = matrix.sum_over_blocks(squares, cohort.matrices, center)
-            norms = jnp.sqrt(share.add(total))
-            norms = jnp.where(cohort.given, norms, jnp.inf)
+            total = share.add(matrix.sum_over_blocks(squares, matrices, center))
+            given = present & has_room(total)
+            norms = jnp.where(given, jnp.sqrt(total), jnp.inf)
             # A zero norm divides to infinity, and the minimum is then one.
             factors = jnp.minimum(1.0, radius / norms) / number.astype(norms.dtype)
-            return matrix.over_blocks(sums, cohort.matrices, center)
+            stays = 1.0 - jnp.sum(factors)  # of the center
+            return [
+                old * stays.astype(old.dtype) + weighted_sum(x, factors, given)
+                for x, old in zip(matrices, center, strict=True)
+            ]
 
-        center = start
+        center = layout.vectors(share.cut(state.value))
         for _ in range(iterations):
             center = moved(center)
-        value = cohort.layout.tree(center)
-        somebody = jnp.any(cohort.present)
+        value = layout.tree(center)
+        somebody = jnp.any(present)
         kept = ClippingCenter(share.join(value))
         return Output(kept, pytree.keep(somebody, value), {})
 

@@ -156,7 +156,7 @@ def _median_square(squares: jax.Array, size: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _squares_of(matrices: list[jax.Array], present: jax.Array) -> jax.Array:
-    """Sums of squares of rows over all matrices `[n]`, read once; zero of the absent."""
+    """Sums of squares of rows of all matrices `[n]`, read once; zero of the absent."""
     # In blocks, what has to be widened: a whole matrix of it would be written.
     total = matrix.added(
         [

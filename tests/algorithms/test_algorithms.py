@@ -55,7 +55,7 @@ def test_every_algorithm_is_in_the_table():
 
 
 @every_name
-def test_an_algorithm_is_below_forty_lines_and_says_what_it_is(name):
+def test_an_algorithm_is_some_thirty_lines_and_says_what_it_is(name):
     function = getattr(algorithms, name)
     tree = ast.parse(inspect.getsource(function)).body[0]
     assert isinstance(tree, ast.FunctionDef)
@@ -66,7 +66,7 @@ def test_an_algorithm_is_below_forty_lines_and_says_what_it_is(name):
         if isinstance(node, (ast.stmt, ast.expr))
     }
 
-    assert len(of_code) <= 38
+    assert len(of_code) <= 32
     assert section(function, "Reference")
     assert "| state | |" in doc(function)
     assert entries(function, "Args") == parameters(function)

@@ -173,7 +173,7 @@ def agnostic(
 
 
 def _moved(mixture: jax.Array, by: jax.Array, is_there: jax.Array) -> jax.Array:
-    """A mixture times `exp(by)` where somebody was; these parts sum to what they did."""
+    """A mixture times `exp(by)` where somebody was, whose parts keep their sum."""
     there = jnp.where(is_there, mixture, 0.0)
     # The largest comes to one, so that nothing overflows.
     largest = jnp.max(jnp.where(is_there, by, -jnp.inf))

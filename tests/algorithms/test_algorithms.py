@@ -234,9 +234,8 @@ def test_all_others_work_with_noise_and_with_a_rule(name):
 def test_the_page_has_each_with_its_paper_its_state_and_its_cost():
     root = pathlib.Path(algorithms.__file__).parents[2]
     page = (root / "docs/algorithms.md").read_text()
-    rows = [
-        x.strip("| ").split(" | ") for x in page.splitlines() if x.startswith("| `")
-    ]
+    lines = [x for x in page.splitlines() if x.startswith("| `")]
+    rows = [[y.strip() for y in x.strip("|").split("|")] for x in lines]
     cells = {row[0].strip("`"): row for row in rows if len(row) == 6}
 
     assert set(cells) == set(algorithms.__all__)

@@ -150,16 +150,9 @@ def agnostic(
 
     def step(variables: Any, change: Any, metrics: Any, state: Any) -> Any:
         model, state = server.step(variables["model"], change["model"], {}, state)
-        before, counts = variables["mixture"], change["counts"]
-        is_there = counts > 0.0
-        losses = change["losses"] / jnp.where(is_there, counts, 1.0)
-        there = jnp.where(is_there, before, 0.0)
-        # The largest comes to one, so that nothing overflows.
-        largest = jnp.max(jnp.where(is_there, losses, -jnp.inf))
-        moved = jnp.where(is_there, there * jnp.exp(rate * (losses - largest)), 0.0)
-        total = jnp.sum(moved)
-        moved *= jnp.sum(there) / jnp.where(total > 0.0, total, 1.0)
-        mixture = jnp.where(is_there, moved, before)
+        is_there = change["counts"] > 0.0
+        losses = change["losses"] / jnp.where(is_there, change["counts"], 1.0)
+        mixture = _moved(variables["mixture"], rate * losses, is_there)
         return {"model": model, "mixture": mixture}, state
 
     def init(variables: Any) -> Any:
@@ -177,3 +170,14 @@ def agnostic(
             {"model": model, "mixture": jnp.full(groups, 1.0 / groups)}
         )
     )
+
+
+def _moved(mixture: jax.Array, by: jax.Array, is_there: jax.Array) -> jax.Array:
+    """A mixture times `exp(by)` where somebody was, whose parts keep their sum."""
+    there = jnp.where(is_there, mixture, 0.0)
+    # The largest comes to one, so that nothing overflows.
+    largest = jnp.max(jnp.where(is_there, by, -jnp.inf))
+    moved = jnp.where(is_there, there * jnp.exp(by - largest), 0.0)
+    total = jnp.sum(moved)
+    moved *= jnp.sum(there) / jnp.where(total > 0.0, total, 1.0)
+    return jnp.where(is_there, moved, mixture)

@@ -59,12 +59,14 @@ def fedex_lora(
     """
 
     def products(model: Any) -> dict[str, jax.Array]:
-        leaves, made = named(model), {}
-        for weight, pair in adapters.items():
+        leaves = named(model)
+
+        def product(pair: tuple[str, str]) -> jax.Array:
             a, b = (leaves[_only(leaves, x)] for x in pair)
-            product = jnp.matmul(a, b, precision="highest")
-            made[_only(leaves, weight)] = scaled(jnp.float32(scale), product)
-        return made
+            whole = jnp.matmul(a, b, precision="highest")
+            return scaled(jnp.float32(scale), whole)
+
+        return {_only(leaves, weight): product(x) for weight, x in adapters.items()}
 
     def factors(model: Any) -> Any:
         leaves = named(model)
@@ -84,10 +86,11 @@ def fedex_lora(
         after = whole(optax.tree.add(part, change["factors"]))
         wanted = optax.tree.add(products(model), change["products"])
         left = optax.tree.sub(wanted, products(after))
-        return jax.tree.map_with_path(
-            lambda path, x: x + left[path_of(path)] if path_of(path) in left else x,
-            after,
-        ), state
+
+        def exact(path: Any, x: jax.Array) -> jax.Array:
+            return x + left[path_of(path)] if path_of(path) in left else x
+
+        return jax.tree.map_with_path(exact, after), state
 
     def sent(model: Any) -> Any:
         return {"factors": factors(model)[0], "products": products(model)}

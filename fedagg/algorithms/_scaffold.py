@@ -75,9 +75,8 @@ def scaffold(
         model, away = variables["model"], optax.tree.sub(variables["control"], own)
         sgd = optax.chain(shifted(lambda at: away), optax.sgd(rate))
         change, metrics, steps = counted_training(loss, sgd, **options)(model, row, key)
-        mean_step = scaled(1.0 / jnp.maximum(steps, 1.0), parameters_of(change))
-        now = optax.tree.sub(optax.tree.scale(-1.0 / rate, mean_step), away)
-        now = optax.tree.where(steps > 0.0, now, own)
+        mean = scaled(-1.0 / rate / jnp.maximum(steps, 1.0), parameters_of(change))
+        now = optax.tree.where(steps > 0.0, optax.tree.sub(mean, away), own)
         sent = {"model": change, "control": optax.tree.sub(now, own)}
         return fedagg.Update(sent, steps > 0.0), metrics, now
 

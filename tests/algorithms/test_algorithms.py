@@ -2,6 +2,8 @@
 
 import ast
 import inspect
+import pathlib
+import re
 
 import flax.serialization
 import jax
@@ -20,14 +22,14 @@ from tests.algorithms.problems import (
 )
 from tests.algorithms.table import CASES, N, loss_of, training_of
 from tests.compiling import jit
-from tests.helpers import WAYS, assert_close, assert_same
+from tests.helpers import WAYS, assert_close, assert_same, first_now
 from tests.test_api import doc, entries, parameters, raised, section
 
 # One that remembers and one that does not, of those that are quick to compile.
 QUICK = ("fednova", "scaffold")
 
 # Those that take no weights, and see for themselves who has examples.
-COUNTING = {"agnostic", "feddyn", "q_fedavg"}
+COUNTING = {"agnostic", "feddyn", "q_fedavg", "scaffold"}
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 some_cases = pytest.mark.parametrize(
@@ -53,7 +55,7 @@ def test_every_algorithm_is_in_the_table():
 
 
 @every_name
-def test_an_algorithm_is_below_forty_lines_and_says_what_it_is(name):
+def test_an_algorithm_is_some_thirty_lines_and_says_what_it_is(name):
     function = getattr(algorithms, name)
     tree = ast.parse(inspect.getsource(function)).body[0]
     assert isinstance(tree, ast.FunctionDef)
@@ -64,7 +66,7 @@ def test_an_algorithm_is_below_forty_lines_and_says_what_it_is(name):
         if isinstance(node, (ast.stmt, ast.expr))
     }
 
-    assert len(of_code) <= 40
+    assert len(of_code) <= 32
     assert section(function, "Reference")
     assert "| state | |" in doc(function)
     assert entries(function, "Args") == parameters(function)
@@ -102,30 +104,40 @@ def test_a_round_with_nobody_changes_nothing(case):
     assert_same(rounds_of(training, cohorts=[[]], data=case.data(), state=first), first)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "scaffold",
-        *(pytest.param(x, marks=pytest.mark.deep) for x in sorted(COUNTING)),
-    ],
-)
+@first_now("name", ["scaffold", *sorted({*CASES} - {"scaffold", "diloco"})])
 def test_a_client_without_examples_is_as_one_that_is_absent(name):
-    case = CASES[name]
-    examples = [
-        (x[: len(x) * (i != 2)], y[: len(x) * (i != 2)])
-        for i, (x, y) in enumerate(EXAMPLES)
-    ]
+    case, weights = CASES[name], None
+    if name not in COUNTING:
+        weights = np.array([len(x) for x, _ in EMPTY], np.float32)
     training = training_of(case)
     first = rounds_of(training, case.start, COHORTS[:1], case.data())
 
-    with_empty = rounds_of(
-        training, cohorts=[[1, 2, 4]], data=case.data(examples), state=first
-    )
-    without = rounds_of(
-        training, cohorts=[[1, 4]], data=case.data(examples), state=first
-    )
+    given = {"data": case.data(EMPTY), "weights": weights, "state": first}
+    with_empty = rounds_of(training, cohorts=[[1, 2, 4]], **given)
+    without = rounds_of(training, cohorts=[[1, 4]], **given)
 
     assert_same(with_empty, without)
+
+
+EMPTY = [
+    (x[: len(x) * (i != 2)], y[: len(x) * (i != 2)])
+    for i, (x, y) in enumerate(EXAMPLES)
+]
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", sorted({*CASES} - {"diloco"}))
+def test_a_client_without_examples_that_has_a_weight_learns_nothing(name):
+    case = CASES[name]
+    training = training_of(case)
+    first = rounds_of(training, case.start, COHORTS[:1], case.data())
+
+    state = rounds_of(training, cohorts=[[1, 2, 4]], data=case.data(EMPTY), state=first)
+
+    for x in jax.tree.leaves(state):
+        assert np.isfinite(x).all()
+    if case.remembers:
+        assert_same(*(jax.tree.map(lambda x: x[2], y.memories) for y in (state, first)))
 
 
 @pytest.mark.parametrize("way", ["at_once", "chunks_with_a_rest", "across"])
@@ -188,6 +200,8 @@ def by_a_rule():
         ("scaffold", by_a_rule, "scaffold needs to know how many clients"),
         ("feddyn", noised, "feddyn needs to know how many clients"),
         ("feddyn", by_a_rule, r"which combining\(median\(\)\) does not report"),
+        ("q_fedavg", by_a_rule, "q_fedavg weighs clients by what they computed"),
+        ("agnostic", noised, "agnostic weighs clients by what they computed"),
         ("q_fedavg", noised, "q_fedavg weighs clients by what they computed"),
         ("agnostic", by_a_rule, "agnostic weighs clients by what they computed"),
     ],
@@ -195,6 +209,49 @@ def by_a_rule():
 def test_what_would_be_wrong_is_refused_by_name(name, make, said):
     with pytest.raises(ValueError, match=said):
         training_of(CASES[name], make())
+
+
+OTHERS = sorted({*CASES} - COUNTING)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", OTHERS)
+def test_all_others_work_with_noise_and_with_a_rule(name):
+    """With a clip that nobody reaches and no noise, that is the mean over clients."""
+    case = CASES[name]
+    private = fedagg.aggregator(fedagg.gaussian_noise(0.0, 100.0, N))
+    alike = fedagg.aggregator(fedagg.mean(weighted=False))
+
+    def after(aggregator):
+        training = training_of(case, aggregator)
+        state, data = training.init(case.start), case.data()(np.arange(N))
+        return jit(training.next)(state, data, None, jax.random.key(0)).value
+
+    assert_close(after(private), after(alike), rtol=2e-3)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(after(by_a_rule())))
+
+
+def test_the_page_has_each_with_its_paper_its_state_and_its_cost():
+    root = pathlib.Path(algorithms.__file__).parents[2]
+    page = (root / "docs/algorithms.md").read_text()
+    lines = [x for x in page.splitlines() if x.startswith("| `")]
+    rows = [[y.strip() for y in x.strip("|").split("|")] for x in lines]
+    cells = {row[0].strip("`"): row for row in rows if len(row) == 6}
+
+    assert set(cells) == set(algorithms.__all__)
+    for name, (_, paper, use, *_, cost) in cells.items():
+        assert re.search(r" (20\d\d)", paper) and use and cost, name
+        years = re.findall(r"20\d\d", section(getattr(algorithms, name), "Reference"))
+        assert set(re.findall(r"20\d\d", paper)) <= set(years)
+
+
+def test_the_page_s_algorithm_with_memory_is_scaffold_s_code_in_ten_lines():
+    page = pathlib.Path(inspect.getfile(algorithms.scaffold)).read_text()
+    shown = page.split("docs/algorithms.md shows")[1].split("# The change of the")[0]
+    lines = [x for x in shown.splitlines()[1:] if x.strip()]
+
+    assert [x.strip()[:9] for x in (lines[0], lines[2])] == ["def begin", "def work("]
+    assert len(lines) == 10
 
 
 @pytest.mark.parametrize("name", ["q_fedavg", "agnostic"])

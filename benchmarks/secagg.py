@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -24,7 +25,8 @@ from notebooks.secagg_demo import crowd
 _PIECE = bytes(2**20)
 _CONTEXT = secagg.context_of([], b"a benchmark")
 _LEGEND = """
-cryptography {version}. One process, one thread. *Client*: all steps of the median
+cryptography {version}. When it began, {load:.1f} programs wanted a core. One process,
+one thread. *Client*: all steps of the median
 client. *Server*: all steps, of which *close* is recovering secrets and taking masks
 off, after the last client. *Sent*: bytes of a client's messages over those of its plain
 vector of b-bit entries; *and received*: with the server's messages to it. Clients drop
@@ -60,7 +62,11 @@ def main() -> None:
     chosen = _options()
     start = time.perf_counter()
     with Report("Secure aggregation", chosen.out / "secagg-cpu.md") as report:
-        report.say(_LEGEND.format(version=metadata.version("cryptography")))
+        known = {
+            "version": metadata.version("cryptography"),
+            "load": os.getloadavg()[0],
+        }
+        report.say(_LEGEND.format(**known))
         cases = [x for x in _cases() if x.plan.clients <= chosen.largest]
         cases = cases[: 3 if chosen.quick else None]
         crowds = ((10, 1),) if chosen.quick else ((100, 9), (1000, 0), (1000, 99))
@@ -91,6 +97,11 @@ def _number(name: str, form: str) -> Callable[[dict], str]:
     return lambda row: "-" if row.get(name) is None else f"{row[name]:{form}}"
 
 
+def _milliseconds(name: str) -> Callable[[dict], str]:
+    """A cell with three digits at least."""
+    return lambda row: f"{row[name]:,.{2 if row[name] < 10.0 else 1}f}"
+
+
 _HEADINGS = [
     *("Masks", "Rounds", "Bytes beside Bonawitz et al. 2017"),
     *("Over TLS", "Liars in a complete graph"),
@@ -109,9 +120,9 @@ _COLUMNS: dict[str, dict[str, Callable[[dict], str]]] = {
         "degree": _number("degree", ""),
         "threshold": _number("threshold", ""),
         "dropped": _number("dropped", ""),
-        "client ms": _number("client_milliseconds", ",.1f"),
-        "server ms": _number("server_milliseconds", ",.1f"),
-        "close ms": _number("close_milliseconds", ",.1f"),
+        "client ms": _milliseconds("client_milliseconds"),
+        "server ms": _milliseconds("server_milliseconds"),
+        "close ms": _milliseconds("close_milliseconds"),
         "sent": _number("sent", ".3f"),
         "and received": _number("sent_and_received", ".3f"),
     },

@@ -3,7 +3,7 @@
 import importlib
 import types
 
-_FOLDERS = ("algorithms", "attacks", "metrics", "secagg")
+_FOLDERS = ("algorithms", "attacks", "flower", "metrics", "secagg")
 
 
 def __getattr__(name: str) -> types.ModuleType:

@@ -88,4 +88,4 @@ def test_every_table_of_the_page_is_there_and_says_where_it_was_recorded():
     tables = page.tables(RESULTS)
 
     assert set(asked) == set(tables)
-    assert all("cores); Python" in x and x.count("\n|") > 2 for x in tables.values())
+    assert all("cores); Python" in x and x.count("\n|") > 1 for x in tables.values())

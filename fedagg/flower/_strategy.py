@@ -142,7 +142,7 @@ class FedAgg(FedAvg):
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    ) -> "tuple[ArrayRecord | None, MetricRecord | None]":  # Flower may be a mock
         if not self._cohort:  # no node was to train
             return None, None
         number, self.number = self.number, self.number + 1

@@ -200,12 +200,11 @@ def _start(key: jax.Array) -> PyTree:
     """Two layers, of weights as PyTorch draws them."""
     model = {}
     sizes = {"first": (784, _WIDTH), "last": (_WIDTH, 10)}
-    for key, (name, (inputs, outputs)) in zip(
-        jax.random.split(key), sizes.items(), strict=True
-    ):
+    keys = jax.random.split(key)
+    for own, (name, (inputs, outputs)) in zip(keys, sizes.items(), strict=True):
         bound = inputs**-0.5
         shape = inputs + 1, outputs
-        drawn = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+        drawn = jax.random.uniform(own, shape, minval=-bound, maxval=bound)
         model[name] = {"kernel": drawn[:-1], "bias": drawn[-1]}
     return model
 

@@ -65,7 +65,7 @@ def measure(
     rows = ends("fedagg", runs, grid.every)
     few = grid._replace(liars=grid.liars[-1:])
     for key, python in ready.items():
-        peer, log = OTHERS[key], chosen.environments / f"{key}.log"
+        peer, log = OTHERS[key], chosen.environments / f"{key}-robustness.log"
         try:
             seconds, runs = _through(peer.module, python, few, digits, log)
         except CannotRun as reason:

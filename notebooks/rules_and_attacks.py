@@ -35,8 +35,8 @@ images, labels = (
 rest = np.arange(1000, len(order))
 alike, apart = rest[:1000], rest[1000:]
 apart = apart[np.argsort(labels[apart], kind="stable")]
-clients = [np.array_split(part, HONEST) for part in (alike, apart)]
-clients = jnp.asarray([np.concatenate(x)[:248] for x in zip(*clients, strict=True)])
+shares = [np.array_split(part, HONEST) for part in (alike, apart)]
+clients = jnp.asarray([np.concatenate(x)[:248] for x in zip(*shares, strict=True)])
 
 
 def loss(model, images, labels):
@@ -159,8 +159,8 @@ plt.show()
 # - The mean is at guessing, 0.104 and 0.087, under two attacks that need no skill. It
 #   bears the subtle ones about as well as any rule: 0.840 under a little is enough.
 # - Where clients differ, a rule alone takes honest ones for liars: its worst case is
-#   0.058 for the trimmed mean and 0.327 for the median. The geometric median is the best
-#   alone, 0.621, and Krum, which follows one client, ends at 0.573.
+#   0.058 for the trimmed mean and 0.327 for the median. The geometric median is the
+#   best alone, 0.621, and Krum, which follows one client, ends at 0.573.
 # - After mixing, every rule has the same worst case, 0.671 to 0.674: mixing does the
 #   work, and the rule after it hardly matters. It is an attack within the spread of
 #   honest clients that is left, and that costs 0.771 where nobody lies.

@@ -98,16 +98,15 @@ def test_every_rule_mixing_and_attack_of_a_grid_is_known_to_both():
 def test_byzfl_is_given_the_grid_and_digits_and_its_files_are_read(tmp_path):
     digits = made_up_digits(np.random.default_rng(0))
     told = byzfl.configuration(SMALL)
+    spread = {"distribution_parameter": 0.25}
     own = {
-        **told,
+        "benchmark_config": {"f": 3, "data_distribution": spread},
+        "model": {"learning_rate": 0.1},
+        "honest_clients": {"momentum": 0.9},
         "aggregator": {"name": "TrMean", "parameters": {"f": 3}},
         "pre_aggregators": [{"name": "NNM", "parameters": {"f": 3}}],
         "attack": {"name": "ALittleIsEnough", "parameters": {"tau": 1.5}},
     }
-    own["benchmark_config"] |= {"f": 3}
-    own["benchmark_config"]["data_distribution"] = {"distribution_parameter": 0.25}
-    own["model"] |= {"learning_rate": 0.1}
-    own["honest_clients"] |= {"momentum": 0.9}
     folder = tmp_path / "results" / "one"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(own))
@@ -121,6 +120,8 @@ def test_byzfl_is_given_the_grid_and_digits_and_its_files_are_read(tmp_path):
     assert struct.unpack(">4i", raw[:16]) == (2051, 500, 28, 28)
     assert raw[16:] == digits.images.tobytes()
     where = ("trimmed mean", MIXED, "a little", 0.25, 3, 0.1, 0.9, 2)
+    assert told["benchmark_config"]["f"] == [1, 3]
+    assert [x["name"] for x in told["aggregator"]] == ["Average", "TrMean", "MultiKrum"]
     assert found == Run(*where, [0.1, 0.8], [0.1, 0.7])
 
 

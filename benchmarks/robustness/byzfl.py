@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def main() -> None:
     out.flush()
 
 
-def configuration(grid: Grid) -> dict:
+def configuration(grid: Grid) -> dict[str, Any]:
     """The grid in ByzFL's words."""
     return {
         "benchmark_config": {

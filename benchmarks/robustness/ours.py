@@ -104,10 +104,10 @@ def _run(
     validation: np.ndarray,
     test: np.ndarray,
 ) -> Run:
-    (rule, mixer, liars), (attack, similarity, seed, *rest) = cell, setting
-    where = grid.attacks[attack], grid.similarities[similarity]
-    ends = [x.tolist() for x in (validation, test)]
-    return Run(rule, mixer, *where, liars, *rest, seed, *ends)
+    (rule, mixer, liars), (attack, part, seed, rate, momentum) = cell, setting
+    where = grid.attacks[attack], grid.similarities[part], liars
+    ends = validation.tolist(), test.tolist()
+    return Run(rule, mixer, *where, rate, momentum, seed, *ends)
 
 
 def _program(rule: str, mixer: str, liars: int, grid: Grid) -> Callable:

@@ -42,6 +42,7 @@ def draw(rows: list[Row], path: Path) -> None:
         if row["liars"] == most
     }
     rules, attacks, parts = (list(dict.fromkeys(x)) for x in zip(*found, strict=True))
+    parts = sorted(parts, reverse=True)
     size = 0.9 * len(attacks) * len(parts) + 3.2, 0.42 * len(rules) + 1.6
     figure, [axes] = plt.subplots(
         *(1, len(parts)),

@@ -247,6 +247,7 @@ CASES = {
     ),
     "Krum": _ruling(fedagg.krum(1), reference.krum),
     "multi-Krum": _ruling(fedagg.multi_krum(1), reference.multi_krum),
+    "Bulyan": _ruling(fedagg.bulyan(1), reference.bulyan, 1e8),
     "geometric median": _ruling(fedagg.geometric_median(), reference.geometric_median),
     "centered clipping": _ruling(fedagg.centered_clipping(1.0), reference.clipped_mean),
 }

@@ -7,6 +7,7 @@ from benchmarks import asynchronous, bits, secagg, wires
 from benchmarks.peers.environments import TRAINERS
 from benchmarks.records import Records, Row, read
 from benchmarks.report import markdown
+from benchmarks.robustness.table import worst_cases
 
 # Of peers in environments of their own, which of their rows stands for each.
 _BEST = min
@@ -19,6 +20,8 @@ def tables(folder: Path) -> dict[str, str]:
         "training": _training(folder),
         "reads": _of(folder, "cpu", _reads),
         "beside": _beside(folder),
+        "rules": _rules(folder),
+        "robustness": _robustness(folder),
         "bits": _of(folder, "bits", _bits),
         "masks": _of(folder, "secagg-cpu", lambda rows: _secagg("masks", rows)),
         "protocol": _of(folder, "secagg-cpu", lambda rows: _secagg("rounds", rows)),
@@ -89,10 +92,7 @@ def _training(folder: Path) -> str:
                 *(_number(theirs.get(x)) for x in peers),
             ]
         )
-    said = "; ".join(
-        f"{name}: {versions}" for name, versions in records.run["said"].items()
-    )
-    return f"{markdown(lines)}\n\n{machine(records)} *{said}.*"
+    return f"{markdown(lines)}\n\n{machine(records)} *{_said(records)}.*"
 
 
 def _cells(rows: list[Row]) -> dict[tuple, float]:
@@ -139,9 +139,43 @@ def _beside(folder: Path) -> str:
         [f"{name}, {leaves}", *(_number(times.get(who)) for who in names)]
         for (name, leaves), times in kept.items()
     ]
-    said = "; ".join(f"{who}: {x}" for who, x in others.run["said"].items())
     table = markdown([["aggregator, leaves", *names], *lines])
-    return f"{table}\n\n{machine(ours)} *{said}.*"
+    return f"{table}\n\n{machine(ours)} *{_said(others)}.*"
+
+
+def _rules(folder: Path) -> str:
+    """What rules cost, and what they cost others over that."""
+    ours, others = (read(folder / "rules" / f"{x}.jsonl") for x in ("cpu", "peers"))
+    columns = {"ByzFL, torch": "(torch)", "ByzFL, NumPy": "(NumPy)", "Flower": ""}
+    found: dict[str, dict[str, float]] = {}
+    for row in others.rows:
+        if "x_read" in row:
+            [column] = [
+                name
+                for name, form in columns.items()
+                if name.startswith(row["peer"]) and row["calls"].endswith(form)
+            ]
+            found.setdefault(row["aggregator"], {})[column] = row["x_read"]
+    header = ["rule", "reads", "ms", *(f"x {column}" for column in columns)]
+    lines = []
+    for row in ours.rows:
+        if row["way"] == "default":
+            theirs = found.get(row["aggregator"], {})
+            times = [theirs.get(x) for x in columns]
+            over = [x and x / row["x_read"] for x in times]
+            cells = [row["x_read"], row["milliseconds"], *over]
+            lines.append([row["aggregator"], *map(_number, cells)])
+    return f"{markdown([header, *lines])}\n\n{machine(ours)} *{_said(others)}.*"
+
+
+def _robustness(folder: Path) -> str:
+    records = read(folder / "robustness-cpu.jsonl")
+    table = worst_cases(records.rows)
+    return f"{table}\n\n{machine(records)} *{_said(records)}.*"
+
+
+def _said(records: Records) -> str:
+    return "; ".join(f"{name}: {told}" for name, told in records.run["said"].items())
 
 
 def _wires(rows: list[Row]) -> str:

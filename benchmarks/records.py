@@ -39,6 +39,9 @@ KINDS = {
         ("mode", "clients", "entries", "bits", "degree", "threshold", "dropped"),
         "server_milliseconds",
     ),
+    "robustness": Kind(
+        ("who", "rule", "mixer", "similarity", "liars", "attack"), "accuracy"
+    ),
     "training": Kind(("workload", "who", "way", "calls"), "seconds"),
 }
 

@@ -60,11 +60,12 @@ def trimmed_mean(stack: Stack, weights: Weights) -> np.ndarray:
     return np.sort(stack, axis=0)[1:-1].astype(np.float64).mean(axis=0)
 
 
-def mean_around_median(stack: Stack, weights: Weights) -> np.ndarray:
-    """Without the one entry of a column that is farthest from its median."""
+def mean_around_median(stack: Stack, weights: Weights, left_out: int = 1) -> np.ndarray:
+    """Without those entries of a column that are farthest from its median."""
     away = np.abs(stack - median(stack, weights))
+    farthest = np.argpartition(away, len(stack) - left_out, axis=0)[-left_out:]
     kept = np.ones(stack.shape, bool)
-    np.put_along_axis(kept, away.argmax(axis=0)[None], False, axis=0)
+    np.put_along_axis(kept, farthest, False, axis=0)
     return np.asarray(np.mean(stack, axis=0, dtype=np.float64, where=kept))
 
 
@@ -75,6 +76,19 @@ def krum(stack: Stack, weights: Weights) -> np.ndarray:
 def multi_krum(stack: Stack, weights: Weights) -> np.ndarray:
     best = np.argsort(_krum_scores(stack))[:-1]
     return np.asarray(np.mean(stack[best], axis=0, dtype=np.float64))
+
+
+def bulyan(stack: Stack, weights: Weights, fewer: int = 1) -> np.ndarray:
+    """Around the median of those whom Krum chooses one after another, all but two.
+
+    Krum adds up the distances to all others but `fewer`; to one at least.
+    """
+    squares, left = _squares(stack), list(range(len(stack)))
+    chosen: list[int] = []
+    while len(left) > 2:
+        best = int(_scores(squares[np.ix_(left, left)], fewer).argmin())
+        chosen.append(left.pop(best))
+    return mean_around_median(stack[chosen], weights[chosen], left_out=2)
 
 
 def geometric_median(stack: Stack, weights: Weights) -> np.ndarray:
@@ -89,11 +103,20 @@ def geometric_median(stack: Stack, weights: Weights) -> np.ndarray:
 
 
 def _krum_scores(stack: Stack) -> np.ndarray:
-    """Of each client the sum of squares of distances to all others but one."""
+    return _scores(_squares(stack))
+
+
+def _scores(squares: np.ndarray, fewer: int = 1) -> np.ndarray:
+    """Of each client the sum of squares of distances to all others but some."""
+    nearest = max(len(squares) - fewer, 2)  # with itself
+    return np.sort(squares, axis=1)[:, :nearest].sum(axis=1)
+
+
+def _squares(stack: Stack) -> np.ndarray:
+    """Of the distances of all pairs `[n, n]`."""
     gram = _gram(stack)
     size = gram.diagonal()
-    squares = np.sort(size[:, None] + size - 2.0 * gram, axis=1)
-    return squares[:, :-1].sum(axis=1)
+    return size[:, None] + size - 2.0 * gram
 
 
 def _gram(stack: Stack) -> np.ndarray:

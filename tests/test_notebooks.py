@@ -30,7 +30,7 @@ def test_every_notebook_has_a_script():
     notebooks = [x.stem for x in sorted(FOLDER.glob("*.ipynb"))]
 
     assert notebooks == names()
-    assert len(notebooks) == 7
+    assert len(notebooks) == 8
 
 
 @pairs

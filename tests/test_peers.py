@@ -48,7 +48,9 @@ def made_up(requirements: Path, **others) -> Peer:
 def lines_of(peer: Peer, folder: Path) -> list:
     end = time.perf_counter() + 60.0
     log = folder / "log"
-    return list(measure(peer, Path(sys.executable), [SIZE], [6], end, log))
+    return list(
+        measure(peer, Path(sys.executable), [SIZE], [6], list(EXPECTED), end, log)
+    )
 
 
 @pytest.mark.deep

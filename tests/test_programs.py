@@ -81,6 +81,19 @@ def test_a_stage_a_compressor_and_a_rule_of_ones_own_do_what_they_say(tmp_path):
     assert "mean of many: -0.30 0.00 0.50 3.00" in shown
 
 
+def test_the_mean_fails_and_every_rule_holds_after_mixing(tmp_path):
+    shown = lesson("rules_and_attacks", tmp_path)
+
+    rows = re.findall(r"^(\w.*?)  +(alone|after \w+) +(.*)$", shown, re.M)
+    found = {(rule, how): [*map(float, x.split())] for rule, how, x in rows}
+    mixed = [x[-1] for (_, how), x in found.items() if how == "after mixing"]
+    assert len(found) == 13 and len(mixed) == 4
+    assert found["mean", "alone"][0] > 0.8  # nobody lies
+    assert found["mean", "alone"][-1] < 0.2
+    assert min(mixed) > 0.55
+    assert found["trimmed mean", "alone"][-1] < 0.3  # clients differ too much
+
+
 def test_a_round_in_messages_is_the_simulated_one_in_the_clear_and_masked(tmp_path):
     shown = lesson("simulation_to_machines", tmp_path)
 

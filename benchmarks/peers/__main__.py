@@ -11,6 +11,7 @@ from benchmarks.inputs import TREES, Size
 from benchmarks.peers.environments import PEERS, CannotRun
 from benchmarks.peers.preparing import add_options, prepare
 from benchmarks.peers.running import Line, measure
+from benchmarks.peers.worker import EXPECTED
 from benchmarks.report import Report, count_leaves
 from benchmarks.throughput import SIZES
 
@@ -45,8 +46,9 @@ def _measure(
     lines = []
     for key, python in ready.items():
         peer, log = PEERS[key], chosen.environments / f"{key}.log"
+        what = chosen.sizes, chosen.leaves, chosen.aggregators
         try:
-            for line in measure(peer, python, chosen.sizes, chosen.leaves, end, log):
+            for line in measure(peer, python, *what, end, log):
                 print(_progress(line), flush=True)
                 lines.append(line)
         except CannotRun as reason:
@@ -101,6 +103,9 @@ def _options() -> argparse.Namespace:
         "--quick", action="store_true", help="the middle size alone, 1 leaf"
     )
     options.add_sizes(parser)
+    parser.add_argument(
+        "--aggregators", nargs="+", choices=list(EXPECTED), default=list(EXPECTED)
+    )
     add_options(parser, PEERS, default=list(PEERS))
     parser.add_argument(
         "--minutes", type=float, default=15.0, help="start no row after so long"

@@ -6,15 +6,18 @@ what came are updates already. `aggregate_arrayrecords` is what its newer strate
 call, with arrays that came serialized, in records.
 """
 
+import functools
 import importlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from benchmarks import reference
 from benchmarks.peers.rounds import Clients, Round
 
 Results = list[tuple[list[np.ndarray], int]]
+_FEW = 64  # clients, beyond whom Bulyan takes many minutes
 
 
 def rounds(clients: Clients) -> Iterator[Round]:
@@ -41,6 +44,39 @@ def rounds(clients: Clients) -> Iterator[Round]:
     calls = "clip_inputs_inplace, aggregate"
     yield Round("clipped mean", calls, clipped_mean, results, _copy)
     yield Round("median", "aggregate_median", functions.aggregate_median, results)
+    yield from _rules(functions, results)
+
+
+def _rules(functions: Any, results: Results) -> Iterator[Round]:
+    """Of one liar. Its multi-Krum weighs clients, so that all weigh one here."""
+    n = len(results)
+    results = [(arrays, 1) for arrays, _ in results]
+    yield Round(
+        "trimmed mean",
+        "aggregate_trimmed_avg",
+        # A hair above one client of n, whose part is rounded down.
+        lambda results: functions.aggregate_trimmed_avg(results, 1.01 / n),
+        results,
+    )
+    # It adds up the distances to a client fewer than is done here for as many liars.
+    for aggregator, kept in (("Krum", 0), ("multi-Krum", n - 1)):
+        yield Round(
+            aggregator,
+            "aggregate_krum",
+            functools.partial(functions.aggregate_krum, num_malicious=0, to_keep=kept),
+            results,
+        )
+    if n <= _FEW:
+        yield Round(
+            "Bulyan",
+            "aggregate_bulyan, aggregate_krum",
+            lambda results: functions.aggregate_bulyan(
+                results, 1, functions.aggregate_krum, to_keep=0
+            ),
+            results,
+            list,  # clients are taken out of it
+            functools.partial(reference.bulyan, fewer=2),
+        )
 
 
 def _copy(results: Results) -> Results:

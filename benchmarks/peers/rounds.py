@@ -24,3 +24,5 @@ class Round(NamedTuple):
     run: Callable[[Any], Any]  # inputs -> a tree of arrays, leaves as in the updates
     inputs: Any  # in the form in which the peer's users have them
     copy: Callable[[Any], Any] | None = None  # of the inputs, where run writes to them
+    # What it means to give `[d]`, of stack and weights, where that is not the same.
+    expected: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None

@@ -47,6 +47,7 @@ def measure(
     python: Path,
     sizes: list[Size],
     leaves: list[int],
+    aggregators: list[str],
     end: float,
     log: Path,
 ) -> Iterator[Line]:
@@ -60,6 +61,7 @@ def measure(
     command = [
         *(python, "-m", "benchmarks.peers.worker", peer.module),
         *("--sizes", *texts, "--leaves", *map(str, leaves), "--seconds", str(seconds)),
+        *("--aggregators", *aggregators),
     ]
     for row in rows_of(command, log, seconds + _GRACE_SECONDS, SETTINGS):
         yield _line(peer, row)

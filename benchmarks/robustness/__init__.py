@@ -1,0 +1,1 @@
+"""Rules against attacks on real data, through fedagg and through ByzFL."""

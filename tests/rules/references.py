@@ -101,3 +101,12 @@ def adaptive_robust_clipping(x: np.ndarray, f: int) -> np.ndarray:
     clipped = 2 * f * (len(x) - f) // len(x)
     bound = np.sort(norms)[len(x) - clipped - 1]
     return x * np.minimum(1.0, bound / norms)[:, None]
+
+
+def mean_with_ties_in_parts(x: np.ndarray, f: int) -> np.ndarray:
+    """As `mean_around_median`, where ties at the edge count for a part each."""
+    kept, away = len(x) - f, np.abs(x - np.median(x, axis=0))
+    farthest = np.sort(away, axis=0)[kept - 1]
+    inside, edge = away < farthest, away == farthest
+    room = (kept - inside.sum(axis=0)) / edge.sum(axis=0)
+    return (np.where(inside, x, 0.0) + np.where(edge, x * room, 0.0)).sum(axis=0) / kept

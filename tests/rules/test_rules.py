@@ -364,16 +364,8 @@ def test_order_statistics_of_any_number_of_clients_with_ties_and_absent_ones(nam
     got = combined(make(1), held, jnp.asarray(weights))
 
     if name == "mean_around_median":  # of which ties count for a part each
-        expected = mean_with_ties_in_parts
+        expected = references.mean_with_ties_in_parts
     assert_close(got, expected(there, 1), rtol=2e-5)
-
-
-def mean_with_ties_in_parts(x: np.ndarray, f: int) -> np.ndarray:
-    kept, away = len(x) - f, np.abs(x - np.median(x, axis=0))
-    farthest = np.sort(away, axis=0)[kept - 1]
-    inside, edge = away < farthest, away == farthest
-    room = (kept - inside.sum(axis=0)) / edge.sum(axis=0)
-    return (np.where(inside, x, 0.0) + np.where(edge, x * room, 0.0)).sum(axis=0) / kept
 
 
 def expected_of_many(name, expected, x: np.ndarray) -> np.ndarray:

@@ -74,15 +74,16 @@ def _check_pair(one: Traits, other: Traits, before: str, after: str) -> None:
     if (one.divides and other.is_private) or (one.is_private and other.divides):
         divides, private = (before, after) if one.divides else (after, before)
         raise ValueError(
-            f"{divides} divides by the clients' own weights, which no noise hides. "
-            f"Leave it out: {private} divides by a public number."
+            f"{after} comes after {before}, and {divides} divides by the clients' own "
+            f"weights, which no noise hides. Leave it out: {private} divides by a "
+            "public number."
         )
     if (one.codes and other.is_private) or (one.is_private and other.codes):
-        codes, private = (before, after) if one.codes else (after, before)
         raise ValueError(
-            f"{codes} and {private} do not go together, in either order: noise is for "
-            "a sum of clipped values, and codes are neither clipped nor a sum. For few "
-            "bits and a guarantee: distributed_dp_aggregator(..., bits=...)."
+            f"{after} comes after {before}, and they do not go together, in either "
+            "order: noise is for a sum of clipped values, and codes are neither "
+            "clipped nor a sum. For few bits and a guarantee: "
+            "distributed_dp_aggregator(..., bits=...)."
         )
     if not other.only_reads:
         undeclared = (

@@ -20,6 +20,8 @@ _OfColumns = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 # `(x, present, f)`, of `[n, k]` and `[n]`, to `[k]`: the same without a sort.
 _Quick = Callable[[jax.Array, jax.Array, int], jax.Array]
 
+_CACHED = 2**19  # entries that two cores keep
+
 
 @prints_as_its_call
 def median(*, weighted: bool = False) -> Rule:
@@ -145,13 +147,26 @@ def _coordinatewise(
             if quick and n <= network.MOST:
                 return _quick_on_cpu(quick[0], f, in_blocks)(x, present)
             if quick and x.dtype.itemsize <= 4:
-                return _quick_on_cpu(quick[1], f, in_blocks)(x, present)
+                return _quick_on_cpu(_in_cache(quick[1]), f, in_blocks)(x, present)
             return in_blocks(x, present)
 
         columns = [combined(x) for x in layout.matrices(updates.value)]
         return Output(state, layout.tree(columns), {})
 
     return rule_of_shares(lambda template: (), combine)
+
+
+def _in_cache(by: _Quick) -> _Quick:
+    """The same, which reads its entries many times, on copies that stay in a cache."""
+
+    def run(x: jax.Array, present: jax.Array, f: int) -> jax.Array:
+        def of_block(x: jax.Array) -> jax.Array:
+            # Without the barrier, every reading would be of the whole matrix.
+            return by(jax.lax.optimization_barrier(x), present, f)
+
+        return matrix.over_blocks(of_block, [x], entries=_CACHED)[0]
+
+    return run
 
 
 def _quick_on_cpu(by: _Quick, f: int, in_blocks: Callable) -> Callable:

@@ -1,8 +1,10 @@
 """Order statistics of many clients by counting, where a network would be too large.
 
-The entry of a rank is found bit by bit: 16 counts of the entries up to three thresholds
-find any float32, exactly. Nothing is sorted or copied, and the program is as large for
-a thousand clients as for a hundred. Functions are those of `network`.
+Floats are ordered as integers are, so that the entry of a rank is found bit by bit: 32
+counts of the entries below a threshold, half of them of the upper 16 bits of entries
+and half of the lower ones, find any float32, exactly. Nothing is sorted, and the
+program is as large for a thousand clients as for a hundred. Functions are those of
+`network`.
 """
 
 from collections.abc import Callable
@@ -15,21 +17,18 @@ from fedagg._rules.network import liars_of_columns
 from fedagg._trees import pytree
 
 _TOGETHER = 32  # rows that one loop over columns reads
-_DIGIT = 10  # bits of a count; there are three in an integer
-_MOST = 30 * _TOGETHER  # rows counted before a digit would overflow
 
-_SIGN = np.uint32(1 << 31)
-
-# `(row, there)`, of `[k]` and `[]`, to what is added up over rows.
-_OfRow = Callable[[jax.Array, jax.Array], jax.Array]
+# The place of what is not given, after all that is finite.
+_NOT_GIVEN = np.int32(2**31 - 1)
 
 
 def median(x: jax.Array, present: jax.Array, f: int = 0) -> jax.Array:
     """The median of what is given in each column of `[n, k]`; zero of nothing."""
     del f
-    number = _number(x, present)
-    low = _at_rank(x, present, (number - 1) // 2)
-    high = _next(x, present, low, number // 2)
+    given = _given(x, present)
+    number = _number(given)
+    low = _at_rank(given, (number - 1) // 2)
+    high = _next(given, low, number // 2)
     # Halved before they are added, so that two large entries do not overflow.
     return jnp.where(number > 0, low / 2.0 + high / 2.0, 0.0)
 
@@ -39,20 +38,20 @@ def trimmed_mean(x: jax.Array, present: jax.Array, f: int) -> jax.Array:
 
     One that is not given is one of the `f`.
     """
-    number = _number(x, present)
+    given = _given(x, present)
+    number = _number(given)
     trimmed = liars_of_columns(number, present, f)
-    low = _at_rank(x, present, trimmed)
-    high = _at_rank(x, present, number - trimmed - 1)
+    low, high = _at_ranks(given, [trimmed, number - trimmed - 1])
     share = jnp.maximum(number - 2 * trimmed, 1).astype(low.dtype)
 
-    def inside(row: jax.Array, there: jax.Array) -> jax.Array:
+    def inside(row: jax.Array) -> jax.Array:
         # Divided before they are added, so that large entries do not overflow.
-        return jnp.where(there & (row > low) & (row < high), row / share, 0.0)
+        return jnp.where((row > low) & (row < high), row / share, 0.0)
 
-    total = _over_rows(inside, x, present, jnp.zeros_like(low))
+    total = _over_rows(inside, given, jnp.zeros_like(low))
     # Of those equal to either end, as many as are left after the trimmed ones.
-    of_low = _number(x, present, lambda row: row <= low) - trimmed
-    of_high = number - trimmed - _number(x, present, lambda row: row < high)
+    of_low = _count(given, lambda row: row <= low) - trimmed
+    of_high = number - trimmed - _count(given, lambda row: row < high)
     ends = low * (of_low.astype(low.dtype) / share)
     ends += high * (of_high.astype(low.dtype) / share)
     mean = jnp.where(low < high, total + ends, low)
@@ -64,103 +63,100 @@ def mean_around_median(x: jax.Array, present: jax.Array, f: int) -> jax.Array:
 
     Of entries that are equally far from it, each counts for a part.
     """
-    number, middle = _number(x, present), median(x, present)
+    given = _given(x, present)
+    number, middle = _number(given), median(x, present)
 
     def away(row: jax.Array) -> jax.Array:
         return jnp.abs(row - middle)
 
     kept = jnp.maximum(number - liars_of_columns(number, present, f), 1)
-    farthest = _at_rank(x, present, kept - 1, away)
-    inside = _number(x, present, lambda row: away(row) < farthest)
-    edge = _number(x, present, lambda row: away(row) == farthest)
+    farthest = _at_rank(jnp.abs(given - middle[None]), kept - 1)
+    inside = _count(given, lambda row: away(row) < farthest)
+    edge = _count(given, lambda row: away(row) == farthest)
     share, inside, edge = (n.astype(middle.dtype) for n in (kept, inside, edge))
     room = (share - inside) / jnp.maximum(edge, 1.0)
 
-    def part(row: jax.Array, there: jax.Array) -> jax.Array:
-        is_kept = there & jnp.isfinite(row) & (away(row) <= farthest)
-        term = jnp.where(is_kept, row / share, 0.0)
+    def part(row: jax.Array) -> jax.Array:
+        term = jnp.where(away(row) <= farthest, row / share, 0.0)
         return term * jnp.where(away(row) < farthest, 1.0, room)
 
-    total = _over_rows(part, x, present, jnp.zeros_like(middle))
+    total = _over_rows(part, given, jnp.zeros_like(middle))
     return jnp.where(number > 0, total, 0.0)
 
 
-def _at_rank(
-    x: jax.Array,
-    present: jax.Array,
-    rank: jax.Array,
-    of: Callable[[jax.Array], jax.Array] = lambda row: row,
-) -> jax.Array:
-    """The given entry of each column, or what `of` makes of it, that has this rank."""
+def _given(x: jax.Array, present: jax.Array) -> jax.Array:
+    """Entries in float32, NaN where they are not given: no comparison holds for it."""
+    x = pytree.wide(x)
+    given = jnp.where(present[:, None] & jnp.isfinite(x), x, jnp.nan)
+    return jax.lax.optimization_barrier(given)
 
-    # NaN is below no threshold, infinity below none that matters, and what is minus
-    # infinity below all.
-    def is_below_all(row: jax.Array, there: jax.Array) -> jax.Array:
-        return (there & (of(row) == -jnp.inf)).astype(jnp.int32)
 
-    rank = rank + _over_rows(is_below_all, x, present, jnp.zeros_like(rank))
+def _at_rank(given: jax.Array, rank: jax.Array) -> jax.Array:
+    return _at_ranks(given, [rank])[0]
+
+
+def _at_ranks(given: jax.Array, ranks: list[jax.Array]) -> list[jax.Array]:
+    """The given entries of each column that have these ranks."""
+    bits = jax.lax.bitcast_convert_type(given, jnp.int32)
+    # Of negative floats the larger bits are the smaller number.
+    place = jnp.where(bits < 0, bits ^ jnp.int32(2**31 - 1), bits)
+    place = jnp.where(jnp.isnan(given), _NOT_GIVEN, place)
+    upper = (place >> 16).astype(jnp.int16)
+    lower = ((place & 0xFFFF) - 2**15).astype(jnp.int16)
+    upper, lower = jax.lax.optimization_barrier((upper, lower))
+    return [_entry(upper, lower, rank) for rank in ranks]
+
+
+def _entry(upper: jax.Array, lower: jax.Array, rank: jax.Array) -> jax.Array:
+    """The float32 whose place has this rank among those in two halves."""
+    top = _of_rank(upper, rank)
+    rest = jnp.where(upper == top[None], lower, jnp.int16(2**15 - 1))  # or above
+    below = _count(upper, lambda row: row < top)
+    bottom = _of_rank(jax.lax.optimization_barrier(rest), rank - below)
+    place = (top.astype(jnp.int32) << 16) | (bottom.astype(jnp.int32) + 2**15)
+    bits = jnp.where(place < 0, place ^ jnp.int32(2**31 - 1), place)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _of_rank(x: jax.Array, rank: jax.Array) -> jax.Array:
+    """The entry of each column of int16 that has this rank."""
 
     def narrowed(i: jax.Array, least: jax.Array) -> jax.Array:
-        """Two more bits of the smallest key up to which there are more than `rank`."""
-        step = (30 - 2 * i).astype(jnp.uint32)
-        keys = [least + (jnp.uint32(j) << step) for j in (1, 2, 3)]
-        ends = [_from_key(key - jnp.uint32(1)) for key in keys]
-        first, second, third = jax.lax.optimization_barrier(ends)
+        """One more bit of the largest number below which there are up to `rank`."""
+        up = least + (jnp.int32(2**15) >> i)
+        threshold = jax.lax.optimization_barrier(up.astype(jnp.int16))
+        return jnp.where(_count(x, lambda row: row < threshold) <= rank, up, least)
 
-        def digits(row: jax.Array, there: jax.Array) -> jax.Array:
-            entry = of(row)
-            place = jnp.where(entry <= third, 1 << 2 * _DIGIT, 0)
-            place += jnp.where(entry <= second, 1 << _DIGIT, 0)
-            place += jnp.where(entry <= first, 1, 0)
-            return jnp.where(there, place, 0)
-
-        found = [jnp.zeros_like(rank)] * 3
-        for start in range(0, len(x), _MOST):
-            rows, there = x[start : start + _MOST], present[start : start + _MOST]
-            total = _over_rows(digits, rows, there, jnp.zeros_like(rank))
-            counts = [total >> j * _DIGIT & (1 << _DIGIT) - 1 for j in range(3)]
-            found = [a + b for a, b in zip(found, counts, strict=True)]
-        for count in found:
-            least += (count <= rank).astype(jnp.uint32) << step
-        return least
-
-    least = jnp.zeros(rank.shape, jnp.uint32)
-    entry = _from_key(jax.lax.fori_loop(0, 16, narrowed, least))
-    # Below the smallest normal number, thresholds may be taken as zero.
-    return jnp.where(jnp.abs(entry) < jnp.finfo(entry.dtype).tiny, 0.0, entry)
+    least = jnp.full(rank.shape, -(2**15), jnp.int32)
+    return jax.lax.fori_loop(0, 16, narrowed, least).astype(jnp.int16)
 
 
-def _next(
-    x: jax.Array, present: jax.Array, low: jax.Array, rank: jax.Array
-) -> jax.Array:
+def _next(given: jax.Array, low: jax.Array, rank: jax.Array) -> jax.Array:
     """The entry of a rank that is that of `low`, or the next one."""
 
-    def larger(row: jax.Array, there: jax.Array) -> jax.Array:
-        return jnp.where(there & (row > low), row, jnp.inf)
+    def larger(row: jax.Array) -> jax.Array:
+        return jnp.where(row > low, row, jnp.inf)
 
-    nothing = jnp.full_like(low, jnp.inf)
-    high = _over_rows(larger, x, present, nothing, jnp.minimum)
-    is_low = _number(x, present, lambda row: row <= low) > rank
-    return jnp.where(is_low, low, high)
+    high = _over_rows(larger, given, jnp.full_like(low, jnp.inf), jnp.minimum)
+    return jnp.where(_count(given, lambda row: row <= low) > rank, low, high)
 
 
-def _number(
-    x: jax.Array,
-    present: jax.Array,
-    which: Callable[[jax.Array], jax.Array] = jnp.isfinite,
-) -> jax.Array:
-    """How many of the entries given of each column `[k]`, all or which."""
+def _number(given: jax.Array) -> jax.Array:
+    return _count(given, lambda row: row == row)
 
-    def one(row: jax.Array, there: jax.Array) -> jax.Array:
-        return (there & jnp.isfinite(row) & which(row)).astype(jnp.int32)
 
-    return _over_rows(one, x, present, jnp.zeros(x.shape[1], jnp.int32))
+def _count(x: jax.Array, which: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """How many entries of each column, int32."""
+    # As many lanes of a register as there are entries of 16 bits.
+    dtype = jnp.int16 if len(x) < 2**15 and x.dtype == jnp.int16 else jnp.int32
+    nothing = jnp.zeros(x.shape[1], dtype)
+    total = _over_rows(lambda row: which(row).astype(dtype), x, nothing)
+    return total.astype(jnp.int32)
 
 
 def _over_rows(
-    of: _OfRow,
+    of: Callable[[jax.Array], jax.Array],
     x: jax.Array,
-    present: jax.Array,
     nothing: jax.Array,
     join: Callable[[jax.Array, jax.Array], jax.Array] = jnp.add,
 ) -> jax.Array:
@@ -170,18 +166,10 @@ def _over_rows(
     def joined(start: jax.Array | int, size: int, total: jax.Array) -> jax.Array:
         for i in range(size):  # each by itself: a slice of many would be a copy
             row = jax.lax.dynamic_index_in_dim(x, start + i, keepdims=False)
-            there = jax.lax.dynamic_index_in_dim(present, start + i, keepdims=False)
-            total = join(total, of(pytree.wide(row), there))
+            total = join(total, of(row))
         return total
 
     total = joined(groups * _TOGETHER, rest, nothing)
     return jax.lax.fori_loop(
         0, groups, lambda i, total: joined(i * _TOGETHER, _TOGETHER, total), total
     )
-
-
-def _from_key(key: jax.Array) -> jax.Array:
-    """The float32 of a place in their order, infinite beyond the largest."""
-    bits = jnp.where(key >= _SIGN, key ^ _SIGN, ~key)
-    x = jax.lax.bitcast_convert_type(bits, jnp.float32)
-    return jnp.where(jnp.isnan(x), jnp.where(key >= _SIGN, jnp.inf, -jnp.inf), x)

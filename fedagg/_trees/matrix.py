@@ -107,16 +107,22 @@ def _sum(fn: Callable[..., jax.Array], columns: tuple[jax.Array, ...]) -> jax.Ar
 
 
 def over_blocks(
-    fn: Callable[..., jax.Array], *matrices: list[jax.Array]
+    fn: Callable[..., jax.Array],
+    *matrices: list[jax.Array],
+    entries: int | None = None,
 ) -> list[jax.Array]:
-    """`fn` of every block of columns, side by side: of `[n, k]`, `[..., k]`."""
-    return [_over_blocks(fn, columns) for columns in zip(*matrices, strict=True)]
+    """`fn` of every block of columns, side by side: of `[n, k]`, `[..., k]`.
+
+    A block has up to so many entries, or as many as suit the device.
+    """
+    alike = zip(*matrices, strict=True)
+    return [_over_blocks(fn, columns, entries) for columns in alike]
 
 
 def _over_blocks(
-    fn: Callable[..., jax.Array], columns: tuple[jax.Array, ...]
+    fn: Callable[..., jax.Array], columns: tuple[jax.Array, ...], entries: int | None
 ) -> jax.Array:
-    size, count, rest = _cut(columns[0])
+    size, count, rest = _cut(columns[0], entries)
     if not count:
         return fn(*map(pytree.wide, columns))
     width = columns[0].shape[-1]
@@ -133,10 +139,13 @@ def _over_blocks(
     return jax.lax.fori_loop(0, count + (rest > 0), body, out)
 
 
-def _cut(matrix: jax.Array) -> tuple[int, int, int]:
+def _cut(matrix: jax.Array, entries: int | None = None) -> tuple[int, int, int]:
     """The columns of a block, how many blocks there are, and what is left."""
-    entries = _ENTRIES.get(jax.default_backend(), _ENTRIES_ELSEWHERE)
-    size = max(entries // len(matrix), 1)
+    most = entries or _ENTRIES.get(jax.default_backend(), _ENTRIES_ELSEWHERE)
+    size = max(most // len(matrix), 1)
+    if entries and size >= 32:
+        # An odd number of lines of a cache, in which rows of 2**n bytes share places.
+        size = size // 32 * 32 - 16
     return size, *divmod(matrix.shape[1], size)
 
 

@@ -112,14 +112,17 @@ def client_step(
     # No noise hides them.
     if traits.is_private and not traits.without_guarantee:
         metrics = {}
+    message = sent(
+        after.value,
+        note,
+        _note_metrics(metrics, update.weight),
+        is_present(after.weight),
+    )
+    if memory is None:
+        return message
     counts = is_present(update.weight) & is_present(after.weight)
     if traits.refused is not None:
         counts &= ~traits.refused(note)
-    # What a client that was set aside says of its work is as far out as its value.
-    said = _note_metrics(metrics, jnp.where(counts, update.weight, 0.0))
-    message = sent(after.value, note, said, is_present(after.weight))
-    if memory is None:
-        return message
     return message, pytree.where(counts, kept, memory)
 
 

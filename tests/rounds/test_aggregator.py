@@ -160,23 +160,6 @@ def test_work_runs_before_a_rule_too():
     assert_close(output.metrics, {"x": np.float64(37.0 / 5.0)})
 
 
-@every_way
-def test_metrics_of_a_client_that_was_set_aside_say_nothing(way):
-    values, weights = jnp.asarray([1.0, 1e9, 2.0, 3.0]), jnp.asarray([1.0, 1.0, 3.0, 0])
-
-    output = first_round(
-        fedagg.aggregator(fedagg.zeroing(10.0), fedagg.mean(), sum_over=WAYS[way]()),
-        values,
-        weights,
-        work=lambda x, key: (x, {"loss": x, "one": jnp.ones(())}),
-    )
-
-    assert output.metrics["zeroing/count"] == 1.0
-    assert output.metrics["loss"] == 7.0 / 4.0
-    assert output.metrics["one"] == 1.0
-    assert output.metrics["mean/weight"] == 5.0
-
-
 @first_now("bad", [math.nan, math.inf, -math.inf])
 def test_a_metric_that_is_not_finite_is_left_out_of_that_metric_alone(bad):
     losses = jnp.asarray([1.0, bad, 3.0, bad])

@@ -11,6 +11,10 @@ from tests.rules import references
 
 COLUMNS = 9
 
+# Compiled once for all kinds of entries.
+TRIMMED_MEAN = jax.jit(selection.trimmed_mean, static_argnums=2)
+MEAN_AROUND_MEDIAN = jax.jit(selection.mean_around_median, static_argnums=2)
+
 
 def entries(n: int, kind: str) -> np.ndarray:
     draw = np.random.default_rng(n)
@@ -48,12 +52,12 @@ def test_means_of_what_is_kept_are_those_of_sorted_columns(n, kind):
     exact = x.astype(np.float64)
     size = np.abs(exact).mean(axis=0).max()
 
-    for f in (0, 1, n // 3, (n - 1) // 2):
+    for f in (1, n // 3, (n - 1) // 2):
         for by, expected in (
-            (selection.trimmed_mean, references.trimmed_mean),
-            (selection.mean_around_median, references.mean_with_ties_in_parts),
+            (TRIMMED_MEAN, references.trimmed_mean),
+            (MEAN_AROUND_MEDIAN, references.mean_with_ties_in_parts),
         ):
-            got = jax.jit(by, static_argnums=2)(jnp.asarray(x), present, f)
+            got = by(jnp.asarray(x), present, f)
 
             np.testing.assert_allclose(
                 got, expected(exact, f), rtol=2e-5, atol=1e-6 * size

@@ -19,7 +19,7 @@ PACKAGE = pathlib.Path(fedagg.__file__).parent
 # What a module is part of, in the order in which they may import: from their own part
 # and from those before it. A new folder goes where it belongs.
 PARTS = [
-    "_version",
+    *("_version", "_files"),
     *("_mechanism", "_types", "_aggregator", "_payload", "_sentence"),
     *("_trees", "_messages", "_execution", "_noise", "_bounding", "_rounds", "_rules"),
     "_deployment",

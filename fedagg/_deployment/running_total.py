@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedagg._deployment.wire import Wire
+from fedagg._files import replaced
 from fedagg._trees import checks, pytree
 from fedagg._trees.kinds import described
 from fedagg._types import PyTree
@@ -157,12 +158,8 @@ class RunningTotal:
         leaves, _ = pytree.flatten(self._total)
         arrays = {f"part{i}": np.asarray(x) for i, x in enumerate(leaves)}
         whose = np.array(sorted(self._clients), np.int64)
-        new = path.with_name(f"{path.name}.new")
-        with new.open("wb") as file:
-            np.savez(file, allow_pickle=False, of=self._of, clients=whose, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
+        named = {"of": self._of, "clients": whose, **arrays}
+        replaced(path, lambda file: np.savez(file, allow_pickle=False, **named))
         self._unsaved = 0
 
     @property

@@ -1,12 +1,13 @@
 """What was there before it was written over, to go back to a commit."""
 
 import json
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from fedagg._files import replaced
 
 BEGINNING = -1  # the step before any commit
 _HEAD = np.dtype([("rows", "<u8"), ("check", "<u4")])
@@ -87,12 +88,8 @@ class UndoLog:
         return self._folder / f"after{step}"
 
     def _tell(self) -> None:
-        new = self._folder / "steps.json.new"
-        with new.open("w") as file:
-            json.dump(self._steps, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self._folder / "steps.json")
+        told = json.dumps(self._steps).encode()
+        replaced(self._folder / "steps.json", lambda file: file.write(told))
 
     def _records(self, path: Path) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
         if not path.exists():

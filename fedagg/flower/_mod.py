@@ -70,7 +70,7 @@ def fedagg_mod(
         wire, number, told = Wire(aggregator, before), ours["round"], ours["told"]
         shared = wire.decode_shared(told, number)
         made = make_message(shared, change, np.float32(weight), secret_key())
-        if not is_secure(aggregator, before):
+        if not is_secure(aggregator):
             return _replying(message, wire.encode(made, number))
         plan = secagg.Plan.decode(ours["plan"])
         cohort = np.frombuffer(ours["cohort"], ">u8").tolist()

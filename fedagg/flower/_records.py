@@ -7,8 +7,6 @@ import numpy as np
 
 from fedagg import secagg
 from fedagg._aggregator import Aggregator
-from fedagg._rounds.view import server_view
-from fedagg._types import PyTree
 from fedagg.flower._flwr import ArrayRecord, ConfigRecord, RecordDict
 
 KEY = "fedagg"  # of the record that has what is ours
@@ -24,10 +22,9 @@ def content_of(**ours: Any) -> RecordDict:
     return RecordDict({KEY: ConfigRecord(ours)})
 
 
-def is_secure(aggregator: Aggregator, template: PyTree) -> bool:
+def is_secure(aggregator: Aggregator) -> bool:
     """Whether its sums are to be secure, so that messages are masked."""
-    view = server_view(aggregator, template)
-    return any(x.how.startswith("secure sum") for x in view.parts)
+    return aggregator.stage is not None and aggregator.stage.traits.is_secret
 
 
 def context_of(cohort: Sequence[int], model: list[np.ndarray], told: bytes) -> bytes:

@@ -14,6 +14,7 @@ from fedagg import secagg
 from fedagg._aggregator import Aggregator
 from fedagg._deployment.running_total import RunningTotal
 from fedagg._deployment.wire import Wire
+from fedagg._files import replaced
 from fedagg._privacy.secret import secret_key
 from fedagg._training.federated_averaging import federated_averaging
 from fedagg._trees import pytree
@@ -108,7 +109,7 @@ class FedAgg(FedAvg):
         model = arrays_of(initial_arrays)
         self._names, self._timeout = list(initial_arrays), timeout
         self._wire = Wire(self._aggregator, model)
-        self._is_secure = is_secure(self._aggregator, model)
+        self._is_secure = is_secure(self._aggregator)
         self.state = self._training.init(model)
         if self._path is not None and self._path.exists():
             saved: Any = serialization.from_bytes(
@@ -192,9 +193,8 @@ class FedAgg(FedAvg):
 
     def _save(self) -> None:
         if self._path is not None:
-            new = self._path.with_name(f"{self._path.name}.new")
-            new.write_bytes(serialization.to_bytes((self.state, self.number)))
-            os.replace(new, self._path)
+            saved = serialization.to_bytes((self.state, self.number))
+            replaced(self._path, lambda file: file.write(saved))
 
 
 def _as_it_came(variables: PyTree, row: PyTree, key: jax.Array) -> tuple[PyTree, dict]:

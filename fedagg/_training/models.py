@@ -3,6 +3,7 @@
 Whatever kinds of dicts and other containers it is made of come back as what they were.
 """
 
+import sys
 from collections.abc import Mapping
 
 from fedagg._trees import pytree
@@ -11,17 +12,16 @@ from fedagg._types import PyTree
 
 def check_is_no_module(variables: PyTree) -> None:
     """Raises a TypeError for a module in place of its variables."""
-    kinds = [f"{x.__module__}.{x.__name__}" for x in type(variables).__mro__]
-    if any(x.startswith("flax.nnx.") and x.endswith(".Module") for x in kinds):
-        raise TypeError(
-            "variables: expected the model's variables, got a module of flax.nnx. Give "
-            "the first of what nnx_loss(model, loss) returned."
-        )
-    if any(x.startswith("flax.linen.") and x.endswith(".Module") for x in kinds):
-        raise TypeError(
-            "variables: expected the model's variables, got a module of flax.linen. "
-            "Give what model.init(key, inputs) returned."
-        )
+    for name, instead in (
+        ("flax.nnx", "the first of what nnx_loss(model, loss) returned"),
+        ("flax.linen", "what model.init(key, inputs) returned"),
+    ):
+        library = sys.modules.get(name)  # who has a module of it has imported it
+        if library is not None and isinstance(variables, library.Module):
+            raise TypeError(
+                "variables: expected the model's variables, got a module of "
+                f"{name}. Give {instead}."
+            )
 
 
 def check_has_parameters(variables: PyTree) -> None:

@@ -18,19 +18,16 @@ from fedagg._trees import pytree
 
 _TOGETHER = 32  # rows that one loop over columns reads
 
-# The place of what is not given, after all that is finite.
-_NOT_GIVEN = np.int32(2**31 - 1)
+_ALL_BUT_SIGN = np.int32(2**31 - 1)
+
+_NOT_GIVEN = _ALL_BUT_SIGN  # its place, after all that is finite
 
 
 def median(x: jax.Array, present: jax.Array, f: int = 0) -> jax.Array:
     """The median of what is given in each column of `[n, k]`; zero of nothing."""
     del f
     given = _given(x, present)
-    number = _number(given)
-    low = _at_rank(given, (number - 1) // 2)
-    high = _next(given, low, number // 2)
-    # Halved before they are added, so that two large entries do not overflow.
-    return jnp.where(number > 0, low / 2.0 + high / 2.0, 0.0)
+    return _middle(given, _number(given))
 
 
 def trimmed_mean(x: jax.Array, present: jax.Array, f: int) -> jax.Array:
@@ -64,7 +61,8 @@ def mean_around_median(x: jax.Array, present: jax.Array, f: int) -> jax.Array:
     Of entries that are equally far from it, each counts for a part.
     """
     given = _given(x, present)
-    number, middle = _number(given), median(x, present)
+    number = _number(given)
+    middle = _middle(given, number)
 
     def away(row: jax.Array) -> jax.Array:
         return jnp.abs(row - middle)
@@ -84,6 +82,14 @@ def mean_around_median(x: jax.Array, present: jax.Array, f: int) -> jax.Array:
     return jnp.where(number > 0, total, 0.0)
 
 
+def _middle(given: jax.Array, number: jax.Array) -> jax.Array:
+    """The median of entries of which so many are given; zero of none."""
+    low = _at_rank(given, (number - 1) // 2)
+    high = _next(given, low, number // 2)
+    # Halved before they are added, so that two large entries do not overflow.
+    return jnp.where(number > 0, low / 2.0 + high / 2.0, 0.0)
+
+
 def _given(x: jax.Array, present: jax.Array) -> jax.Array:
     """Entries in float32, NaN where they are not given: no comparison holds for it."""
     x = pytree.wide(x)
@@ -99,7 +105,7 @@ def _at_ranks(given: jax.Array, ranks: list[jax.Array]) -> list[jax.Array]:
     """The given entries of each column that have these ranks."""
     bits = jax.lax.bitcast_convert_type(given, jnp.int32)
     # Of negative floats the larger bits are the smaller number.
-    place = jnp.where(bits < 0, bits ^ jnp.int32(2**31 - 1), bits)
+    place = jnp.where(bits < 0, bits ^ _ALL_BUT_SIGN, bits)
     place = jnp.where(jnp.isnan(given), _NOT_GIVEN, place)
     upper = (place >> 16).astype(jnp.int16)
     lower = ((place & 0xFFFF) - 2**15).astype(jnp.int16)
@@ -114,7 +120,7 @@ def _entry(upper: jax.Array, lower: jax.Array, rank: jax.Array) -> jax.Array:
     below = _count(upper, lambda row: row < top)
     bottom = _of_rank(jax.lax.optimization_barrier(rest), rank - below)
     place = (top.astype(jnp.int32) << 16) | (bottom.astype(jnp.int32) + 2**15)
-    bits = jnp.where(place < 0, place ^ jnp.int32(2**31 - 1), place)
+    bits = jnp.where(place < 0, place ^ _ALL_BUT_SIGN, place)
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 

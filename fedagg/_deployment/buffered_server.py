@@ -15,9 +15,9 @@ from fedagg._deployment.attendance import Attendance, Begun, Ready, ServerState
 from fedagg._deployment.running_total import RunningTotal
 from fedagg._deployment.wire import Wire
 from fedagg._trees import checks
+from fedagg._trees.buffers import check_buffer, inverse_root
 from fedagg._trees.keys import as_key, fold_key
-from fedagg._trees.kinds import check_function, check_kind, described
-from fedagg._trees.weights import inverse_root
+from fedagg._trees.kinds import check_kind, described
 from fedagg._types import PyTree
 
 
@@ -97,11 +97,7 @@ class BufferedServer:
         if not isinstance(wire, Wire):
             raise TypeError(f"wire: expected a Wire, got {described(wire)}.")
         _check_aggregator(training, wire)
-        checks.check_whole(1, clients=clients, buffer=buffer, concurrency=concurrency)
-        checks.check_whole(buffer, clients=clients)
-        checks.check_whole(0, max_staleness=max_staleness)
-        checks.check_whole(1, separation=separation)
-        check_function("(staleness)", discount=discount)
+        check_buffer(clients, buffer, concurrency, max_staleness, separation, discount)
         if not isinstance(state, ServerState):
             last = np.full(clients, -separation, np.int64)
             state = ServerState(state, np.asarray(0, np.int64), last)

@@ -16,15 +16,16 @@ import optax
 from fedagg._aggregator import Aggregator, has_steps
 from fedagg._sentence import prints_as_its_call
 from fedagg._training import arrivals
+from fedagg._training.checked import check_state
 from fedagg._training.federated_averaging import TrainingState, federated_averaging
 from fedagg._training.population import RememberingWork
 from fedagg._training.server_step import ServerStep
 from fedagg._training.stale import Aged, StaleRow, step_of_newest, work_on_stale
-from fedagg._trees import checks, rowwise
+from fedagg._trees import checks, rowwise, table
+from fedagg._trees.buffers import check_buffer, inverse_root
 from fedagg._trees.keys import as_key
 from fedagg._trees.kinds import check_function, check_kind
-from fedagg._trees.table import ClientTable
-from fedagg._trees.weights import as_weights, inverse_root, is_present
+from fedagg._trees.weights import as_weights, is_present
 from fedagg._types import Output, PyTree
 
 # Stream of the clock's key, beside those of the clients and of the server.
@@ -139,13 +140,9 @@ def buffered_averaging(
             f"aggregator: expected one that has steps, got {aggregator}. One made by "
             "hand, or by with_error_feedback, does not say what single clients do."
         )
-    checks.check_whole(1, clients=clients, buffer=buffer, concurrency=concurrency)
-    checks.check_whole(buffer, clients=clients)
-    checks.check_whole(0, max_staleness=max_staleness)
-    checks.check_whole(1, separation=separation)
+    check_buffer(clients, buffer, concurrency, max_staleness, separation, discount)
     checks.check_above_zero(timeout=timeout)
     check_function("(client, key)", duration=duration)
-    check_function("(staleness)", discount=discount)
     is_step = isinstance(server_optimizer, ServerStep)
     step = server_optimizer if is_step else ServerStep.of(server_optimizer)
     remembers = isinstance(client_work, RememberingWork)
@@ -175,7 +172,7 @@ def buffered_averaging(
         weights: Any = None,
         key: jax.Array | None = None,
     ) -> Output:
-        _check_state(state)
+        check_state(BufferedState, state, "state.training.variables")
         key = checks.check_key(as_key(key), "buffered_averaging", "clients")
         n = checks.count_clients(client_data, "client_data")
         checks.check_whole(clients, clients, **{"rows of client_data": n})
@@ -185,7 +182,11 @@ def buffered_averaging(
         )
         is_there = jnp.arange(buffer) < found.count
         staleness = (state.clock.number - found.versions).astype(jnp.float32)
-        data = _rows_of(client_data, found.clients)
+        data = table.map_data(
+            lambda x: x[found.clients],
+            lambda x: jnp.asarray(x)[found.clients],
+            client_data,
+        )
         rows = StaleRow(data, found.versions % (max_staleness + 1), staleness)
         aged = Aged(state.training.variables, state.models)
         output = training.next(
@@ -215,23 +216,3 @@ def buffered_averaging(
         )
 
     return Aggregator(init, next, message=aggregator.message, stage=aggregator.stage)
-
-
-def _rows_of(client_data: PyTree, numbers: jax.Array) -> PyTree:
-    """The data of some clients; tables stay where they are."""
-
-    def of_part(x: Any) -> Any:
-        return x[numbers] if isinstance(x, ClientTable) else jnp.asarray(x)[numbers]
-
-    return jax.tree.map(
-        of_part, client_data, is_leaf=lambda x: isinstance(x, ClientTable)
-    )
-
-
-def _check_state(state: Any) -> None:
-    if not isinstance(state, BufferedState):
-        raise TypeError(
-            "state: expected the state that init or the last step returned, got a "
-            f"{type(state).__name__}. next takes (state, client_data, weights, key), "
-            "and the model is state.training.variables."
-        )

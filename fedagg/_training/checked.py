@@ -97,6 +97,16 @@ def checked_work(made: Any, variables: PyTree) -> Any:
     return change, *made[1:]
 
 
+def check_state(kind: type, state: Any, model: str) -> None:
+    """Raises a TypeError for a state of another training; says where its model is."""
+    if not isinstance(state, kind):
+        raise TypeError(
+            "state: expected the state that init or the last round returned, got a "
+            f"{type(state).__name__}. next takes (state, client_data, weights, key), "
+            f"and the model is {model}."
+        )
+
+
 def count_clients_of(client_data: PyTree) -> int:
     """How many there are, or an error that says how their data are stacked."""
     try:

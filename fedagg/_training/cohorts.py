@@ -10,7 +10,7 @@ import numpy as np
 from fedagg._privacy.samplers import Cohort
 from fedagg._training.memories import ClientMemories
 from fedagg._training.prefetching import prefetch
-from fedagg._trees import pytree
+from fedagg._trees import pytree, table
 from fedagg._trees.table import ClientTable
 from fedagg._types import Output, PyTree
 
@@ -80,12 +80,8 @@ def trained(
 def _rows_of(client_data: PyTree, rows: np.ndarray) -> PyTree:
     """The data of a cohort, copied from the host where they are there."""
 
-    def of_part(x: Any) -> Any:
-        if not isinstance(x, ClientTable):
-            return x[rows]
+    def of_table(x: ClientTable) -> ClientTable:
         is_here = isinstance(pytree.flatten(x.examples)[0][0], jax.Array)
         return x[rows] if is_here else x.gathered(rows)
 
-    return jax.tree.map(
-        of_part, client_data, is_leaf=lambda x: isinstance(x, ClientTable)
-    )
+    return table.map_data(of_table, lambda x: x[rows], client_data)

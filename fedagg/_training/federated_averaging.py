@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from fedagg._aggregator import Aggregator, Steps
 from fedagg._sentence import prints_as_its_call
 from fedagg._training import models, population
-from fedagg._training.checked import checked_work, count_clients_of
+from fedagg._training.checked import check_state, checked_work, count_clients_of
 from fedagg._training.population import RememberingWork
 from fedagg._training.server_step import ServerStep
 from fedagg._trees import pytree, rowwise
@@ -158,7 +158,7 @@ def federated_averaging(
         *,
         memory: PyTree = None,
     ) -> Any:
-        _check_state(state)
+        check_state(TrainingState, state, "state.variables")
         if clients is None:
             population.check_memory(client_work, memory)
             weights = as_weights(weights, count_clients_of(client_data))
@@ -211,7 +211,7 @@ def _steps(
     """The steps of a training, from those of its aggregator."""
 
     def broadcast(state: TrainingState) -> _Shared:
-        _check_state(state)
+        check_state(TrainingState, state, "state.variables")
         return _Shared(state.variables, of.broadcast(state.aggregator))
 
     def client(
@@ -232,12 +232,3 @@ def _steps(
         return stepped(state, change, jnp.bool_(total is not None))
 
     return Steps(broadcast, client, of.add, server)
-
-
-def _check_state(state: Any) -> None:
-    if not isinstance(state, TrainingState):
-        raise TypeError(
-            "state: expected the state that init or the last round returned, got a "
-            f"{type(state).__name__}. next takes (state, client_data, weights, key), "
-            "and the model is state.variables."
-        )

@@ -1,7 +1,7 @@
 """Examples of many clients in one table, in which a client is two integers."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -146,6 +146,19 @@ class Places:
     largest: int = dataclasses.field(metadata={"static": True})
 
 
+def map_data(
+    of_table: Callable[["ClientTable"], Any],
+    of_array: Callable[[Any], Any],
+    client_data: PyTree,
+) -> PyTree:
+    """Client data with what is made of each table, and of each other array."""
+    return jax.tree.map(
+        lambda x: of_table(x) if _is_table(x) else of_array(x),
+        client_data,
+        is_leaf=_is_table,
+    )
+
+
 def apart(tree: PyTree) -> tuple[PyTree, list[PyTree]]:
     """The tree with places for tables, and the examples of each table."""
     examples = []
@@ -156,9 +169,7 @@ def apart(tree: PyTree) -> tuple[PyTree, list[PyTree]]:
             jnp.asarray(table.starts), jnp.asarray(table.sizes), table.largest
         )
 
-    return pytree.map_parts(
-        places, tree, lambda x: isinstance(x, ClientTable)
-    ), examples
+    return pytree.map_parts(places, tree, _is_table), examples
 
 
 def together(tree: PyTree, examples: list[PyTree]) -> PyTree:
@@ -186,6 +197,10 @@ def examples_of_each(tree: PyTree) -> jax.Array | None:
     parts = pytree.parts_with_names(tree, _is_places)
     sizes = [x.sizes for _, x in parts if _is_places(x)]
     return sum(sizes[1:], sizes[0]) if sizes else None
+
+
+def _is_table(x: Any) -> bool:
+    return isinstance(x, ClientTable)
 
 
 def _is_places(x: Any) -> bool:

@@ -115,8 +115,3 @@ def unit_of(weights: jax.Array) -> jax.Array:
     power = jax.lax.bitcast_convert_type(bits & _EXPONENT, jnp.float32)
     # No more than what has a normal number as its inverse, by which XLA multiplies.
     return jnp.where(extreme, jnp.minimum(power, 2.0**120), 1.0)
-
-
-def inverse_root(staleness: jax.Array) -> jax.Array:
-    """One over the root of one more: how much of a stale change counts."""
-    return 1.0 / jnp.sqrt(1.0 + staleness)

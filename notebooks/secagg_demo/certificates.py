@@ -26,7 +26,9 @@ class Authority:
         self._folder, self._key = folder, ec.generate_private_key(ec.SECP256R1())
         self._name = _name("authority")
         whole = x509.BasicConstraints(ca=True, path_length=0)
-        own = self._certificate(self._name, self._key.public_key(), whole)
+        own = self._certificate(
+            self._name, self._key.public_key(), whole, _usage("key_cert_sign")
+        )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "authority.pem").write_bytes(_pem(own))
 
@@ -46,7 +48,8 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         # What a client has is no server's, or it could be the server to the others.
         uses = x509.BasicConstraints(False, None), x509.ExtendedKeyUsage([use])
-        signed = self._certificate(_name(name), key.public_key(), *uses, *more)
+        signing = _usage("digital_signature")
+        signed = self._certificate(_name(name), key.public_key(), *uses, signing, *more)
         pem = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
         private = key.private_bytes(*pem, serialization.NoEncryption())
         path = self._folder / f"{name}.pem"
@@ -70,7 +73,8 @@ class Authority:
         ):
             builder = builder.add_extension(x, critical=False)
         for x in extensions:
-            builder = builder.add_extension(x, isinstance(x, x509.BasicConstraints))
+            is_critical = isinstance(x, (x509.BasicConstraints, x509.KeyUsage))
+            builder = builder.add_extension(x, is_critical)
         return builder.sign(self._key, hashes.SHA256())
 
 
@@ -98,6 +102,16 @@ def number_of(certificate: dict) -> int | None:
     names = dict(x for part in certificate["subject"] for x in part)
     kind, _, number = names["commonName"].partition("-")
     return int(number) if kind == "client" and number.isdecimal() else None
+
+
+def _usage(what: str) -> x509.KeyUsage:
+    """What a key is for, which Python 3.13 asks of an authority."""
+    uses = (
+        *("digital_signature", "content_commitment", "key_encipherment"),
+        *("data_encipherment", "key_agreement", "key_cert_sign", "crl_sign"),
+        *("encipher_only", "decipher_only"),
+    )
+    return x509.KeyUsage(**{use: use == what for use in uses})
 
 
 def _name(name: str) -> x509.Name:

@@ -24,6 +24,9 @@ from fedagg._trees.keys import key_of_round
 from fedagg._trees.kinds import described
 from fedagg._types import Output, PyTree, Stage, Traits, Update
 
+# Sums of steps are multiplied by this power of two, which is exact, and not by less.
+_STEPS = 2.0**-24
+
 
 @prints_as_its_call
 def noised_metrics(
@@ -97,6 +100,9 @@ def noised_metrics(
             f"whose sums leave {grid.steps:.0f} steps for all of them together."
         )
     stddev = grid.deviation / steps / clients_per_round
+    # What so many steps of a sum are worth, rounded once.
+    worth = 1.0 / (_STEPS * steps * clients_per_round)
+    sizes = {metric: jnp.float32(float(x) * worth) for metric, x in clips.items()}
 
     def with_metrics(note: NoisedModulo, metrics: dict[str, Any]):
         del note
@@ -126,10 +132,8 @@ def noised_metrics(
         noise = pytree.zeros(note.value)
         if grid.deviation > 0.0:
             noise = integer_noise(grid.deviation, key, noise)
-        means = pytree.scale(
-            jnp.float32(1.0 / (steps * clients_per_round)), noised(note, noise)
-        )
-        metrics = {metric: limit * means[metric] for metric, limit in limits.items()}
+        sums = noised(note, noise)
+        metrics = {metric: sizes[metric] * (_STEPS * sums[metric]) for metric in limits}
         metrics[f"{name}/stddev"] = jnp.float32(stddev)
         return Output(rounds + 1, total, metrics)
 

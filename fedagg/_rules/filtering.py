@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._rules.geometry import Cohort, check_cohort, count, geometry
+from fedagg._rules.spectrum import largest_eigenpair
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
 from fedagg._trees.shares import Share, rule_of_shares
@@ -82,9 +83,7 @@ def caf(f: int) -> Rule:
         best = jax.lax.while_loop(is_long, filtered, first)[1]
         return Output(state, cohort.combined(best), {})
 
-    # Eigenvectors on several devices of a CPU may wait for each other without end.
-    rule = rule_of_shares(lambda template: (), combine)
-    return rule._replace(combine_share=None)
+    return rule_of_shares(lambda template: (), combine)
 
 
 def _largest_variance(gram: jax.Array, parts: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -92,10 +91,10 @@ def _largest_variance(gram: jax.Array, parts: jax.Array) -> tuple[jax.Array, jax
     to_mean = jnp.matmul(gram, parts, precision="highest")
     moved = gram - to_mean[:, None] - to_mean[None] + jnp.sum(parts * to_mean)
     roots = jnp.sqrt(parts)
-    # Beside zero, a covariance has the eigenvalues of this Gram matrix. It is scaled,
-    # since the solver does not take squares of large numbers.
-    inner = roots[:, None] * moved * roots[None]
-    unit = jnp.maximum(jnp.max(jnp.abs(inner)), jnp.finfo(inner.dtype).tiny)
-    values, vectors = jnp.linalg.eigh(inner / unit)
-    along = jnp.matmul(moved / unit, roots * vectors[:, -1], precision="highest")
-    return jnp.maximum(values[-1], 0.0) * unit, along
+    # Beside zero, a covariance has the eigenvalues of this Gram matrix. Scaled, so that
+    # squares of large numbers do not overflow.
+    unit = jnp.maximum(jnp.max(jnp.abs(moved)), jnp.finfo(moved.dtype).tiny)
+    moved = moved / unit
+    value, vector = largest_eigenpair(roots[:, None] * moved * roots[None])
+    along = jnp.matmul(moved, roots * vector, precision="highest")
+    return value * unit, along

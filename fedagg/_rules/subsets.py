@@ -16,6 +16,7 @@ from fedagg._rules.geometry import (
     count,
     geometry,
 )
+from fedagg._rules.spectrum import largest_eigenpair
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
 from fedagg._trees.shares import Share, rule_of_shares
@@ -85,12 +86,9 @@ def smea(f: int) -> Rule:
         to_mean = jnp.matmul(inner, part, precision="highest")
         moved = inner - to_mean[:, None] - to_mean[None] + jnp.sum(part * to_mean)
         moved = jnp.where(both(kept), moved, 0.0)
-        # Scaled, since the solver does not take squares of large numbers.
-        unit = jnp.maximum(jnp.max(jnp.abs(moved)), jnp.finfo(moved.dtype).tiny)
-        return jnp.linalg.eigvalsh(moved / unit)[-1] * unit, jnp.trace(moved)
+        return largest_eigenpair(moved)[0], jnp.trace(moved)
 
-    # Eigenvalues on several devices of a CPU may wait for each other without end.
-    return _best_subset("smea", f, size)._replace(combine_share=None)
+    return _best_subset("smea", f, size)
 
 
 def _best_subset(

@@ -146,9 +146,9 @@ def centered_clipping(radius: float, *, iterations: int = 1) -> Rule:
         def moved(center: list[jax.Array]) -> list[jax.Array]:
             def squares(x: jax.Array, center: jax.Array) -> jax.Array:
                 apart = jnp.where(present[:, None], x - center[None], 0.0)
-                return jnp.sum(jnp.square(apart), axis=1)
+                return jnp.square(apart)
 
-            total = share.add(matrix.sum_over_blocks(squares, matrices, center))
+            total = share.add(matrix.sum_along_rows(squares, matrices, center))
             given = present & has_room(total)
             norms = jnp.where(given, jnp.sqrt(total), jnp.inf)
             # A zero norm divides to infinity, and the minimum is then one.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fedagg
-from tests.helpers import assert_close, assert_same, mesh_of
+from tests.helpers import assert_close, assert_same, first_now, mesh_of
 
 RULES = {
     "median": fedagg.median(),
@@ -28,7 +28,7 @@ RULES = {
     "bucketing": fedagg.bucketing(2, fedagg.median()),
     "clipping_before": fedagg.adaptive_robust_clipping(2, fedagg.multi_krum(2)),
 }
-QUICK = ["median", "multi_krum", "centered_clipping"]
+QUICK = ["median", "multi_krum", "smea", "centered_clipping"]
 every_rule = pytest.mark.parametrize(
     "name",
     [x if x in QUICK else pytest.param(x, marks=pytest.mark.deep) for x in RULES],
@@ -84,7 +84,7 @@ def test_stages_run_where_their_clients_are():
     assert_close(got.metrics, jax.tree.map(np.asarray, expected.metrics))
 
 
-@pytest.mark.parametrize("name", ["median", "multi_krum"])
+@first_now("name", ["multi_krum", "median", "smea", "caf"])
 def test_values_go_once_from_device_to_device_and_are_nowhere_all_together(name):
     n, d, mesh = 16, 65536, mesh_of(8)
     values = {"a": jnp.ones((n, 64, 512)), "b": jnp.ones((n, 32768))}

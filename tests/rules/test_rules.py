@@ -228,6 +228,22 @@ def test_centered_clipping_starts_where_the_last_round_ended():
     assert_close(second.value, references.centered_clipping(other, center, 0.7, 2))
 
 
+@first_now("dtype", ["float32", "float16"])
+def test_centered_clipping_of_many_blocks_and_a_rest_is_the_reference(dtype):
+    x = clients(9, 140_001, seed=19).astype(dtype).astype(np.float64)
+    x[4] = math.nan
+    weights = jnp.ones(9).at[4].set(0.0)
+    aggregator = fedagg.combining(fedagg.centered_clipping(300.0, iterations=2))
+
+    values = jnp.asarray(x, dtype)
+    got = np.asarray(first_round_compiled(aggregator, values, weights).value)
+
+    there = np.delete(x, 4, axis=0)
+    expected = references.centered_clipping(there, np.zeros(140_001), 300.0, 2)
+    rtol = 1e-5 if dtype == "float32" else 1e-3
+    np.testing.assert_allclose(got, expected, rtol=rtol, atol=rtol)
+
+
 def test_a_client_moves_centered_clipping_by_the_radius_over_n_at_most():
     x = clients(8, seed=11)
     rule = fedagg.centered_clipping(0.5)

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from benchmarks import options, reference
+from benchmarks import reference_of_rules as rules
 from benchmarks.inputs import Size, cut, make_stack, make_weights
 from benchmarks.peers.rounds import Clients, Round
 
@@ -27,13 +28,20 @@ EXPECTED = {
     "mean": reference.mean,
     "clipped mean": reference.clipped_mean,
     "robust": reference.robust_mean,
-    "median": reference.median,
-    "trimmed mean": reference.trimmed_mean,
-    "mean around median": reference.mean_around_median,
-    "Krum": reference.krum,
-    "multi-Krum": reference.multi_krum,
-    "Bulyan": reference.bulyan,
+    "median": rules.median,
+    "trimmed mean": rules.trimmed_mean,
+    "mean around median": rules.mean_around_median,
+    "Krum": rules.krum,
+    "multi-Krum": rules.multi_krum,
+    "Bulyan": rules.bulyan,
+    "geometric median": rules.geometric_median,
     "centered clipping": reference.clipped_mean,
+    "CAF": rules.caf,
+    "nearest neighbors, trimmed mean": rules.mixed_trimmed_mean,
+    "adaptive clipping, trimmed mean": rules.clipped_trimmed_mean,
+    "bucketing, centered clipping": rules.mean_of_buckets,
+    "minimum diameter": rules.minimum_diameter,
+    "SMEA": rules.smea,
 }
 _TOLERANCE = 1e-4  # ten times that of fedagg: some add a norm up in float32
 

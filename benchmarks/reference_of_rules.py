@@ -1,7 +1,7 @@
 """What each rule should give, in float64 by NumPy, of as many liars as inputs have.
 
 Rules of distances need no more of clients than the products of all pairs, and say what
-part each client has in the result.
+part each client has in the result. An entry is NaN where float32 cannot tell it.
 """
 
 import itertools
@@ -49,10 +49,13 @@ def mean_around_median(
     """Without those entries of a column that are farthest from its median."""
     left_out = liars(len(stack)) if left_out is None else left_out
     away = np.abs(stack - median(stack, weights))
-    farthest = np.argpartition(away, len(stack) - left_out, axis=0)[-left_out:]
+    number = len(stack) - left_out
+    order = np.argpartition(away, (number - 1, number), axis=0)
     kept = np.ones(stack.shape, bool)
-    np.put_along_axis(kept, farthest, False, axis=0)
-    return np.asarray(np.mean(stack, axis=0, dtype=np.float64, where=kept))
+    np.put_along_axis(kept, order[number:], False, axis=0)
+    result = np.mean(stack, axis=0, dtype=np.float64, where=kept)
+    last, next_one = np.take_along_axis(away, order[number - 1 : number + 1], axis=0)
+    return np.where(next_one - last > 1e-6 * next_one, result, np.nan)
 
 
 def krum(stack: Stack, weights: Weights) -> np.ndarray:
@@ -121,7 +124,10 @@ def caf(stack: Stack, weights: Weights) -> np.ndarray:
             best, least = parts, values[-1] / left.sum()
         square = (around @ (root * vectors[:, -1])) ** 2
         left = left * (1.0 - square / square.max())
-    return best @ stack.astype(np.float64)
+    result = best @ stack.astype(np.float64)
+    # What is left of a liar is the difference of two numbers that are nearly one.
+    unsure = 1e-6 / len(stack) * np.abs(stack).max(axis=0)
+    return np.where(unsure < 1e-5 * np.median(np.abs(result)), result, np.nan)
 
 
 def mixed_trimmed_mean(stack: Stack, weights: Weights) -> np.ndarray:

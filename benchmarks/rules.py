@@ -25,7 +25,7 @@ BASE = Size(64, 1_000_000)
 CLIENTS = [8, 32, 128, 500, 1000]
 PARAMETERS = [10_000, 100_000]  # beside those of the base
 FEW = 30_000  # parameters, as clients grow
-SMALL = Size(32, FEW)
+SMALL = Size(20, FEW)  # of whom two lie
 # Rules that are measured on small inputs: here, or only there beside others.
 SUBSETS = "minimum diameter", "SMEA"
 BESIDE = "nearest neighbors, trimmed mean", *SUBSETS

@@ -43,6 +43,11 @@ def run(rate: float, attack: str, seed: int, validation: list, test: list) -> Ru
     return Run("median", PLAIN, attack, 1.0, 2, rate, 0.9, seed, validation, test)
 
 
+def flat(asked: tuple) -> Run:
+    """A training of a grid, that learns nothing."""
+    return Run._make([*asked, [0.5], [0.5]])
+
+
 RUNS = [
     # The quick rate is best on average, and fails under one attack.
     run(0.4, "a", 0, [0.1, 0.9, 0.9], [0.1, 0.9, 0.9]),
@@ -104,13 +109,14 @@ def test_worst_cases_are_compared_in_deviations_from_seed_to_seed():
 def test_a_grid_that_was_stopped_goes_on_with_what_is_not_there(tmp_path, monkeypatch):
     grid = SMALL._replace(rules=("mean", "median"), mixers=(PLAIN,), liars=(3,))
     chosen = argparse.Namespace(work=tmp_path, times=False)
+    digits = made_up_digits(np.random.default_rng(0))
     asked = sorted(wanted(grid))
     started = []
 
     def trained(grid, digits, done):
         for cell in {(x[0], x[1], x[4]) for x in asked} - {*done}:
             started.append(cell)
-            yield [Run(*x, [0.5], [0.5]) for x in asked if (x[0], x[1], x[4]) == cell]
+            yield [flat(x) for x in asked if (x[0], x[1], x[4]) == cell]
 
     def stopped(grid, digits, done):
         yield next(trained(grid, digits, done))
@@ -118,11 +124,11 @@ def test_a_grid_that_was_stopped_goes_on_with_what_is_not_there(tmp_path, monkey
 
     monkeypatch.setattr(ours, "runs", stopped)
     with pytest.raises(KeyboardInterrupt):
-        command._ours(grid, None, chosen)
+        command._ours(grid, digits, chosen)
     [path] = tmp_path.glob("*/runs.jsonl")
     path.write_text(path.read_text() + '[0.5, [["mean", ')  # and cut short
     monkeypatch.setattr(ours, "runs", trained)
-    rows = command._ours(grid, None, chosen)
+    rows = command._ours(grid, digits, chosen)
 
     assert sorted(started) == [("mean", PLAIN, 3), ("median", PLAIN, 3)]
     assert [x["trainings"] for x in rows if "trainings" in x] == [len(asked)]
@@ -132,7 +138,7 @@ def test_a_grid_that_was_stopped_goes_on_with_what_is_not_there(tmp_path, monkey
 
 def test_only_a_whole_part_of_a_grid_is_shown():
     grid = SMALL._replace(rules=("mean", "median"), mixers=(PLAIN,), liars=(3,))
-    runs = [Run(*x, [0.5], [0.5]) for x in sorted(wanted(grid))]
+    runs = [flat(x) for x in sorted(wanted(grid))]
     more = runs[0]._replace(seed=7)
 
     found = whole([more, *runs[1:]], grid)

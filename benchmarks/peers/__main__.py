@@ -43,10 +43,12 @@ def _measure(
 ) -> list[Line]:
     end = time.perf_counter() + 60.0 * chosen.minutes
     lines = []
-    for (key, python), what in itertools.product(ready.items(), chosen.inputs):
+    for (key, python), (sizes, leaves, named) in itertools.product(
+        ready.items(), chosen.inputs
+    ):
         peer, log = PEERS[key], chosen.environments / f"{key}.log"
         try:
-            for line in measure(peer, python, *what, end, log):
+            for line in measure(peer, python, sizes, leaves, named, end, log):
                 print(_progress(line), flush=True)
                 lines.append(line)
         except CannotRun as reason:

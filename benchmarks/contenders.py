@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 import fedagg
 from benchmarks import reference
+from benchmarks import reference_of_rules as rules
 from benchmarks.alternatives import ALTERNATIVES
 from benchmarks.inputs import Size
 from fedagg import Aggregator, Output, Rule, Stage
@@ -22,6 +23,7 @@ from fedagg._noise.sum_grid import SumGrid, integer_noise
 from fedagg._trees.template import Template
 
 PyTree = Any
+_SMALL = 5e6  # entries, of those that look at every subset
 SumOver = Callable[..., PyTree]
 
 
@@ -47,11 +49,17 @@ def _compressing(stages: list[Stage], error: Callable) -> Case:
     )
 
 
-def _ruling(rule: Rule, expected: Callable, most: float = float("inf")) -> Case:
-    """A rule, which takes no way to sum."""
-    return Case(
-        lambda way: fedagg.combining(rule), expected, ways=("default",), most=most
-    )
+def _ruling(of: Callable[[int], Rule], expected: Callable, most: float = 1e8) -> Case:
+    """A rule of as many liars as inputs have, which takes no way to sum."""
+
+    def make(way: SumOver | None) -> Aggregator:
+        def run(state: PyTree, updates: PyTree, weights: jax.Array, key: jax.Array):
+            rule = of(rules.liars(len(weights)))
+            return fedagg.combining(rule).next(state, updates, weights, key)
+
+        return Aggregator(fedagg.combining(of(1)).init, run)
+
+    return Case(make, expected, ways=("default",), most=most)
 
 
 def _noising(
@@ -240,17 +248,48 @@ CASES = {
         ways=("default",),
         error=functools.partial(reference.error_of_noise, deviation=1.0, clients=True),
     ),
-    "median": _ruling(fedagg.median(), reference.median, 1e8),
-    "trimmed mean": _ruling(fedagg.trimmed_mean(1), reference.trimmed_mean, 1e8),
-    "mean around median": _ruling(
-        fedagg.mean_around_median(1), reference.mean_around_median, 1e8
-    ),
-    "Krum": _ruling(fedagg.krum(1), reference.krum),
-    "multi-Krum": _ruling(fedagg.multi_krum(1), reference.multi_krum),
-    "Bulyan": _ruling(fedagg.bulyan(1), reference.bulyan, 1e8),
-    "geometric median": _ruling(fedagg.geometric_median(), reference.geometric_median),
-    "centered clipping": _ruling(fedagg.centered_clipping(1.0), reference.clipped_mean),
 }
+
+# Rules, in the order of a table. The last look at too much for many clients.
+RULES = {
+    "median": _ruling(lambda f: fedagg.median(), rules.median),
+    "weighted median": _ruling(
+        lambda f: fedagg.median(weighted=True), rules.weighted_median
+    ),
+    "trimmed mean": _ruling(fedagg.trimmed_mean, rules.trimmed_mean),
+    "weighted trimmed mean": _ruling(
+        lambda f: fedagg.trimmed_mean(f, weighted=True), rules.weighted_trimmed_mean
+    ),
+    "mean around median": _ruling(fedagg.mean_around_median, rules.mean_around_median),
+    "Krum": _ruling(fedagg.krum, rules.krum),
+    "multi-Krum": _ruling(fedagg.multi_krum, rules.multi_krum),
+    "Bulyan": _ruling(fedagg.bulyan, rules.bulyan),
+    "geometric median": _ruling(
+        lambda f: fedagg.geometric_median(), rules.geometric_median
+    ),
+    "centered clipping": _ruling(
+        lambda f: fedagg.centered_clipping(1.0), reference.clipped_mean
+    ),
+    "CAF": _ruling(fedagg.caf, rules.caf),
+    "nearest neighbors, trimmed mean": _ruling(
+        lambda f: fedagg.nearest_neighbor_mixing(f, fedagg.trimmed_mean(f)),
+        rules.mixed_trimmed_mean,
+    ),
+    "adaptive clipping, trimmed mean": _ruling(
+        lambda f: fedagg.adaptive_robust_clipping(f, fedagg.trimmed_mean(f)),
+        rules.clipped_trimmed_mean,
+    ),
+    # A radius that nobody reaches makes the mean of it, whoever shares a bucket.
+    "bucketing, centered clipping": _ruling(
+        lambda f: fedagg.bucketing(4, fedagg.centered_clipping(1e9)),
+        rules.mean_of_buckets,
+    ),
+    "minimum diameter": _ruling(
+        fedagg.minimum_diameter, rules.minimum_diameter, most=_SMALL
+    ),
+    "SMEA": _ruling(fedagg.smea, rules.smea, most=_SMALL),
+}
+CASES |= RULES
 
 
 class Row(NamedTuple):

@@ -135,12 +135,13 @@ def check(
 ) -> None:
     """A wrong row must not look fast.
 
-    An entry may be off by the tolerance times its size, or the median entry's.
+    An entry may be off by the tolerance times its size, or the median entry's. One of
+    whom NaN is wanted may be anything.
 
     Raises:
         AssertionError: if an entry is off by more.
     """
-    allowed = tolerance * (np.abs(want) + np.median(np.abs(want)))
-    worst = np.max(np.abs(got - want) / allowed)
+    allowed = tolerance * (np.abs(want) + np.nanmedian(np.abs(want)))
+    worst = np.nanmax(np.abs(got - want) / allowed)
     if not worst <= 1.0:
         raise AssertionError(f"{what}: an entry is off by {worst:.3g} tolerances.")

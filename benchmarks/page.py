@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from benchmarks import asynchronous, bits, secagg, wires
+from benchmarks import asynchronous, bits, rules, secagg, wires
 from benchmarks.peers.environments import TRAINERS
 from benchmarks.records import Records, Row, read
 from benchmarks.report import markdown
-from benchmarks.robustness.table import worst_cases
+from benchmarks.robustness.table import agreement, times, worst_cases
 
 # Of peers in environments of their own, which of their rows stands for each.
 _BEST = min
@@ -21,6 +21,8 @@ def tables(folder: Path) -> dict[str, str]:
         "reads": _of(folder, "cpu", _reads),
         "beside": _beside(folder),
         "rules": _rules(folder),
+        "rules_on_trees": _of(folder, "rules/cpu", rules.on_trees),
+        "rules_growth": _of(folder, "rules/cpu", rules.growth),
         "robustness": _robustness(folder),
         "bits": _of(folder, "bits", _bits),
         "masks": _of(folder, "secagg-cpu", lambda rows: _secagg("masks", rows)),
@@ -147,7 +149,7 @@ def _rules(folder: Path) -> str:
     """What rules cost, and what they cost others over that."""
     ours, others = (read(folder / "rules" / f"{x}.jsonl") for x in ("cpu", "peers"))
     columns = {"ByzFL, torch": "(torch)", "ByzFL, NumPy": "(NumPy)", "Flower": ""}
-    found: dict[str, dict[str, float]] = {}
+    found: dict[tuple, dict[str, float]] = {}
     for row in others.rows:
         if "x_read" in row:
             [column] = [
@@ -155,23 +157,27 @@ def _rules(folder: Path) -> str:
                 for name, form in columns.items()
                 if name.startswith(row["peer"]) and row["calls"].endswith(form)
             ]
-            found.setdefault(row["aggregator"], {})[column] = row["x_read"]
-    header = ["rule", "reads", "ms", *(f"x {column}" for column in columns)]
-    lines = []
+            found.setdefault(_where(row), {})[column] = row["x_read"]
+    header = ["rule", "clients x parameters", "reads", "ms"]
+    lines = [[*header, *(f"x {column}" for column in columns)]]
     for row in ours.rows:
-        if row["way"] == "default":
-            theirs = found.get(row["aggregator"], {})
-            times = [theirs.get(x) for x in columns]
+        if row["part"] == "trees" and row["leaves"] == 1:
+            times = [found.get(_where(row), {}).get(x) for x in columns]
             over = [x and x / row["x_read"] for x in times]
             cells = [row["x_read"], row["milliseconds"], *over]
-            lines.append([row["aggregator"], *map(_number, cells)])
-    return f"{markdown([header, *lines])}\n\n{machine(ours)} *{_said(others)}.*"
+            size = f"{row['clients']} x {row['parameters']:,}"
+            lines.append([row["aggregator"], size, *map(_number, cells)])
+    return f"{markdown(lines)}\n\n{machine(ours)} *{_said(others)}.*"
+
+
+def _where(row: Row) -> tuple:
+    return row["clients"], row["parameters"], row["aggregator"]
 
 
 def _robustness(folder: Path) -> str:
     records = read(folder / "robustness-cpu.jsonl")
-    table = worst_cases(records.rows)
-    return f"{table}\n\n{machine(records)} *{_said(records)}.*"
+    parts = (make(records.rows) for make in (worst_cases, agreement, times))
+    return "\n\n".join([*parts, f"{machine(records)} *{_said(records)}.*"])
 
 
 def _said(records: Records) -> str:

@@ -64,9 +64,9 @@ def draw_curves(panels: list[Panel], title: str, path: str) -> None:
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     handles = {}
     for axis, (grows, fixed, steps, curves) in zip(axes, panels, strict=True):
-        for name, milliseconds in curves.items():
-            style = _STYLES[name.split(",")[0]]
-            marker = _MARKERS.get(name.split(", ")[-1], "")
+        for i, (name, milliseconds) in enumerate(curves.items()):
+            style = _STYLES.get(name.split(",")[0], f"C{i % 10}")
+            marker = _MARKERS.get(name.split(", ")[-1], "" if i < 10 else "o")
             (handles[name],) = axis.loglog(steps, milliseconds, style, marker=marker)
         axis.set_title(f"at {fixed}", fontsize=9)
         axis.set_xlabel(grows)

@@ -29,6 +29,7 @@ _SIZE = ("clients", "parameters")
 KINDS = {
     "throughput": Kind((*_SIZE, "leaves", "aggregator", "way"), "x_read"),
     "peers": Kind((*_SIZE, "leaves", "aggregator", "peer", "calls"), "x_read"),
+    "rules": Kind(("part", *_SIZE, "leaves", "aggregator"), "x_read"),
     "scaling": Kind(("grows", *_SIZE, "curve"), "milliseconds"),
     "accelerator": Kind((*_SIZE, "dtype", "leaves"), "milliseconds"),
     "population": Kind(("rounds", "clients"), "seconds"),

@@ -14,7 +14,8 @@ KINDS = {"cpu": "throughput", "peers": "peers", "scaling-cpu": "scaling"}
 KINDS |= {"population-cpu": "population", "secagg-cpu": "secagg", "bits": "bits"}
 KINDS |= {"wires-cpu": "wires", "asynchronous-cpu": "asynchronous"}
 KINDS |= {"nvidia-h200-accelerator": "accelerator", "training-cpu": "training"}
-KINDS |= {"training-nvidia-h200": "training"}
+KINDS |= {"training-nvidia-h200": "training", "robustness-cpu": "robustness"}
+KINDS |= {"rules/cpu": "rules", "rules/peers": "peers"}
 
 
 def test_a_report_keeps_rows_after_the_machine_and_versions(tmp_path):

@@ -1,13 +1,16 @@
 """The grid of rules against attacks: what it chooses, its data, and a small one run."""
 
+import argparse
 import json
 import struct
 
 import numpy as np
 import pytest
 
+from benchmarks.robustness import __main__ as command
 from benchmarks.robustness import byzfl, ours
-from benchmarks.robustness.choosing import ends, worst
+from benchmarks.robustness.choosing import ends, gaps, worst
+from benchmarks.robustness.keeping import wanted, whole
 from benchmarks.robustness.settings import (
     FULL,
     HONEST,
@@ -16,9 +19,10 @@ from benchmarks.robustness.settings import (
     SMALL,
     Digits,
     Run,
+    sample,
     split,
 )
-from benchmarks.robustness.table import draw, worst_cases
+from benchmarks.robustness.table import agreement, draw, times, worst_cases
 
 LABELS = np.arange(500) % 10
 
@@ -37,6 +41,11 @@ def made_up_digits(rng: np.random.Generator) -> Digits:
 
 def run(rate: float, attack: str, seed: int, validation: list, test: list) -> Run:
     return Run("median", PLAIN, attack, 1.0, 2, rate, 0.9, seed, validation, test)
+
+
+def flat(asked: tuple) -> Run:
+    """A training of a grid, that learns nothing."""
+    return Run._make([*asked, [0.5], [0.5]])
 
 
 RUNS = [
@@ -66,14 +75,78 @@ def test_hyperparameters_are_chosen_by_the_worst_attack_on_digits_for_validation
 
 def test_the_table_and_the_picture_show_the_worst_case(tmp_path):
     rows = [*ends("fedagg", RUNS, 20), *ends("ByzFL", RUNS, 20)]
+    rows.append({"who": "fedagg", "trainings": 10, "of": 20, "seconds": 30.0})
+    rows.append({"who": "ByzFL", "trainings": 5, "of": 20, "seconds": 60.0})
 
     lines = worst_cases(rows).splitlines()
+    took = times(rows).splitlines()
     draw(rows, tmp_path / "map.png")
 
     header = "| rule | fedagg, 100 % alike, 2 lie | ByzFL, 100 % alike, 2 lie |"
     assert lines[0] == header
     assert lines[2:] == ["| median | 0.540 ± 0.028 | 0.540 ± 0.028 |"]
+    assert took[2:] == [
+        "| fedagg | 10 | 30 | 3.00 | 1.0 | 1.0 |",
+        "| ByzFL | 5 | 60 | 12.00 | 4.0 | 4.0 |",
+    ]
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_worst_cases_are_compared_in_deviations_from_seed_to_seed():
+    ours, theirs = ({"who": x, "attack": "a"} for x in ("fedagg", "ByzFL"))
+    where = {"rule": "median", "mixer": PLAIN, "similarity": 1.0, "liars": 2}
+    ours |= where | {"accuracy": 0.8, "spread": 0.03}
+    theirs |= where | {"accuracy": 0.9, "spread": 0.04}
+
+    assert gaps([ours, theirs]) == {
+        ("ByzFL", "median", PLAIN, 1.0, 2): pytest.approx(2.0)
+    }
+    assert agreement([ours, theirs]).endswith(
+        "0 differ by less than a deviation from seed to seed, and all by at most 2.0."
+    )
+
+
+def test_a_grid_that_was_stopped_goes_on_with_what_is_not_there(tmp_path, monkeypatch):
+    grid = SMALL._replace(rules=("mean", "median"), mixers=(PLAIN,), liars=(3,))
+    chosen = argparse.Namespace(work=tmp_path, times=False)
+    digits = made_up_digits(np.random.default_rng(0))
+    asked = sorted(wanted(grid))
+    started = []
+
+    def trained(grid, digits, done):
+        for cell in {(x[0], x[1], x[4]) for x in asked} - {*done}:
+            started.append(cell)
+            yield [flat(x) for x in asked if (x[0], x[1], x[4]) == cell]
+
+    def stopped(grid, digits, done):
+        yield next(trained(grid, digits, done))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ours, "runs", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        command._ours(grid, digits, chosen)
+    [path] = tmp_path.glob("*/runs.jsonl")
+    path.write_text(path.read_text() + '[0.5, [["mean", ')  # and cut short
+    monkeypatch.setattr(ours, "runs", trained)
+    rows = command._ours(grid, digits, chosen)
+
+    assert sorted(started) == [("mean", PLAIN, 3), ("median", PLAIN, 3)]
+    assert [x["trainings"] for x in rows if "trainings" in x] == [len(asked)]
+    assert {x["rule"] for x in rows if "accuracy" in x} == {"mean", "median"}
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_only_a_whole_part_of_a_grid_is_shown():
+    grid = SMALL._replace(rules=("mean", "median"), mixers=(PLAIN,), liars=(3,))
+    runs = [flat(x) for x in sorted(wanted(grid))]
+    more = runs[0]._replace(seed=7)
+
+    found = whole([more, *runs[1:]], grid)
+
+    there = {(x.rule, x.similarity) for x in found}
+    left_out = {(x.rule, x.similarity) for x in runs} - there
+    assert left_out == {(runs[0].rule, runs[0].similarity)}
+    assert len(found) == len(runs) * 3 // 4
 
 
 def test_a_part_of_the_digits_is_dealt_by_chance_and_the_rest_by_label():
@@ -93,6 +166,8 @@ def test_every_rule_mixing_and_attack_of_a_grid_is_known_to_both():
         assert {*grid.mixers} <= {*ours.MIXERS} & {*byzfl.MIXERS}
         assert {*grid.attacks} <= {*ours.ATTACKS, "label flipping"} & {*byzfl.ATTACKS}
         assert grid.steps % grid.every == 0
+        crossed = len(grid.rules) * len(grid.mixers) * len(grid.attacks)
+        assert len(wanted(sample(grid))) == crossed
 
 
 def test_byzfl_is_given_the_grid_and_digits_and_its_files_are_read(tmp_path):
@@ -111,10 +186,13 @@ def test_byzfl_is_given_the_grid_and_digits_and_its_files_are_read(tmp_path):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(own))
     for name, text in (("val", "0.1,0.8"), ("test", "0.1,0.7")):
-        (folder / f"{name}_accuracy_tr_seed_0_dd_seed_2.txt").write_text(text)
+        for seed in (1, 2):  # of which the former was stopped
+            path = folder / f"{name}_accuracy_tr_seed_0_dd_seed_{seed}.txt"
+            path.write_text(text)
+    (folder / "train_time_tr_seed_0_dd_seed_2.txt").write_text("1.5")
 
     byzfl.write_digits(tmp_path, digits)
-    [found] = byzfl.runs(tmp_path / "results")
+    [(seconds, found)] = byzfl.trainings(tmp_path / "results")
 
     raw = (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").read_bytes()
     assert struct.unpack(">4i", raw[:16]) == (2051, 500, 28, 28)
@@ -122,7 +200,7 @@ def test_byzfl_is_given_the_grid_and_digits_and_its_files_are_read(tmp_path):
     where = ("trimmed mean", MIXED, "a little", 0.25, 3, 0.1, 0.9, 2)
     assert told["benchmark_config"]["f"] == [1, 3]
     assert [x["name"] for x in told["aggregator"]] == ["Average", "TrMean", "MultiKrum"]
-    assert found == Run(*where, [0.1, 0.8], [0.1, 0.7])
+    assert seconds == 1.5 and found == Run(*where, [0.1, 0.8], [0.1, 0.7])
 
 
 @pytest.mark.deep
@@ -137,9 +215,13 @@ def test_a_mean_fails_on_the_way_on_which_a_rule_holds():
         seeds=2,
     )
 
-    runs = [*ours.runs(grid, made_up_digits(np.random.default_rng(0)))]
+    digits = made_up_digits(np.random.default_rng(0))
+    runs = [x for together in ours.runs(grid, digits) for x in together]
 
     least = worst(ends("fedagg", runs, grid.every))
     found = {rule: row["accuracy"] for (_, rule, *_), row in least.items()}
+    done = [(rule, PLAIN, 3) for rule in grid.rules]
+    assert [*ours.runs(grid, digits, done)] == []
+    assert {*wanted(grid)} == {x[:8] for x in runs}
     assert len(runs) == 4 * 2 and all(len(x.test) == 3 for x in runs)
     assert found["mean"] < 0.3 and found["trimmed mean"] > 0.9

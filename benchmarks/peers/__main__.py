@@ -5,8 +5,8 @@ import itertools
 import time
 from pathlib import Path
 
-from benchmarks import options
-from benchmarks.contenders import CASES
+from benchmarks import options, rules
+from benchmarks.contenders import CASES, RULES
 from benchmarks.inputs import TREES, Size
 from benchmarks.peers.environments import PEERS, CannotRun
 from benchmarks.peers.preparing import add_options, prepare
@@ -29,12 +29,11 @@ def main() -> None:
         ready = prepare(PEERS, chosen, report)
         start = time.perf_counter()
         lines = _measure(ready, chosen, report)
-        for leaves, size in itertools.product(chosen.leaves, chosen.sizes):
-            part = [line for line in lines if line[:2] == (size, leaves)]
-            if part:
-                report.say(f"\n## {_cell(size, leaves)}\n\n{_table(part)}")
-                for line in part:
-                    report.keep(**_record(line))
+        for where in dict.fromkeys(line[:2] for line in lines):
+            part = [line for line in lines if line[:2] == where]
+            report.say(f"\n## {_cell(*where)}\n\n{_table(part)}")
+            for line in part:
+                report.keep(**_record(line))
         report.say(f"\nThis took {time.perf_counter() - start:.0f} seconds.")
         report.compare("peers", chosen.compare)
 
@@ -44,11 +43,12 @@ def _measure(
 ) -> list[Line]:
     end = time.perf_counter() + 60.0 * chosen.minutes
     lines = []
-    for key, python in ready.items():
+    for (key, python), (sizes, leaves, named) in itertools.product(
+        ready.items(), chosen.inputs
+    ):
         peer, log = PEERS[key], chosen.environments / f"{key}.log"
-        what = chosen.sizes, chosen.leaves, chosen.aggregators
         try:
-            for line in measure(peer, python, *what, end, log):
+            for line in measure(peer, python, sizes, leaves, named, end, log):
                 print(_progress(line), flush=True)
                 lines.append(line)
         except CannotRun as reason:
@@ -102,6 +102,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="the middle size alone, 1 leaf"
     )
+    parser.add_argument(
+        "--rules",
+        action="store_true",
+        help="rules alone, on inputs of benchmarks.rules with 1 leaf",
+    )
     options.add_sizes(parser)
     parser.add_argument(
         "--aggregators", nargs="+", choices=list(EXPECTED), default=list(EXPECTED)
@@ -113,7 +118,13 @@ def _options() -> argparse.Namespace:
     chosen = parser.parse_args()
     chosen.sizes = chosen.sizes or (SIZES[1:2] if chosen.quick else SIZES)
     chosen.leaves = chosen.leaves or ([1] if chosen.quick else list(TREES))
-    chosen.out = chosen.out or options.RESULTS
+    chosen.inputs = [(chosen.sizes, chosen.leaves, chosen.aggregators)]
+    if chosen.rules:
+        named = [x for x in RULES if x in EXPECTED]
+        few = [x for x in named if x in rules.BESIDE]
+        most = [x for x in named if x not in rules.BESIDE]
+        chosen.inputs = [([rules.BASE], [1], most), ([rules.SMALL], [1], few)]
+    chosen.out = chosen.out or options.RESULTS / ("rules" if chosen.rules else "")
     return chosen
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import reference
+from benchmarks import reference_of_rules as rules
 from benchmarks.peers.rounds import Clients, Round
 
 Results = list[tuple[list[np.ndarray], int]]
@@ -48,34 +48,32 @@ def rounds(clients: Clients) -> Iterator[Round]:
 
 
 def _rules(functions: Any, results: Results) -> Iterator[Round]:
-    """Of one liar. Its multi-Krum weighs clients, so that all weigh one here."""
-    n = len(results)
+    """Its multi-Krum weighs clients, so that all weigh one here."""
+    n, f = len(results), rules.liars(len(results))
     results = [(arrays, 1) for arrays, _ in results]
     yield Round(
         "trimmed mean",
         "aggregate_trimmed_avg",
-        # A hair above one client of n, whose part is rounded down.
-        lambda results: functions.aggregate_trimmed_avg(results, 1.01 / n),
+        # A hair above the part of the liars, which is rounded down.
+        lambda results: functions.aggregate_trimmed_avg(results, (f + 0.01) / n),
         results,
     )
     # It adds up the distances to a client fewer than is done here for as many liars.
-    for aggregator, kept in (("Krum", 0), ("multi-Krum", n - 1)):
-        yield Round(
-            aggregator,
-            "aggregate_krum",
-            functools.partial(functions.aggregate_krum, num_malicious=0, to_keep=kept),
-            results,
+    for aggregator, kept in (("Krum", 0), ("multi-Krum", n - f)):
+        choose = functools.partial(
+            functions.aggregate_krum, num_malicious=f - 1, to_keep=kept
         )
+        yield Round(aggregator, "aggregate_krum", choose, results)
     if n <= _FEW:
         yield Round(
             "Bulyan",
             "aggregate_bulyan, aggregate_krum",
             lambda results: functions.aggregate_bulyan(
-                results, 1, functions.aggregate_krum, to_keep=0
+                results, f, functions.aggregate_krum, to_keep=0
             ),
             results,
             list,  # clients are taken out of it
-            functools.partial(reference.bulyan, fewer=2),
+            functools.partial(rules.bulyan, fewer=1),
         )
 
 

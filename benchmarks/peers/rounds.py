@@ -26,3 +26,5 @@ class Round(NamedTuple):
     copy: Callable[[Any], Any] | None = None  # of the inputs, where run writes to them
     # What it means to give `[d]`, of stack and weights, where that is not the same.
     expected: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    # What is compared in place of run, where that depends on a draw.
+    compared: Callable[[Any], Any] | None = None

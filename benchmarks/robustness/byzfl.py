@@ -1,8 +1,8 @@
 """The grid through ByzFL's own benchmark, inside ByzFL's environment.
 
 Its benchmark reads a configuration from the folder where it runs, and digits from files
-as MNIST's own. It runs a training a process, and as many as there are cores: PyTorch is
-given one thread for each.
+as MNIST's own. It runs as many trainings at a time as there are cores: PyTorch is given
+one thread for each. What it has written of a training is not trained again.
 """
 
 import argparse
@@ -63,10 +63,7 @@ def main() -> None:
     benchmark = importlib.import_module("byzfl.benchmark")
     start = time.perf_counter()
     benchmark.run_benchmark(nb_jobs=os.cpu_count())
-    print(json.dumps({"seconds": time.perf_counter() - start}), file=out)
-    for run in runs(folder / "results"):
-        print(json.dumps(run), file=out)
-    out.flush()
+    print(json.dumps({"seconds": time.perf_counter() - start}), file=out, flush=True)
 
 
 def configuration(grid: Grid) -> dict[str, Any]:
@@ -124,30 +121,34 @@ def configuration(grid: Grid) -> dict[str, Any]:
     }
 
 
-def runs(results: Path) -> Iterator[Run]:
-    """What ByzFL has written of each training."""
+def trainings(results: Path) -> Iterator[tuple[float, Run]]:
+    """Of each training that ByzFL has finished its seconds, and what came of it."""
     rules = {name: rule for rule, name in RULES.items()}
     mixers = {names: mixer for mixer, names in MIXERS.items()}
     attacks = {name: attack for attack, (name, _) in ATTACKS.items()}
-    for folder in sorted(x.parent for x in results.glob("*/config.json")):
-        told = json.loads((folder / "config.json").read_text())
+    for path in sorted(results.glob("*/train_time_*.txt")):
+        told = json.loads((path.parent / "config.json").read_text())
         before = tuple(x["name"] for x in told["pre_aggregators"])
         spread = told["benchmark_config"]["data_distribution"]
-        for path in sorted(folder.glob("val_accuracy_*.txt")):
-            seed = int(path.stem.split("_")[-1])
-            test = path.with_name(path.name.replace("val_", "test_"))
-            yield Run(
-                rules[told["aggregator"]["name"]],
-                mixers[before],
-                attacks[told["attack"]["name"]],
-                spread["distribution_parameter"],
-                told["benchmark_config"]["f"],
-                told["model"]["learning_rate"],
-                told["honest_clients"]["momentum"],
-                seed,
-                np.loadtxt(path, delimiter=",").tolist(),
-                np.loadtxt(test, delimiter=",").tolist(),
-            )
+        looks = [
+            np.loadtxt(
+                path.with_name(path.name.replace("train_time", f"{digits}_accuracy")),
+                delimiter=",",
+            ).tolist()
+            for digits in ("val", "test")
+        ]
+        run = Run(
+            rules[told["aggregator"]["name"]],
+            mixers[before],
+            attacks[told["attack"]["name"]],
+            spread["distribution_parameter"],
+            told["benchmark_config"]["f"],
+            told["model"]["learning_rate"],
+            told["honest_clients"]["momentum"],
+            int(path.stem.split("_")[-1]),
+            *looks,
+        )
+        yield float(path.read_text()), run
 
 
 def write_digits(folder: Path, digits: Digits) -> None:

@@ -1,6 +1,7 @@
 """What is taken from the runs of a grid: hyperparameters by the worst attack."""
 
 import itertools
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -46,10 +47,26 @@ def ends(who: str, runs: Iterable[Run], every: int) -> list[Row]:
 def worst(rows: Iterable[Row]) -> dict[tuple, Row]:
     """Of each rule where it stands, the attack that leaves the least."""
     least: dict[tuple, Row] = {}
-    for row in rows:
+    for row in (x for x in rows if "accuracy" in x):
         where = tuple(row[x] for x in ("who", *_WHERE))
         least[where] = min(least.get(where, row), row, key=lambda x: x["accuracy"])
     return least
+
+
+def gaps(rows: Iterable[Row]) -> dict[tuple, float]:
+    """Between fedagg's worst cases and others', in deviations from seed to seed.
+
+    The deviation is that of a difference of one seed's accuracies.
+    """
+    least = worst(rows)
+    found = {}
+    for (who, *where), theirs in least.items():
+        ours = least.get(("fedagg", *where))
+        if who != "fedagg" and ours is not None:
+            gap = abs(ours["accuracy"] - theirs["accuracy"])
+            deviation = math.hypot(ours["spread"], theirs["spread"])
+            found[who, *where] = gap / deviation if gap else 0.0
+    return found
 
 
 def _by_attack(runs: list[Run]) -> dict[str, list[Run]]:

@@ -3,8 +3,8 @@
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,7 @@ from benchmarks.robustness.settings import (
 from fedagg import attacks
 
 PyTree = Any
+Cell = tuple[str, str, int]  # rule, mixer, liars: a program
 _WIDTH = 100  # of the hidden layer
 _MEAN, _DEVIATION = 0.1307, 0.3081  # of MNIST's pixels
 
@@ -71,8 +72,13 @@ class Examples(NamedTuple):
     labels: jax.Array  # [n]
 
 
-def runs(grid: Grid, digits: Digits) -> Iterator[Run]:
-    """All runs, as they come: as many programs at a time as there are cores."""
+def runs(
+    grid: Grid, digits: Digits, done: Collection[Cell] = ()
+) -> Iterator[list[Run]]:
+    """The runs of each cell that is not done, as they come.
+
+    As many programs run at a time as there are cores.
+    """
     axes = [range(len(grid.attacks)), range(len(grid.similarities)), range(grid.seeds)]
     crossed = [*itertools.product(*axes, grid.rates, grid.momenta)]
     settings = Setting(*(jnp.asarray(x) for x in zip(*crossed, strict=True)))
@@ -84,7 +90,7 @@ def runs(grid: Grid, digits: Digits) -> Iterator[Run]:
     owned = jnp.asarray([[clients for clients, _ in x] for x in splits])
     held = jnp.asarray([[validation for _, validation in x] for x in splits])
 
-    def run_all(cell: tuple[str, str, int]) -> list[Run]:
+    def run_all(cell: Cell) -> list[Run]:
         program = _program(*cell, grid)
         found = jax.device_get(program(settings, train, test, owned, held))
         return [
@@ -94,12 +100,14 @@ def runs(grid: Grid, digits: Digits) -> Iterator[Run]:
 
     cells = itertools.product(grid.rules, grid.mixers, grid.liars)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from itertools.chain.from_iterable(pool.map(run_all, cells))
+        asked = [pool.submit(run_all, cell) for cell in cells if cell not in done]
+        for found in as_completed(asked):
+            yield found.result()
 
 
 def _run(
     grid: Grid,
-    cell: tuple[str, str, int],
+    cell: Cell,
     setting: tuple,
     validation: np.ndarray,
     test: np.ndarray,

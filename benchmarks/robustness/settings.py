@@ -71,6 +71,12 @@ FULL = SMALL._replace(
 )
 
 
+def sample(grid: Grid) -> Grid:
+    """One training of each rule, mixer and attack, to time."""
+    last = {x: getattr(grid, x)[-1:] for x in ("similarities", "liars", "rates")}
+    return grid._replace(**last, momenta=grid.momenta[-1:], seeds=1)
+
+
 class Digits(NamedTuple):
     """Those of MNIST that a package brings along, 500 of each."""
 

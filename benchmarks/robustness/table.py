@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from benchmarks.report import markdown
-from benchmarks.robustness.choosing import Row, worst
+from benchmarks.robustness.choosing import Row, gaps, worst
 
 
 def worst_cases(rows: list[Row]) -> str:
     """What the worst attack leaves to each rule, by fedagg and by who ran it too."""
     least = worst(rows)
-    names = list(dict.fromkeys(row["who"] for row in rows))
+    names = list(dict.fromkeys(who for who, *_ in least))
     where = dict.fromkeys((who, *x) for who, _, _, *x in least)
     columns = sorted(where, key=lambda x: (-x[1], x[2], names.index(x[0])))
     header = ["rule", *(f"{who}, {_part(x)} alike, {f} lie" for who, x, f in columns)]
@@ -18,9 +18,40 @@ def worst_cases(rows: list[Row]) -> str:
             title(rule, mixer),
             *(_cell(least.get((who, rule, mixer, *x))) for who, *x in columns),
         ]
-        for rule, mixer in dict.fromkeys((row["rule"], row["mixer"]) for row in rows)
+        for rule, mixer in dict.fromkeys((rule, mixer) for _, rule, mixer, *_ in least)
     ]
     return markdown([header, *lines])
+
+
+def times(rows: list[Row]) -> str:
+    """What a training takes, by fedagg and by who ran it too."""
+    took = [row for row in rows if "trainings" in row]
+    header = ["", "trainings timed", "s", "s each", "x fedagg", "min for the grid"]
+    each = {row["who"]: row["seconds"] / row["trainings"] for row in took}
+    lines = [
+        [
+            row["who"],
+            f"{row['trainings']:,}",
+            f"{row['seconds']:,.0f}",
+            f"{each[row['who']]:.2f}",
+            f"{each[row['who']] / each['fedagg']:.1f}",
+            f"{each[row['who']] * row['of'] / 60.0:,.1f}",
+        ]
+        for row in took
+    ]
+    return markdown([header, *lines])
+
+
+def agreement(rows: list[Row]) -> str:
+    """A sentence on how far worst cases are apart."""
+    found = gaps(rows)
+    if not found:
+        return "Nobody else ran a whole part of the grid."
+    within = sum(gap <= 1.0 for gap in found.values())
+    return (
+        f"Of {len(found)} worst cases that both have, {within} differ by less than a "
+        f"deviation from seed to seed, and all by at most {max(found.values()):.1f}."
+    )
 
 
 def title(rule: str, mixer: str) -> str:
@@ -34,7 +65,7 @@ def draw(rows: list[Row], path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    rows = [row for row in rows if row["who"] == "fedagg"]
+    rows = [row for row in rows if row["who"] == "fedagg" and "accuracy" in row]
     most = max(row["liars"] for row in rows)
     found = {
         (title(row["rule"], row["mixer"]), row["attack"], row["similarity"]): row

@@ -44,7 +44,8 @@ def nearest_neighbor_mixing(f: int, rule: Rule) -> Rule:
         cohort = Cohort.of(updates, "nearest_neighbor_mixing", share)
         number = count(cohort.given) - cohort.liars(f)
         near = closest(geometry(cohort).squares, number) & cohort.given[None]
-        parts = near.astype(jnp.float32) / jnp.maximum(number, 1).astype(jnp.float32)
+        parts = near.astype(cohort.norms.dtype)
+        parts /= jnp.maximum(number, 1).astype(parts.dtype)
         weight = jnp.where(cohort.given, updates.weight, 0.0)
         return Update(cohort.combined(parts), weight), key
 

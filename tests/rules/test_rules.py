@@ -62,6 +62,12 @@ def combined(rule: fedagg.Rule, x: np.ndarray, weights=None, key=None) -> np.nda
     return first_round_compiled(aggregator, values, weights, key).value
 
 
+def combined_in_64_bits(rule: fedagg.Rule, x: np.ndarray) -> np.ndarray:
+    with jax.enable_x64(True):
+        aggregator = fedagg.combining(rule)
+        return aggregator.next(aggregator.init(x[0]), x).value
+
+
 @every_rule
 @first_now("n, f", [(7, 1), (8, 1), (11, 2)])
 def test_a_rule_is_its_reference_for_odd_and_even_cohorts(name, n, f):
@@ -200,6 +206,55 @@ def test_mixers_refuse_what_is_no_rule(rule):
 def test_too_many_subsets_are_refused_with_their_number(name):
     with pytest.raises(ValueError, match=r"of 60 there are 56,049,058, and at most"):
         combined(RULES[name][0](6), clients(60, 2))
+
+
+def test_the_first_subset_of_those_with_the_same_diameter_counts():
+    x = np.array([[math.nan], [1.0], [0.0], [5.0], [6.0], [2.0], [math.inf]])
+    weights = jnp.asarray([0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0])
+    rule = fedagg.minimum_diameter(2)
+
+    one = combined(rule, x[1:6])
+    other = combined(rule, x[5:0:-1])
+    with_absent_ones = combined(rule, x, weights)
+    tied = combined(rule, np.array([[0.0], [1.0], [2.0], [3.0], [4.0]]))
+
+    assert_close(one, np.array([1.0]))
+    assert_close(other, np.array([1.0]))
+    assert_close(with_absent_ones, np.array([1.0]))
+    assert_close(tied, np.array([1.0]))
+
+
+@pytest.mark.deep
+@first_now("n, f", [(10, 2), (12, 3), (20, 1)])
+def test_the_smallest_of_many_diameters_is_that_of_the_first_subset(n, f):
+    rule = fedagg.minimum_diameter(f)
+    for seed in range(10):  # of which about four have ties
+        x = clients(n, 100, seed=seed)
+
+        assert_close(combined(rule, x), references.minimum_diameter(x, f), rtol=2e-5)
+
+
+@every_rule
+@pytest.mark.deep
+def test_leaves_of_64_bits_are_worked_out_in_64_bits(name):
+    make, expected = RULES[name]
+    x = np.random.default_rng(18).normal(size=(11, 5))
+
+    got = combined_in_64_bits(make(2), x)
+
+    assert got.dtype == np.float64
+    atol = 1e-5 if name == "geometric_median" else 1e-13  # where its steps end
+    np.testing.assert_allclose(got, expected(x, 2), rtol=0, atol=atol)
+
+
+def test_parts_of_ties_have_64_bits_too():
+    inside = np.linspace(-1.0, 1.0, 67).round(1)  # around zeros
+    x = np.concatenate([[-7.0, 7.0, 7.0], inside])[:, None]
+
+    got = combined_in_64_bits(fedagg.mean_around_median(2), x)
+
+    expected = references.mean_with_ties_in_parts(x, 2)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-15)
 
 
 @first_now("case", BYZFL, ids=[x["name"] for x in BYZFL], quick=6)

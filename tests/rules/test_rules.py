@@ -247,6 +247,56 @@ def test_leaves_of_64_bits_are_worked_out_in_64_bits(name):
     np.testing.assert_allclose(got, expected(x, 2), rtol=0, atol=atol)
 
 
+@pytest.mark.deep
+@pytest.mark.parametrize("name", ["krum", "multi_krum"])
+def test_scores_of_many_clients_far_apart_do_not_overflow(name):
+    make, expected = RULES[name]
+    directions = np.random.default_rng(20).normal(size=(500, 3))
+    x = 2.2e18 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    held = np.concatenate([[[0.0] * 3], x])
+
+    got = combined(make(1), held, jnp.asarray(np.arange(501) > 0, jnp.float32))
+
+    exact = x.astype(np.float32).astype(np.float64) / 1e17
+    assert_close(np.asarray(got, np.float64) / 1e17, expected(exact, 1), rtol=2e-5)
+
+
+def test_caf_follows_its_paper_where_one_who_lost_all_is_far_out():
+    x = np.array([[0.0], [1.0], [1.2], [1.9], [6.0]])
+
+    assert_close(combined(fedagg.caf(1), x), references.caf(x, 1), rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "rule", [fedagg.median, fedagg.trimmed_mean, fedagg.geometric_median]
+)
+@pytest.mark.parametrize("weight", [3e38, 2e-38])
+def test_extreme_weights_count_as_equal_ones_do(rule, weight):
+    rule = (
+        rule(1, weighted=True) if rule is fedagg.trimmed_mean else rule(weighted=True)
+    )
+    x, ones = clients(9, seed=21), jnp.ones(9)
+    key = jax.random.key(0)
+    for rule in (rule, fedagg.bucketing(2, rule)):
+        got = combined(rule, x, weight * ones, key)
+
+        assert_close(got, combined(rule, x, ones, jax.random.clone(key)), rtol=2e-6)
+
+
+def test_a_weight_that_dwarfs_the_others_does_not_make_them_absent():
+    x = np.array([[1.0], [2.0], [3.0], [1000.0]])
+    trimmed = combined(
+        fedagg.trimmed_mean(1, weighted=True), x, jnp.asarray([1e-3, 1e-3, 1e-3, 3e38])
+    )
+    x[3] = math.nan
+    middle = combined(
+        fedagg.geometric_median(), x, jnp.asarray([1e-3, 1e-3, 1e-3, 3e38])
+    )
+
+    assert_close(trimmed, np.array([2.5]))
+    assert_close(middle, np.array([2.0]), rtol=1e-3)
+
+
 def test_parts_of_ties_have_64_bits_too():
     inside = np.linspace(-1.0, 1.0, 67).round(1)  # around zeros
     x = np.concatenate([[-7.0, 7.0, 7.0], inside])[:, None]

@@ -18,9 +18,10 @@ def nearest_neighbor_mixing(f: int, rule: Rule) -> Rule:
     """A rule of clients of which each is the mean of the `n - f` nearest to it.
 
     With it, `krum`, `median` and others are optimal where clients differ. A client is
-    one of those nearest to itself, and of equally near ones the first count. It keeps its weight, which has no part in the means.
-    A client with a NaN or an infinity in its value, or with a norm beyond 2e18, is
-    taken as one of the `f`, and is absent for the rule.
+    one of those nearest to itself, and of equally near ones the first count. It keeps
+    its weight, which has no part in the means. A client with a NaN or an infinity in
+    its value, or with a norm beyond 2e18, is taken as one of the `f`, and is absent for
+    the rule.
 
     Args:
         f: how many clients may lie, fewer than half. Where fewer than that are present,

@@ -119,6 +119,6 @@ def unit_of(weights: jax.Array) -> jax.Array:
 
 
 def in_units(weights: jax.Array) -> jax.Array:
-    """Weights as parts of `unit_of` them, of which none that is positive becomes zero."""
+    """Weights as parts of `unit_of` them: none that is positive becomes zero."""
     parts = weights / unit_of(weights)
     return jnp.where(is_present(weights), jnp.maximum(parts, _LEAST_PART), 0.0)

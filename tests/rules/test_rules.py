@@ -277,10 +277,10 @@ def test_extreme_weights_count_as_equal_ones_do(rule, weight):
     )
     x, ones = clients(9, seed=21), jnp.ones(9)
     key = jax.random.key(0)
-    for rule in (rule, fedagg.bucketing(2, rule)):
-        got = combined(rule, x, weight * ones, key)
+    for each in (rule, fedagg.bucketing(2, rule)):
+        got = combined(each, x, weight * ones, key)
 
-        assert_close(got, combined(rule, x, ones, jax.random.clone(key)), rtol=2e-6)
+        assert_close(got, combined(each, x, ones, jax.random.clone(key)), rtol=2e-6)
 
 
 def test_a_weight_that_dwarfs_the_others_does_not_make_them_absent():

@@ -11,7 +11,7 @@ from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, matrix
 from fedagg._trees.matrix import Layout
 from fedagg._trees.shares import Share, rule_of_shares
-from fedagg._trees.weights import is_present, unit_of
+from fedagg._trees.weights import in_units, is_present
 from fedagg._types import Output, PyTree, Rule, Update
 
 # `(x, given, liars, weight)`, of `[n, k]`, `[n, k]`, `[k]` and `[n]`, to `[k]`.
@@ -127,7 +127,7 @@ def _coordinatewise(
         checks.check_floating(updates.value, name)
         n = len(updates.weight)
         check_cohort(n, f, name)
-        weight = updates.weight / unit_of(updates.weight)
+        weight = in_units(updates.weight)
 
         def in_blocks(x: jax.Array, present: jax.Array) -> jax.Array:
             def of_block(x: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from fedagg._trees import checks
 from fedagg._trees.shares import Share, rule_of_shares
 from fedagg._types import Output, PyTree, Rule, Update
 
-_STALLED = 0.1  # the part of what they have that those left lose at least, but for one
+_STALLED = 0.01  # the part of what they have that those left lose at least, but for one
 _MOST = 1000  # steps
 
 

@@ -17,7 +17,7 @@ from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, matrix, pytree
 from fedagg._trees.matrix import Layout
 from fedagg._trees.shares import Share, rule_of_shares
-from fedagg._trees.weights import is_present, unit_of
+from fedagg._trees.weights import in_units, is_present
 from fedagg._types import Output, PyTree, Rule, Update
 
 
@@ -66,8 +66,8 @@ def geometric_median(
         del key
         cohort = Cohort.of(updates, "geometric_median", share)
         found = geometry(cohort)
-        weight = updates.weight / unit_of(updates.weight) if weighted else 1.0
-        weight = jnp.where(cohort.given, weight, 0.0).astype(found.gram.dtype)
+        weight = updates.weight if weighted else jnp.float32(1.0)
+        weight = in_units(jnp.where(cohort.given, weight, 0.0)).astype(found.gram.dtype)
         ordered = jnp.sort(found.squares[found.middle])
         unit = jnp.sqrt(ordered[count(cohort.given) // 2])
         usual = (unit > 0.0) & jnp.isfinite(unit)

@@ -78,7 +78,7 @@ class Cohort(NamedTuple):
 
     def mean_of(self, chosen: jax.Array) -> PyTree:
         """The mean of the chosen `[n]`; zeros if there is none."""
-        chosen = (chosen & self.given).astype(jnp.float32)
+        chosen = (chosen & self.given).astype(self.norms.dtype)
         return self.combined(chosen / jnp.maximum(jnp.sum(chosen), 1.0))
 
 

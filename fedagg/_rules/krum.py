@@ -128,11 +128,13 @@ def bulyan(f: int) -> Rule:
 
 
 def _scores(cohort: Cohort, f: int) -> jax.Array:
-    """Sums of squares of distances to the nearest others `[n]`."""
+    """Means of squares of distances to the nearest others `[n]`, and to itself."""
     near = count(cohort.given) - cohort.liars(f)  # itself included, at distance zero
     squares = jnp.sort(geometry(cohort).squares, axis=1)
     is_near = (jnp.arange(len(squares), dtype=jnp.int32) < near)[None]
-    scores = jnp.sum(jnp.where(is_near, squares, 0.0), axis=1)
+    # Divided before they are added, so that large distances do not overflow.
+    parts = squares / jnp.maximum(near, 1).astype(squares.dtype)
+    scores = jnp.sum(jnp.where(is_near, parts, 0.0), axis=1)
     return jnp.where(cohort.given, scores, jnp.inf)
 
 
@@ -146,7 +148,8 @@ def _one_after_another(cohort: Cohort, liars: jax.Array) -> jax.Array:
     def choose(i: jax.Array, left: jax.Array) -> jax.Array:
         there = left[order]
         near = jnp.cumsum(there, axis=1, dtype=jnp.int32) <= count(left) - liars
-        scores = jnp.sum(jnp.where(there & near, squares, 0.0), axis=1)
+        parts = squares / jnp.maximum(count(left), 1).astype(squares.dtype)
+        scores = jnp.sum(jnp.where(there & near, parts, 0.0), axis=1)
         best = closest(jnp.where(left, scores, jnp.inf), jnp.int32(1))
         return left & (~best | (i >= number))
 

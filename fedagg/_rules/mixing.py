@@ -9,7 +9,7 @@ from fedagg._trees import checks, matrix
 from fedagg._trees.kinds import check_kind
 from fedagg._trees.matrix import Layout
 from fedagg._trees.shares import Share, mixed_before
-from fedagg._trees.weights import is_present
+from fedagg._trees.weights import in_units, is_present
 from fedagg._types import Rule, Update
 
 
@@ -18,9 +18,10 @@ def nearest_neighbor_mixing(f: int, rule: Rule) -> Rule:
     """A rule of clients of which each is the mean of the `n - f` nearest to it.
 
     With it, `krum`, `median` and others are optimal where clients differ. A client is
-    one of those nearest to itself; it keeps its weight, which has no part in the means.
-    A client with a NaN or an infinity in its value, or with a norm beyond 2e18, is
-    taken as one of the `f`, and is absent for the rule.
+    one of those nearest to itself, and of equally near ones the first count. It keeps
+    its weight, which has no part in the means. A client with a NaN or an infinity in
+    its value, or with a norm beyond 2e18, is taken as one of the `f`, and is absent for
+    the rule.
 
     Args:
         f: how many clients may lie, fewer than half. Where fewer than that are present,
@@ -44,7 +45,8 @@ def nearest_neighbor_mixing(f: int, rule: Rule) -> Rule:
         cohort = Cohort.of(updates, "nearest_neighbor_mixing", share)
         number = count(cohort.given) - cohort.liars(f)
         near = closest(geometry(cohort).squares, number) & cohort.given[None]
-        parts = near.astype(jnp.float32) / jnp.maximum(number, 1).astype(jnp.float32)
+        parts = near.astype(cohort.norms.dtype)
+        parts /= jnp.maximum(number, 1).astype(parts.dtype)
         weight = jnp.where(cohort.given, updates.weight, 0.0)
         return Update(cohort.combined(parts), weight), key
 
@@ -97,8 +99,9 @@ def bucketing(size: int, rule: Rule) -> Rule:
 
         layout = Layout.of(updates.value)
         columns = matrix.over_blocks(means, layout.matrices(updates.value))
-        weight = jnp.pad(updates.weight[places], (0, buckets * size - n))
-        weight = jnp.sum(jnp.where(filled, weight.reshape(buckets, size), 0.0), axis=1)
+        weight = in_units(updates.weight)[places]
+        weight = jnp.pad(weight, (0, buckets * size - n)).reshape(buckets, size)
+        weight = jnp.sum(jnp.where(filled, weight, 0.0), axis=1)
         return Update(layout.tree(columns), weight), rule_key
 
     return mixed_before(rule, mix)

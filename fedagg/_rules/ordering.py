@@ -33,8 +33,9 @@ def mean_around_median_of(
     kept = jnp.maximum(number - left_out, 1)
     farthest = _at(_ordered(away, given), kept - 1)[None]
     inside, edge = given & (away < farthest), given & (away == farthest)
-    room = (kept - _count(inside)) / jnp.maximum(_count(edge), 1)
-    part = jnp.where(inside, 1.0, jnp.where(edge, room[None], 0.0)).astype(x.dtype)
+    room = (kept - _count(inside)).astype(x.dtype)
+    room /= jnp.maximum(_count(edge), 1).astype(x.dtype)
+    part = jnp.where(inside, 1.0, jnp.where(edge, room[None], 0.0))
     terms = jnp.where(given, x, 0.0) / kept.astype(x.dtype)[None] * part
     return jnp.sum(terms, axis=0)
 

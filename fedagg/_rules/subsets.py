@@ -31,8 +31,8 @@ def minimum_diameter(f: int) -> Rule:
     """The mean of those `n - f` clients whose largest distance is the smallest.
 
     Every subset is tried, so that the cohort is bounded: by 200,000 ways to leave out
-    `f` clients or fewer. Of equal diameters, the subset with the smallest sum of
-    squares of distances counts. Weights have no part. A client with a NaN or an
+    `f` clients or fewer. Of those with the same diameter, which are common, the first
+    counts, which has the first clients. Weights have no part. A client with a NaN or an
     infinity in its value, or with a norm beyond 2e18, is taken as one of the `f`.
     Nobody present gives zeros.
 
@@ -50,9 +50,8 @@ def minimum_diameter(f: int) -> Rule:
         Breakdown Point", 1985.
     """
 
-    def size(found: Geometry, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
-        squares = jnp.where(both(kept), found.squares, 0.0)
-        return jnp.max(squares), jnp.sum(squares)
+    def size(found: Geometry, kept: jax.Array) -> jax.Array:
+        return jnp.max(jnp.where(both(kept), found.squares, 0.0))
 
     return _best_subset("minimum_diameter", f, size)
 
@@ -78,7 +77,7 @@ def smea(f: int) -> Rule:
         Distributed Learning", 2023, section 4.
     """
 
-    def size(found: Geometry, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def size(found: Geometry, kept: jax.Array) -> jax.Array:
         # Beside zero, a covariance has the eigenvalues of its Gram matrix.
         part = kept.astype(found.gram.dtype)
         part = part / jnp.sum(part)  # never of nobody: some are always kept
@@ -86,7 +85,7 @@ def smea(f: int) -> Rule:
         to_mean = jnp.matmul(inner, part, precision="highest")
         moved = inner - to_mean[:, None] - to_mean[None] + jnp.sum(part * to_mean)
         moved = jnp.where(both(kept), moved, 0.0)
-        return largest_eigenpair(moved)[0], jnp.trace(moved)
+        return largest_eigenpair(moved)[0]
 
     return _best_subset("smea", f, size)
 
@@ -94,9 +93,9 @@ def smea(f: int) -> Rule:
 def _best_subset(
     name: str,
     f: int,
-    size: Callable[[Geometry, jax.Array], tuple[jax.Array, jax.Array]],
+    size: Callable[[Geometry, jax.Array], jax.Array],
 ) -> Rule:
-    """The mean of the subset with the smallest size, in the order of numbers."""
+    """The mean of the subset with the smallest size, the first of equals."""
     checks.check_whole(0, f=f)
 
     def combine(
@@ -112,23 +111,25 @@ def _best_subset(
         rank, number = jnp.argsort(order), count(cohort.given)
         found, liars = geometry(cohort), cohort.liars(f)
 
-        def size_without(out: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def size_without(out: jax.Array) -> jax.Array:
             out = out[rank]
             fits = (count(out) == liars) & ~jnp.any(out & ~cohort.given)
-            first, second = size(found, cohort.given & ~out | (number == 0))
-            return jnp.where(fits, first, jnp.inf), jnp.where(fits, second, jnp.inf)
+            of_kept = size(found, cohort.given & ~out | (number == 0))
+            return jnp.where(fits, of_kept, jnp.inf)
 
         together = max(_TOGETHER // n**2, 1)
-        first, second = jax.lax.map(size_without, left_out, batch_size=together)
-        second = jnp.where(first == jnp.min(first), second, jnp.inf)
-        best = left_out[jnp.argmin(second)][rank]
+        sizes = jax.lax.map(size_without, left_out, batch_size=together)
+        best = left_out[jnp.argmin(sizes)][rank]
         return Output(state, cohort.mean_of(~best), {})
 
     return rule_of_shares(lambda template: (), combine)
 
 
 def _left_out(n: int, f: int, name: str) -> np.ndarray:
-    """All ways to leave out up to `f` of `n`, as rows of flags."""
+    """All ways to leave out up to `f` of `n`, as rows of flags.
+
+    Of ways to leave out as many, that comes first which keeps the first clients.
+    """
     f = min(f, (n - 1) // 2)
     subsets = sum(math.comb(n, k) for k in range(f + 1))
     if subsets > _MOST:
@@ -136,10 +137,10 @@ def _left_out(n: int, f: int, name: str) -> np.ndarray:
             f"{name}({f}) tries every subset of clients: of {n} there are {subsets:,}, "
             f"and at most {_MOST:,} are tried. Take smaller cohorts, or another rule."
         )
-    out = np.zeros((subsets, n), bool)
-    places = itertools.chain.from_iterable(
-        itertools.combinations(range(n), k) for k in range(f + 1)
+    out = np.ones((subsets, n), bool)
+    kept = itertools.chain.from_iterable(
+        itertools.combinations(range(n), n - k) for k in range(f + 1)
     )
-    for row, chosen in zip(out, places, strict=True):
-        row[list(chosen)] = True
+    for row, places in zip(out, kept, strict=True):
+        row[list(places)] = False
     return out

@@ -14,6 +14,7 @@ _LEAST = float(np.finfo(np.float32).smallest_normal)
 
 # Weights in this range, up to millions of them, sum and scale values without harm.
 _SMALL, _BIG = 2.0**-64, 2.0**64
+_LEAST_PART = 2.0**-100  # below all that counts beside a large one, with room to scale
 _EXPONENT = 0x7F800000  # bits of a float32 that hold it; alone they are a power of two
 
 
@@ -115,3 +116,9 @@ def unit_of(weights: jax.Array) -> jax.Array:
     power = jax.lax.bitcast_convert_type(bits & _EXPONENT, jnp.float32)
     # No more than what has a normal number as its inverse, by which XLA multiplies.
     return jnp.where(extreme, jnp.minimum(power, 2.0**120), 1.0)
+
+
+def in_units(weights: jax.Array) -> jax.Array:
+    """Weights as parts of `unit_of` them: none that is positive becomes zero."""
+    parts = weights / unit_of(weights)
+    return jnp.where(is_present(weights), jnp.maximum(parts, _LEAST_PART), 0.0)

@@ -62,6 +62,12 @@ def combined(rule: fedagg.Rule, x: np.ndarray, weights=None, key=None) -> np.nda
     return first_round_compiled(aggregator, values, weights, key).value
 
 
+def combined_in_64_bits(rule: fedagg.Rule, x: np.ndarray) -> np.ndarray:
+    with jax.enable_x64(True):
+        aggregator = fedagg.combining(rule)
+        return aggregator.next(aggregator.init(x[0]), x).value
+
+
 @every_rule
 @first_now("n, f", [(7, 1), (8, 1), (11, 2)])
 def test_a_rule_is_its_reference_for_odd_and_even_cohorts(name, n, f):
@@ -200,6 +206,105 @@ def test_mixers_refuse_what_is_no_rule(rule):
 def test_too_many_subsets_are_refused_with_their_number(name):
     with pytest.raises(ValueError, match=r"of 60 there are 56,049,058, and at most"):
         combined(RULES[name][0](6), clients(60, 2))
+
+
+def test_the_first_subset_of_those_with_the_same_diameter_counts():
+    x = np.array([[math.nan], [1.0], [0.0], [5.0], [6.0], [2.0], [math.inf]])
+    weights = jnp.asarray([0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0])
+    rule = fedagg.minimum_diameter(2)
+
+    one = combined(rule, x[1:6])
+    other = combined(rule, x[5:0:-1])
+    with_absent_ones = combined(rule, x, weights)
+    tied = combined(rule, np.array([[0.0], [1.0], [2.0], [3.0], [4.0]]))
+
+    assert_close(one, np.array([1.0]))
+    assert_close(other, np.array([1.0]))
+    assert_close(with_absent_ones, np.array([1.0]))
+    assert_close(tied, np.array([1.0]))
+
+
+@pytest.mark.deep
+@first_now("n, f", [(10, 2), (12, 3), (20, 1)])
+def test_the_smallest_of_many_diameters_is_that_of_the_first_subset(n, f):
+    rule = fedagg.minimum_diameter(f)
+    for seed in range(10):  # of which about four have ties
+        x = clients(n, 100, seed=seed)
+
+        assert_close(combined(rule, x), references.minimum_diameter(x, f), rtol=2e-5)
+
+
+@every_rule
+@pytest.mark.deep
+def test_leaves_of_64_bits_are_worked_out_in_64_bits(name):
+    make, expected = RULES[name]
+    x = np.random.default_rng(18).normal(size=(11, 5))
+
+    got = combined_in_64_bits(make(2), x)
+
+    assert got.dtype == np.float64
+    atol = 1e-5 if name == "geometric_median" else 1e-13  # where its steps end
+    np.testing.assert_allclose(got, expected(x, 2), rtol=0, atol=atol)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", ["krum", "multi_krum"])
+def test_scores_of_many_clients_far_apart_do_not_overflow(name):
+    make, expected = RULES[name]
+    directions = np.random.default_rng(20).normal(size=(500, 3))
+    x = 2.2e18 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    held = np.concatenate([[[0.0] * 3], x])
+
+    got = combined(make(1), held, jnp.asarray(np.arange(501) > 0, jnp.float32))
+
+    exact = x.astype(np.float32).astype(np.float64) / 1e17
+    assert_close(np.asarray(got, np.float64) / 1e17, expected(exact, 1), rtol=2e-5)
+
+
+def test_caf_follows_its_paper_where_one_who_lost_all_is_far_out():
+    x = np.array([[0.0], [1.0], [1.2], [1.9], [6.0]])
+
+    assert_close(combined(fedagg.caf(1), x), references.caf(x, 1), rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "rule", [fedagg.median, fedagg.trimmed_mean, fedagg.geometric_median]
+)
+@pytest.mark.parametrize("weight", [3e38, 2e-38])
+def test_extreme_weights_count_as_equal_ones_do(rule, weight):
+    rule = (
+        rule(1, weighted=True) if rule is fedagg.trimmed_mean else rule(weighted=True)
+    )
+    x, ones = clients(9, seed=21), jnp.ones(9)
+    key = jax.random.key(0)
+    for each in (rule, fedagg.bucketing(2, rule)):
+        got = combined(each, x, weight * ones, key)
+
+        assert_close(got, combined(each, x, ones, jax.random.clone(key)), rtol=2e-6)
+
+
+def test_a_weight_that_dwarfs_the_others_does_not_make_them_absent():
+    x = np.array([[1.0], [2.0], [3.0], [1000.0]])
+    trimmed = combined(
+        fedagg.trimmed_mean(1, weighted=True), x, jnp.asarray([1e-3, 1e-3, 1e-3, 3e38])
+    )
+    x[3] = math.nan
+    middle = combined(
+        fedagg.geometric_median(), x, jnp.asarray([1e-3, 1e-3, 1e-3, 3e38])
+    )
+
+    assert_close(trimmed, np.array([2.5]))
+    assert_close(middle, np.array([2.0]), rtol=1e-3)
+
+
+def test_parts_of_ties_have_64_bits_too():
+    inside = np.linspace(-1.0, 1.0, 67).round(1)  # around zeros
+    x = np.concatenate([[-7.0, 7.0, 7.0], inside])[:, None]
+
+    got = combined_in_64_bits(fedagg.mean_around_median(2), x)
+
+    expected = references.mean_with_ties_in_parts(x, 2)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-15)
 
 
 @first_now("case", BYZFL, ids=[x["name"] for x in BYZFL], quick=6)

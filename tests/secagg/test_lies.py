@@ -43,8 +43,9 @@ def test_a_lie_of_the_server_reaches_what_is_behind_the_parsers_of_clients(plan)
     for _ in range(30):
         round = lies.Round(lies.fixed(plan))
         while round.server.step != "nothing":
-            step, inbox = round.server.step, round.inbox
-            if step != "keys":
+            step = round.server.step
+            inbox = {i: x for i, x in round.inbox.items() if x is not None}
+            if inbox:
                 wrong = lies.lie(
                     round.plan,
                     inbox[1],

@@ -101,12 +101,15 @@ class Aggregator(_Pair):
         stage: its stages as one, for what asks them. None where a rule combines the
             clients, and of a pair made by hand.
         sentence: how the aggregator prints: the call that made it.
+        rule: how the rule and its stages print, where a rule combines the clients, also
+            those of a training; else empty.
     """
 
     steps: Steps
     message: Callable[[PyTree], PyTree]
     stage: Stage | None
     sentence: str
+    rule: str
 
     def __new__(
         cls,
@@ -116,10 +119,11 @@ class Aggregator(_Pair):
         message: Callable[[PyTree], PyTree] = _message_is_missing,
         stage: Stage | None = None,
         sentence: str = "Aggregator()",
+        rule: str = "",
     ) -> Aggregator:
         self = super().__new__(cls, init, next)
         self.steps, self.message, self.stage = steps, message, stage
-        self.sentence = sentence
+        self.sentence, self.rule = sentence, rule
         return self
 
     def _replace(self, **changes: Any) -> Aggregator:
@@ -129,6 +133,7 @@ class Aggregator(_Pair):
             "message": self.message,
             "stage": self.stage,
             "sentence": self.sentence,
+            "rule": self.rule,
         }
         return type(self)(**(same | changes))
 

@@ -42,8 +42,7 @@ class BufferedServer:
     | does not come back | nothing; the transport's `give_up` frees its place |
 
     A server that was killed is made again of the state that `on_step` saved last, and
-    of the folder, which has the buffer. Clients that are away come back as if nothing
-    had happened.
+    of the folder, which has the buffer: clients that are away come back as ever.
 
     A `Wire` sends what the server reads, and a secure sum is refused: its clients would
     have to be there together, for a round of `secagg`. `training.steps.server` is run
@@ -111,7 +110,8 @@ class BufferedServer:
         self._folder = None if folder is None else pathlib.Path(folder)
         self._on_step, self._add = on_step, add
         self._lock = threading.Lock()
-        self._open()
+        self._model: bytes | None = None
+        self._bounds, self._total = self._opened(state, is_new=False)
         self._step_if_full()
 
     @property
@@ -204,40 +204,44 @@ class BufferedServer:
         is_now = number == self._state.number
         return is_now and self._attendance.may_offer(client, number)
 
-    def _open(self) -> None:
-        """Opens the buffer of the next step."""
-        number = int(self._state.number)
-        self._model: bytes | None = None
-        shared = self._wire.aggregator.steps.broadcast(self._state.training.aggregator)
-        self._bounds = self._wire.encode_shared(shared, number)
-        self._path = None if self._folder is None else self._folder / f"step-{number}"
-        self._total = RunningTotal(self._wire, number, path=self._path, add=self._add)
+    def _opened(self, state: ServerState, is_new: bool) -> tuple[bytes, RunningTotal]:
+        """What messages for a step are encoded by, and their total so far."""
+        number = int(state.number)
+        shared = self._wire.aggregator.steps.broadcast(state.training.aggregator)
+        if is_new:
+            self._remove(number)  # what a run before left there
+        path = None if self._folder is None else self._folder / f"step-{number}"
+        total = RunningTotal(self._wire, number, path=path, add=self._add)
+        return self._wire.encode_shared(shared, number), total
+
+    def _remove(self, number: int) -> None:
+        if self._folder is not None:
+            (self._folder / f"step-{number}").unlink(missing_ok=True)
 
     def _step_if_full(self) -> None:
-        clients = self._total.clients
+        before, clients = self._state, self._total.clients
         if len(clients) < self._buffer:
             return
-        before, path = self._state, self._path
+        number = int(before.number)
         output = self._training.steps.server(
-            before.training, self._total.total, fold_key(self._key, int(before.number))
+            before.training, self._total.total, fold_key(self._key, number)
         )
         last = np.array(before.last)
-        last[sorted(clients)] = before.number
-        state = ServerState(output.state, np.asarray(before.number + 1), last)
+        last[sorted(clients)] = number
+        state = ServerState(output.state, np.asarray(number + 1), last)
+        bounds, total = self._opened(state, is_new=True)
         if self._on_step is not None:
             self._on_step(state, output.metrics)
         self._state, self._attendance.last = state, last
-        self._open()
-        if path is not None:
-            path.unlink(missing_ok=True)
+        self._model, self._bounds, self._total = None, bounds, total
+        self._remove(number)
 
 
 def _check_aggregator(training: Aggregator, wire: Wire) -> None:
-    stage = wire.aggregator.stage
-    if training.stage is not stage:
+    theirs, stage = wire.aggregator, wire.aggregator.stage
+    if training.stage is not stage or training.rule != theirs.rule:
         raise ValueError(
-            f"wire: expected that of the training's aggregator, {training.stage}; got "
-            f"one of {stage}. Give Wire(aggregator, variables) of the same aggregator."
+            f"wire: expected one of the aggregator in {training}, got {theirs}'s."
         )
     if stage is not None and stage.traits.is_secret:
         raise ValueError(

@@ -39,8 +39,8 @@ class Wire:
     Nothing that is read is run. Who sent something is for the transport to know, by
     TLS with certificates for one.
 
-    An aggregator is known by its stages as they print: those of your own by their
-    names, `Traits("clamping")`.
+    An aggregator is known by its stages or its rule as they print: those of your own by
+    their names, `Traits("clamping")`. A training is known by its aggregator.
 
     Attributes:
         header: bytes of a header.
@@ -75,8 +75,10 @@ class Wire:
         self.shared = jax.eval_shape(
             lambda x: aggregator.steps.broadcast(aggregator.init(x)), template
         )
+        # Not how a round is driven, nor what trains: these may differ, and functions
+        # have addresses of their own on each machine.
         stage = aggregator.stage
-        printed = repr(aggregator if stage is None else stage)
+        printed = aggregator.rule or repr(aggregator if stage is None else stage)
         forms = [written(x) for x in (template, self.message, self.shared)]
         known = [__version__, printed, "".join(forms)]
         self._known = [hashlib.sha256(x.encode()).digest()[:8] for x in known]

@@ -137,7 +137,10 @@ def combining(
     # of all values, which stages make anyway.
     to_server = Server(broadcast, receive, finish, as_it_is=not stages)
     next = driven(shown, to_server, sum_over)
-    return Aggregator(init, next, steps, lambda x: message_of(shown, x))
+    printed = ", ".join(map(repr, (rule, *stages)))
+    return Aggregator(
+        init, next, steps, lambda x: message_of(shown, x), rule=f"combining({printed})"
+    )
 
 
 def _check_stage(stage: Stage) -> None:

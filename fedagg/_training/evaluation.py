@@ -221,7 +221,8 @@ def federated_evaluation(
         )
 
     steps = Steps(broadcast, client, aggregator.steps.add, server)
-    return Aggregator(init, next, steps, aggregator.message, aggregator.stage)
+    of = {"stage": aggregator.stage, "rule": aggregator.rule}
+    return Aggregator(init, next, steps, aggregator.message, **of)
 
 
 def _checked(client_data: PyTree, names: tuple[str, ...]) -> PyTree:

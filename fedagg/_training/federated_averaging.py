@@ -195,7 +195,8 @@ def federated_averaging(
         return stepped(state, change, is_anyone), kept
 
     steps = _steps(client_work, changing, aggregator.steps, stepped)
-    return Aggregator(init, next, steps, aggregator.message, aggregator.stage)
+    of = {"stage": aggregator.stage, "rule": aggregator.rule}
+    return Aggregator(init, next, steps, aggregator.message, **of)
 
 
 class _Shared(NamedTuple):

@@ -58,34 +58,28 @@ def fedagg_mod(
             raise ValueError("Expected a message of a server with FedAgg.")
         if "step" in ours:
             return _replying(message, _next_step(context, ours["step"]))
+        model = _only(message.content.array_records)
+        before = dict(zip(model, arrays_of(model), strict=True))
+        wire = Wire(aggregator, [*before.values()])
+        number, told = ours["round"], ours["told"]
+        shared = wire.decode_shared(told, number)
+        index = None
+        if is_secure(aggregator):  # before work is done for it
+            index = _place(aggregator, message, context, demands)
+
         reply = call_next(message, context)
         if reply.has_error():
             return reply
-        model = _only(message.content.array_records)
         trained = _only(reply.content.array_records)
         weight = _only(reply.content.metric_records)[weighted_by_key]
-        before = arrays_of(model)
-        change = [trained[name].numpy() - model[name].numpy() for name in model]
-
-        wire, number, told = Wire(aggregator, before), ours["round"], ours["told"]
-        shared = wire.decode_shared(told, number)
+        change = [trained[name].numpy() - x for name, x in before.items()]
         made = make_message(shared, change, np.float32(weight), secret_key())
-        if not is_secure(aggregator):
+        if index is None:
             return _replying(message, wire.encode(made, number))
-        plan = secagg.Plan.decode(ours["plan"])
-        cohort = np.frombuffer(ours["cohort"], ">u8").tolist()
-        known = context_of(cohort, before, told)
-        asked = secagg.Demands.for_aggregator(aggregator, before, known, **demands)
-        asked.check(plan)
-        if plan.number != number or plan.signed or plan.hybrid:
-            raise secagg.ContradictionError(
-                f"Expected a plan of round {number}, neither signed nor hybrid, got "
-                f"{plan}."
-            )
         context.state[KEY] = ConfigRecord(
             {
                 "plan": ours["plan"],
-                "index": cohort.index(context.node_id),
+                "index": index,
                 "vector": secagg.vector_of(made).tobytes(),
                 "seed": secrets.token_bytes(32),
                 "heard": [],
@@ -94,6 +88,28 @@ def fedagg_mod(
         return _replying(message, _next_step(context))
 
     return mod
+
+
+def _place(
+    aggregator: Aggregator, message: Message, context: Context, demands: dict[str, Any]
+) -> int:
+    """The number of this node in the plan that a message offers.
+
+    Raises:
+        ContradictionError: if the plan is not as demanded.
+    """
+    content, ours = message.content, message.content[KEY]
+    plan = secagg.Plan.decode(ours["plan"])
+    cohort = np.frombuffer(ours["cohort"], ">u8").tolist()
+    model = arrays_of(_only(content.array_records))
+    known = context_of(cohort, content, ours["told"])
+    secagg.Demands.for_aggregator(aggregator, model, known, **demands).check(plan)
+    if plan.number != ours["round"] or plan.signed or plan.hybrid:
+        raise secagg.ContradictionError(
+            f"Expected a plan of round {ours['round']}, neither signed nor hybrid, got "
+            f"{plan}."
+        )
+    return cohort.index(context.node_id)
 
 
 def _next_step(context: Context, *heard: bytes) -> bytes:

@@ -27,7 +27,17 @@ def is_secure(aggregator: Aggregator) -> bool:
     return aggregator.stage is not None and aggregator.stage.traits.is_secret
 
 
-def context_of(cohort: Sequence[int], model: list[np.ndarray], told: bytes) -> bytes:
-    """What a plan is bound to: which nodes there are, and all that they were told."""
+def context_of(cohort: Sequence[int], content: RecordDict, told: bytes) -> bytes:
+    """What a plan is bound to: which nodes there are, and all that they were told.
+
+    That is the model, with its names, shapes and dtypes, what else an app is told, a
+    rate say, and what the aggregator broadcasts.
+    """
     nodes = [node.to_bytes(8) for node in cohort]
-    return secagg.context_of(nodes, told, *(x.tobytes() for x in model))
+    plain = {**content.config_records, **content.metric_records}
+    options = [(x, sorted(plain[x].items())) for x in sorted(plain) if x != KEY]
+    arrays = content.array_records
+    found = [(x, name, y) for x in sorted(arrays) for name, y in arrays[x].items()]
+    forms = [(x, name, y.dtype, [*y.shape], y.stype) for x, name, y in found]
+    written = repr((options, forms)).encode()
+    return secagg.context_of(nodes, told, written, *(y.data for *_, y in found))

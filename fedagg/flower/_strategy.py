@@ -131,7 +131,7 @@ class FedAgg(FedAvg):
         if self._is_secure and messages:
             self._plan = secagg.Plan.for_aggregator(
                 *(self._aggregator, model, len(messages)),
-                context_of(self._cohort, model, told),
+                context_of(self._cohort, messages[0].content, told),
                 number=self.number,
                 **self._options,
             )

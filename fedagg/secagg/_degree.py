@@ -19,6 +19,17 @@ class Bounds(NamedTuple):
     mode: Mode
 
 
+def check_adversary(adversary: float, security: float, mode: str) -> None:
+    """Raises a ValueError for bounds that would not bound anything."""
+    if mode not in get_args(Mode):
+        raise ValueError(f"Expected one of {get_args(Mode)}, got {mode=}.")
+    if not (0 <= adversary < 1 and 0 <= security <= 1000):
+        raise ValueError(
+            "Expected 0 <= adversary < 1 and 0 <= security <= 1000, "
+            f"got {adversary=}, {security=}."
+        )
+
+
 def pick(clients: int, bounds: Bounds) -> tuple[int, int, int]:
     """The least degree that meets all bounds, with its threshold and its quorum.
 
@@ -26,14 +37,11 @@ def pick(clients: int, bounds: Bounds) -> tuple[int, int, int]:
         ValueError: if there is none, or an argument is out of range.
     """
     dropout, adversary, security, failure, mode = bounds
-    if mode not in get_args(Mode):
-        raise ValueError(f"Expected a mode that there is, got {mode!r}.")
-    if not (0 <= dropout < 1 and 0 <= adversary < 1):
-        raise ValueError(f"Expected fractions in [0, 1), got {dropout=}, {adversary=}.")
-    if not (0 < failure < 1 and 0 <= security <= 1000):
+    check_adversary(adversary, security, mode)
+    if not (0 <= dropout < 1 and 0 < failure < 1):
         raise ValueError(
-            "Expected 0 < failure < 1 and 0 <= security <= 1000, "
-            f"got {failure=}, {security=}."
+            f"Expected 0 <= dropout < 1 and 0 < failure < 1, got {dropout=}, "
+            f"{failure=}."
         )
     corrupt, dropped = (at_most(x, clients) for x in (adversary, dropout))
     picked = pick_degree(

@@ -4,8 +4,15 @@ import dataclasses
 from typing import Any
 
 from fedagg._aggregator import Aggregator
+from fedagg._trees import checks
 from fedagg._types import PyTree
-from fedagg.secagg._degree import Mode, at_most, corrupt_neighbours, is_connected
+from fedagg.secagg._degree import (
+    Mode,
+    at_most,
+    check_adversary,
+    corrupt_neighbours,
+    is_connected,
+)
 from fedagg.secagg._errors import ContradictionError
 from fedagg.secagg._plan import Plan
 from fedagg.secagg._vectors import form_of
@@ -18,6 +25,10 @@ class Demands:
     Bits and cohorts are those of the client's aggregator: of more bits than its own the
     sum tells what no guarantee covers, in more clients than the largest cohort it
     overflows, and in fewer than the smallest there is less noise.
+
+    Raises:
+        ValueError: for a demand that no plan could fail, or none could meet: a mode
+            that there is not, a number out of range, a context of other than 32 bytes.
 
     Reference: Bell et al., "Secure Single-Server Aggregation with (Poly)Logarithmic
         Overhead", 2020, section 3.
@@ -32,6 +43,14 @@ class Demands:
     mode: Mode = "semi-malicious"
     security: float = 40.0
     hybrid: bool = False  # demanded; a plan that is hybrid will always do
+
+    def __post_init__(self):
+        check_adversary(self.adversary, self.security, self.mode)
+        checks.check_whole(1, 32, bits=self.bits)
+        checks.check_whole(1, smallest_cohort=self.smallest_cohort)
+        checks.check_whole(self.smallest_cohort, largest_cohort=self.largest_cohort)
+        if type(self.context) is not bytes or len(self.context) != 32:
+            raise ValueError(f"Expected context of 32 bytes, got {self.context!r}.")
 
     @classmethod
     def for_aggregator(
@@ -53,7 +72,7 @@ class Demands:
             **options: adversary, mode, security and hybrid, as the fields above.
 
         Raises:
-            ValueError: if a part of the message would be in the clear.
+            ValueError: if a part of the message would be in the clear, or as above.
             TypeError: if `aggregator` is no Aggregator with a message.
 
         Reference: Bell et al., "Secure Single-Server Aggregation with (Poly)Logarithmic
@@ -106,7 +125,7 @@ class AnyPlan(Demands):
     """Takes any plan, for parties that are all in one process."""
 
     def __init__(self):
-        super().__init__(b"", 0, 0, 0)
+        super().__init__(bytes(32), 32, 2, 2)
 
     def check(self, plan: Plan) -> None:
         del plan

@@ -47,6 +47,10 @@ class Fields:
                 raise ValueError(
                     f"Expected {name} in {least} to {most}, got {value!r}."
                 )
+        for name in ("signed", "hybrid"):
+            if type(getattr(self, name)) is not bool:
+                got = getattr(self, name)
+                raise ValueError(f"Expected {name} to be True or False, got {got!r}.")
         if self.degree % 2 and self.degree != self.clients - 1:
             raise ValueError(
                 f"Expected an even degree or all {self.clients - 1} others, "

@@ -8,6 +8,7 @@ two contexts and `number_of`.
 import datetime
 import ipaddress
 import pathlib
+import re
 import ssl
 
 from cryptography import x509
@@ -99,9 +100,16 @@ def client_context(folder: pathlib.Path, number: int) -> ssl.SSLContext:
 
 def number_of(certificate: dict) -> int | None:
     """The number of a client, from what `getpeercert` gave; None of anybody else."""
-    names = dict(x for part in certificate["subject"] for x in part)
-    kind, _, number = names["commonName"].partition("-")
-    return int(number) if kind == "client" and number.isdecimal() else None
+    names = [
+        value
+        for part in certificate["subject"]
+        for kind, value in part
+        if kind == "commonName"
+    ]
+    found = (
+        re.fullmatch("client-(0|[1-9][0-9]*)", names[0]) if len(names) == 1 else None
+    )
+    return int(found[1]) if found else None
 
 
 def _usage(what: str) -> x509.KeyUsage:

@@ -262,6 +262,23 @@ def test_a_server_that_was_killed_goes_on(tmp_path):
     assert_same(killed.server.state, whole.server.state)
 
 
+@pytest.mark.parametrize("aggregator", [MEAN, ROBUST], ids=["same", "another"])
+def test_a_buffer_that_a_run_before_left_is_not_of_this_run(aggregator, tmp_path):
+    """A server that was killed in its second buffer, and a run from the start."""
+    killed = Deployment(aggregator, buffer=2, folder=tmp_path)
+    assert all([killed.take_part(i) for i in (0, 1, 2)])
+    (tmp_path / "step-1").rename(tmp_path / "kept")
+
+    again, whole = (Deployment(MEAN, buffer=2, folder=x) for x in (tmp_path, None))
+    assert again.take_part(3) and whole.take_part(3)
+    (tmp_path / "kept").rename(tmp_path / "step-1")
+    for i in (4, 5, 6):
+        assert again.take_part(i) and whole.take_part(i)
+
+    assert again.number == whole.number == 2
+    assert_same(again.server.state, whole.server.state)
+
+
 def test_a_step_that_could_not_be_saved_is_tried_again(tmp_path):
     full, written = [True], []
 
@@ -348,9 +365,11 @@ def test_a_wire_of_something_else_is_refused():
     state = training.init(model())
     asked: dict[str, Any] = {"clients": N, "buffer": K, "concurrency": N}
 
-    with pytest.raises(ValueError, match="same aggregator"):
-        other = fedagg.Wire(ROBUST, model())
-        fedagg.BufferedServer(training, other, state, **asked)
+    by_rules = [fedagg.combining(x) for x in (fedagg.median(), fedagg.trimmed_mean(1))]
+    rule = fedagg.federated_averaging(work, optax.sgd(1.0), by_rules[0])
+    for made, other in ((training, ROBUST), (rule, by_rules[1]), (rule, MEAN)):
+        with pytest.raises(ValueError, match="expected one of the aggregator in"):
+            fedagg.BufferedServer(made, fedagg.Wire(other, model()), state, **asked)
     wrong: Any = MEAN
     with pytest.raises(TypeError, match="expected a Wire"):
         fedagg.BufferedServer(training, wrong, state, **asked)

@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import fedagg
@@ -74,8 +75,8 @@ def wire_of_three() -> fedagg.Wire:
     return fedagg.Wire(mean(), jnp.zeros(3))
 
 
-def mean(**more) -> fedagg.Aggregator:
-    return fedagg.aggregator(fedagg.mean(**more))
+def mean(sum_over=None, **more) -> fedagg.Aggregator:
+    return fedagg.aggregator(fedagg.mean(**more), sum_over=sum_over)
 
 
 OTHERS = {
@@ -138,12 +139,33 @@ def test_metrics_of_the_work_travel_if_they_are_named():
         fedagg.Wire(aggregator, jnp.zeros(3)).encode(message, 1)
 
 
-def test_a_training_has_a_wire_too():
-    import optax
-
-    training = fedagg.federated_averaging(
-        lambda variables, row, key: (row, {}), optax.sgd(1.0), mean()
+def training_of(aggregator) -> fedagg.Aggregator:
+    """One whose functions have addresses of their own, as in another process."""
+    return fedagg.federated_averaging(
+        lambda variables, row, key: (row, {}), optax.sgd(1.0), aggregator
     )
+
+
+def by_a_rule(f: int = 1, **options) -> fedagg.Aggregator:
+    return fedagg.combining(fedagg.trimmed_mean(f), fedagg.clipping(1.0), **options)
+
+
+@pytest.mark.parametrize("made", [lambda x: x, training_of], ids=["round", "training"])
+@pytest.mark.parametrize("of", [mean, by_a_rule])
+def test_machines_agree_on_what_is_sent_however_each_runs_its_part(made, of):
+    wires = [
+        fedagg.Wire(made(x), jnp.zeros(3))
+        for x in (of(), of(), of(sum_over=fedagg.in_chunks(2)))
+    ]
+
+    assert len({x.identity for x in wires}) == 1
+    others = mean(weighted=False), by_a_rule(2), fedagg.combining(fedagg.median())
+    for other in others:
+        assert fedagg.Wire(made(other), jnp.zeros(3)).identity != wires[0].identity
+
+
+def test_a_training_has_a_wire_too():
+    training = training_of(mean())
     wire, state = fedagg.Wire(training, jnp.zeros(3)), training.init(jnp.ones(3))
 
     shared = wire.decode_shared(

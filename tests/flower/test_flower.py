@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
 import fedagg
 from fedagg import flower, secagg
@@ -32,9 +32,9 @@ def started(strategy: FedAgg, grid, rounds: int = 2):
     return strategy.start(grid, first_model(), num_rounds=rounds)
 
 
-def strategy_of(aggregator, optimizer=None, **options) -> FedAgg:
+def strategy_of(aggregator, optimizer=None, kind=FedAgg, **options) -> FedAgg:
     nodes = {"min_train_nodes": NODES, "min_available_nodes": NODES}
-    return FedAgg(aggregator, optimizer, plan={"complete": True}, **nodes, **options)
+    return kind(aggregator, optimizer, plan={"complete": True}, **nodes, **options)
 
 
 def simulated(aggregator, optimizer, rounds: int, absent=()):
@@ -242,8 +242,8 @@ def test_rounds_go_on_from_a_file_as_if_they_had_never_stopped(tmp_path):
     started(once, OneProcess(client_app(aggregator)), rounds=2)
 
     for _ in range(2):
-        again = strategy_of(aggregator, optimizer, path=path)
-        started(again, Repeating(client_app(aggregator), again), rounds=1)
+        again = strategy_of(aggregator, optimizer, path=path, kind=Continued)
+        started(again, OneProcess(client_app(aggregator)), rounds=1)
 
     assert again.number == 2
     for x, y in zip(
@@ -252,20 +252,11 @@ def test_rounds_go_on_from_a_file_as_if_they_had_never_stopped(tmp_path):
         assert np.array_equal(x, y)
 
 
-class Repeating(OneProcess):
-    """Clients who go by the strategy's rounds, where Flower counts from one again."""
+class Continued(FedAgg):
+    """Tells clients the number of its own round, where Flower counts from one again."""
 
-    def __init__(self, app, strategy):
-        super().__init__(app)
-        self._strategy = strategy
-
-    def send_and_receive(self, messages, *, timeout=None):
-        messages = list(messages)
-        for message in messages:
-            if "config" in message.content:
-                number = self._strategy.number + 1
-                message.content["config"]["server-round"] = number
-        return super().send_and_receive(messages, timeout=timeout)
+    def configure_train(self, server_round, arrays, config, grid):
+        return super().configure_train(self.number + 1, arrays, config, grid)
 
 
 def test_noise_of_the_clients_is_in_a_secure_sum():
@@ -281,7 +272,7 @@ def test_noise_of_the_clients_is_in_a_secure_sum():
 REFUSED = {
     "signed": ({"complete": True, "signed": True}, {}, "neither signed nor hybrid"),
     "hybrid": ({"complete": True, "hybrid": True}, {}, "neither signed nor hybrid"),
-    "of few": ({"complete": True}, {"smallest_cohort": 50}, "smallest cohort"),
+    "of few": ({"complete": True}, {"smallest_cohort": NODES}, "smallest cohort"),
 }
 
 
@@ -305,6 +296,47 @@ def test_a_plan_that_is_not_as_demanded_is_refused_by_clients(plan, demands, why
         started(strategy, OneProcess(app), rounds=1)
 
     assert len(refused) == NODES and all(why in x for x in refused)
+
+
+def another_rate(content: RecordDict) -> None:
+    content["config"] = ConfigRecord({**content["config"], "rate": 0.5})
+
+
+def another_record(content: RecordDict) -> None:
+    content["more"] = ConfigRecord({"rate": 0.5})
+
+
+def other_names(content: RecordDict) -> None:
+    content["arrays"] = ArrayRecord(
+        dict(zip("bw", content["arrays"].values(), strict=True))
+    )
+
+
+@pytest.mark.parametrize("lie", [another_rate, another_record, other_names])
+def test_a_node_that_is_told_anything_else_than_others_does_not_train(lie):
+    aggregator, trained, refused = secure(), [], []
+    app = client_app(aggregator)
+
+    def lied_to(message, context):
+        partition = context.node_config["partition-id"]
+        is_first = message.metadata.message_type == MessageType.TRAIN
+        if not (is_first and "config" in message.content):
+            return app(message, context)
+        if partition == 2:
+            lie(message.content)
+        try:
+            reply = app(message, context)
+        except secagg.ContradictionError as error:
+            refused.append((partition, str(error)))
+            raise
+        trained.append(partition)
+        return reply
+
+    started(strategy_of(aggregator), OneProcess(lied_to), rounds=1)
+
+    assert sorted(trained) == [i for i in range(NODES) if i != 2]
+    [(partition, why)] = refused
+    assert partition == 2 and "for what the client was told" in why
 
 
 def test_a_client_trains_for_no_server_without_the_strategy():

@@ -31,6 +31,12 @@ PLANS = [
         threshold=3,
         quorum=5,
     ),
+    secagg.Plan.complete(5, 3, 5, CONTEXT, threshold=3, signed=True, hybrid=True),
+    dataclasses.replace(
+        secagg.Plan.complete(7, 3, 5, CONTEXT, threshold=2, hybrid=True),
+        degree=4,
+        quorum=4,
+    ),
 ]
 KINDS = list(messages._LAYOUTS)
 

@@ -33,6 +33,15 @@ def test_a_context_is_of_the_cohort_in_order_and_of_all_that_is_told():
     assert contexts[0] == secagg.context_of([b"a", b"b"], b"model")
 
 
+@pytest.mark.parametrize("part", ["text", np.zeros(2), bytearray(2), [1, 2]])
+def test_a_context_is_of_bytes_alone(part):
+    """Of an array it would not have the shape, nor the dtype."""
+    with pytest.raises(TypeError, match="Expected bytes"):
+        secagg.context_of([b"a"], part)
+    with pytest.raises(TypeError, match="Expected bytes"):
+        secagg.context_of([part])
+
+
 @pytest.mark.parametrize("mode", ["semi-honest", "semi-malicious", "signed"])
 def test_a_plan_meets_the_demands_it_was_made_for(mode):
     dataclasses.replace(DEMANDS, mode=mode).check(plan_for(mode))
@@ -63,6 +72,27 @@ def test_a_plan_that_is_not_as_demanded_is_refused_by_name(change, demanded, nam
 
     with pytest.raises(secagg.ContradictionError, match=f"Expected .*{named}"):
         secagg.Client(offered, 0, np.zeros(3, np.uint32), demands)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"mode": "Signed"}, "signed"),  # which no plan would have to be
+        ({"adversary": -0.1}, "adversary"),
+        ({"adversary": float("nan")}, "adversary"),
+        ({"security": float("nan")}, "security"),
+        ({"security": -1.0}, "security"),
+        ({"security": 2000.0}, "security"),  # a probability that rounds to zero
+        ({"bits": 33}, "bits"),
+        ({"bits": 20.0}, "bits"),
+        ({"smallest_cohort": 0}, "smallest_cohort"),
+        ({"largest_cohort": 49}, "largest_cohort"),
+        ({"context": b"told"}, "context"),
+    ],
+)
+def test_demands_that_would_demand_nothing_are_refused(change, named):
+    with pytest.raises(ValueError, match=named):
+        dataclasses.replace(DEMANDS, **change)
 
 
 def test_more_bits_of_security_than_a_plan_has_are_refused():

@@ -49,6 +49,24 @@ def test_whoever_drops_out_the_sum_is_that_of_the_survivors(step, client):
     assert np.array_equal(round.server.total, sum_of(PLAN, round.vectors, survivors))
 
 
+def test_a_seed_is_hidden_from_the_server_until_a_masking_secret_is_opened():
+    own, other = bytes(range(32)), bytes([1]) * 32
+    publics = {j: _agreement.public_key(PLAN, bytes([j]) * 32) for j in (1, 2)}
+    seeds, sent = _seeds.make_seeds(PLAN, 0, own, publics)
+
+    for j, _, hidden, digest in sent:
+        assert hidden != seeds[j].secret
+        way = PLAN, 0, j
+        assert _seeds.recover_seed(*way, own, hidden, digest) == seeds[j].secret
+        assert _seeds.recover_seed(*way, other, hidden, digest) is None
+    # The pads are of their own, or the server had what two seeds differ in.
+    pads = [
+        bytes(x ^ y for x, y in zip(hidden, seeds[j].secret, strict=True))
+        for j, _, hidden, _ in sent
+    ]
+    assert pads[0] != pads[1]
+
+
 def test_what_it_costs_is_what_the_page_says():
     sent, received = {}, {}
     for plan in (PLAN, CLASSICAL):

@@ -157,6 +157,8 @@ def test_rounds_have_sessions_and_seeds_of_their_own():
         ({"threshold": 5}, "threshold"),
         ({"threshold": 1}, "threshold"),
         ({"threshold": 2, "signed": True, "quorum": 5}, "more than half of 4"),
+        ({"signed": 2, "quorum": 5}, "signed"),  # in bytes it would be hybrid
+        ({"hybrid": 1}, "hybrid"),
         ({"number": -1}, "number"),
         ({"number": 2**63}, "number"),
         ({"context": b""}, "context"),

@@ -113,6 +113,23 @@ def test_a_client_takes_a_step_once_whoever_asks():
     assert taken.count(True) == 1
 
 
+def test_a_step_that_is_under_way_is_not_taken_again():
+    plan = secagg.Plan.complete(3, 5, 32, CONTEXT)
+    tried = []
+
+    def random(size: int) -> bytes:
+        if not tried:  # in the middle of the first step
+            tried.append(size)
+            with pytest.raises(secagg.WrongStepError, match="nothing"):
+                client.respond()
+        return bytes([1]) * size
+
+    client = secagg.Client(plan, 0, np.zeros(5, np.uint32), AnyPlan(), random=random)
+    client.respond()
+
+    assert tried
+
+
 def test_what_is_no_bytes_does_a_server_no_harm():
     round = Round(secagg.Plan.complete(3, 5, 32, CONTEXT, threshold=2))
     no_bytes: list[Any] = [None, 5, "text"]

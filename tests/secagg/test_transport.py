@@ -16,6 +16,7 @@ from notebooks.secagg_demo.certificates import (
     SERVER,
     Authority,
     client_context,
+    number_of,
     server_context,
 )
 from notebooks.secagg_demo.transport import (
@@ -252,6 +253,27 @@ def test_a_stranger_is_refused_and_the_round_is_that_of_the_clients(
 
     assert survivors == [0, 1, 2, 3] and (total == sum_of(survivors)).all()
     assert len(cut) == 1 and cut[0][0] is None and why in cut[0][1]
+
+
+@pytest.mark.parametrize(
+    ("names", "number"),
+    [
+        (["client-0"], 0),
+        (["client-12"], 12),
+        ([], None),  # of an authority that writes names elsewhere
+        (["client-01"], None),  # else two certificates would be one client's
+        (["client-\u0663"], None),
+        (["client-1", "client-2"], None),
+        (["server"], None),
+        (["client-"], None),
+        (["client-1\n"], None),
+    ],
+)
+def test_a_number_is_written_in_one_way_and_who_has_none_is_a_stranger(names, number):
+    subject = [(("organizationName", "client-3"),)]
+    subject += [(("commonName", x),) for x in names]
+
+    assert number_of({"subject": tuple(subject)}) == number
 
 
 def test_strangers_that_say_nothing_go_by_turns_and_clients_get_theirs(folder):

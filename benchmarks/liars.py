@@ -14,7 +14,7 @@ import numpy as np
 from fedagg import secagg
 from fedagg.secagg import _messages as messages
 from fedagg.secagg import _shamir
-from fedagg.secagg._agreement import public_key
+from fedagg.secagg._agreement import key_of
 from fedagg.secagg._crypto import SEALED
 from fedagg.secagg._masking import add_masks, pack
 from fedagg.secagg._messages import SERVER
@@ -53,10 +53,11 @@ def measure(plan: secagg.Plan, liars: Iterable[int], dropped: int) -> dict:
         return took
 
     b, s, c = ([_secret() for _ in everybody] for _ in range(3))
-    publics = [public_key(plan, x) for x in s]
+    keys = [key_of(plan, x) for x in s]
+    publics = [x.public for x in keys]
     for i in everybody:
-        keys = public_key(plan, c[i]), publics[i], messages.NO_SIGNATURE
-        receive(i, messages.Keys(*keys))
+        known = key_of(plan, c[i]).public, publics[i], messages.NO_SIGNATURE
+        receive(i, messages.Keys(*known))
     close()
     envelope = bytes(64 + SEALED)
     for i in everybody:
@@ -75,7 +76,7 @@ def measure(plan: secagg.Plan, liars: Iterable[int], dropped: int) -> dict:
         vector = np.full(plan.length, i, np.uint32)
         expected += vector
         # Masks that two survivors have in common cancel, and are left out.
-        masks = [pairwise_mask(plan, i, s[i], j, publics[j], NO_SEED) for j in gone]
+        masks = [pairwise_mask(plan, i, keys[i], j, publics[j], NO_SEED) for j in gone]
         add_masks(vector, [self_mask(plan, i, b[i]), *masks])
         receive(i, messages.MaskedInput(pack(vector, plan.bits)))
     close()

@@ -8,10 +8,20 @@ Reference: National Institute of Standards and Technology, "Module-Lattice-Based
     Poettering, "KEM Combiners", 2018, section 3.
 """
 
+from typing import NamedTuple
+
 from fedagg.secagg import _crypto, _kem  # the first names the extra if it is missing
 from fedagg.secagg._plan import Plan
 
 _CURVE = 32  # bytes of an X25519 key
+
+
+class Key(NamedTuple):
+    """A private key, parsed for all that a step does with it, and no longer kept."""
+
+    curve: _crypto.X25519PrivateKey
+    lattice: _kem.MLKEM768PrivateKey | None  # if the plan is hybrid
+    public: bytes
 
 
 def key_size(plan: Plan) -> int:
@@ -24,16 +34,20 @@ def ciphertext_size(plan: Plan) -> int:
     return _kem.CIPHERTEXT if plan.hybrid else 0
 
 
-def public_key(plan: Plan, private: bytes) -> bytes:
-    """The public key of a private one of 32 bytes."""
+def key_of(plan: Plan, private: bytes) -> Key:
+    """The key that 32 bytes stand for."""
     if not plan.hybrid:
-        return _crypto.public_key(private)
-    curve, lattice = _parted(private)
-    return _crypto.public_key(curve) + _kem.public_key(lattice)
+        curve = _crypto.private_key(private)
+        return Key(curve, None, _crypto.public_key(curve))
+    size = _CURVE + _kem.SEED
+    both = _crypto.derive(private, b"fedagg secagg hybrid key", size=size)
+    curve = _crypto.private_key(both[:_CURVE])
+    lattice = _kem.private_key(both[_CURVE:])
+    return Key(curve, lattice, _crypto.public_key(curve) + _kem.public_key(lattice))
 
 
 def check_form(plan: Plan, public: bytes) -> None:
-    """Passes for a public key in the one form that `public_key` gives.
+    """Passes for a public key in the one form that `key_of` gives.
 
     Raises:
         NotAuthenticError: for all others.
@@ -66,36 +80,26 @@ def encapsulated(plan: Plan, public: bytes) -> tuple[bytes, bytes]:
     return _kem.encapsulate(public[_CURVE:]) if plan.hybrid else (b"", b"")
 
 
-def decapsulated(plan: Plan, private: bytes, ciphertext: bytes) -> bytes:
-    """The secret that a ciphertext tells the owner of the private key."""
-    if not plan.hybrid:
-        return b""
-    return _kem.decapsulate(_parted(private)[1], ciphertext)
+def decapsulated(key: Key, ciphertext: bytes) -> bytes:
+    """The secret that a ciphertext tells the owner of the key; empty as above."""
+    return b"" if key.lattice is None else _kem.decapsulate(key.lattice, ciphertext)
 
 
-def agree(
-    plan: Plan, private: bytes, public: bytes, told: bytes, bound: bytes = b""
-) -> bytes:
+def agree(plan: Plan, key: Key, public: bytes, told: bytes, bound: bytes) -> bytes:
     """The secret of two parties, of whom one told the other a secret by ML-KEM.
 
     Args:
         plan: the round's.
-        private: a party's own key.
+        key: a party's own.
         public: the other's.
         told: the secret, empty in a plan that is not hybrid.
-        bound: all that was sent for it, which the outcome depends on.
+        bound: all that was sent for it, on which a hybrid secret depends.
 
     Raises:
         NotAuthenticError: if the other's key is of small order.
     """
+    curve = _crypto.agree(key.curve, public[:_CURVE])
     if not plan.hybrid:
-        return _crypto.agree(private, public)
-    curve = _crypto.agree(_parted(private)[0], public[:_CURVE])
+        return curve
     about = _crypto.context("hybrid", plan.identifier) + _crypto.commit(bound)
     return _crypto.derive(told + curve, about)
-
-
-def _parted(private: bytes) -> tuple[bytes, bytes]:
-    """The X25519 key and the seed of the ML-KEM key that 32 bytes stand for."""
-    both = _crypto.derive(private, b"fedagg secagg hybrid key", size=32 + _kem.SEED)
-    return both[:32], both[32:]

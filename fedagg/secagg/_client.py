@@ -8,7 +8,7 @@ from typing import NoReturn
 from numpy.typing import ArrayLike
 
 from fedagg.secagg import _crypto, _messages, _shamir
-from fedagg.secagg._agreement import public_key
+from fedagg.secagg._agreement import key_of
 from fedagg.secagg._demands import Demands
 from fedagg.secagg._envelopes import deal
 from fedagg.secagg._errors import (
@@ -137,7 +137,7 @@ class Client:
         self._c = self._random(32)
         # A number of the field, as it will be shared.
         self._s = _shamir.draw_below(_shamir.PRIME, self._random).to_bytes(32)
-        c_public, s_public = (public_key(self._plan, x) for x in (self._c, self._s))
+        c_public, s_public = (key_of(self._plan, x).public for x in (self._c, self._s))
         self._public = c_public, s_public
         about = about_keys(self._plan, self._index, c_public, s_public)
         return "share_keys", _messages.Keys(c_public, s_public, self._sign(about))
@@ -156,7 +156,8 @@ class Client:
         self._b = b.to_bytes(32)
         way = self._plan, self._index
         agreeing, masking = ({j: keys[j][x] for j in sorted(keys)} for x in (0, 1))
-        envelopes = deal(*way, self._c, agreeing, (b, s), self._random)
+        c_key = key_of(self._plan, self._c)
+        envelopes = deal(*way, c_key, agreeing, (b, s), self._random)
         committed = commitment(*way, self._b)
         if not self._plan.hybrid:
             return "masked_input", _messages.Shares(committed, envelopes)
@@ -170,19 +171,18 @@ class Client:
         """
         envelopes, seeds = read_shares(self._plan, self._index, message)
         check_neighbours(self._plan, [j for j, *_ in envelopes], self._keys)
-        opened = open_all(
-            *(self._plan, self._index, (self._c, self._s)),
-            *(self._keys, envelopes, seeds),
-        )
+        own = key_of(self._plan, self._c), key_of(self._plan, self._s)
+        way = self._plan, self._index
+        opened = open_all(*way, own, self._keys, envelopes, seeds)
         self._shares, accused = opened.shares, opened.accused
         self._seeds |= opened.seeds
         if accused:
             return "nothing", _messages.Complaint([(j,) for j in accused])
 
-        masks = [self_mask(self._plan, self._index, self._b)]
+        masks = [self_mask(*way, self._b)]
         for j in self._shares:
             known = self._keys[j][1], self._seeds.get(j, NO_SEED)
-            masks.append(pairwise_mask(self._plan, self._index, self._s, j, *known))
+            masks.append(pairwise_mask(*way, own[1], j, *known))
         add_masks(self._total, masks)
         packed = pack(reduce(self._total, self._plan.bits), self._plan.bits)
         del self._total, self._s, self._b, self._c, self._seeds

@@ -28,6 +28,7 @@ from fedagg.secagg._errors import NotAuthenticError
 _NONCE = 12  # bytes
 SEALED = _NONCE + 16  # bytes by which an envelope is longer than what is in it
 _PRIME = 2**255 - 19  # of the field of both curves
+_ANY = X25519PrivateKey.from_private_bytes(b"any key will do for this purpose")
 
 
 def context(purpose: str, identifier: bytes, *numbers: int) -> bytes:
@@ -40,20 +41,24 @@ def context(purpose: str, identifier: bytes, *numbers: int) -> bytes:
     return struct.pack(">B", len(label)) + label + identifier + parts
 
 
-def public_key(private: bytes) -> bytes:
-    """The X25519 public key of a private one; both are 32 bytes."""
-    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+def private_key(private: bytes) -> X25519PrivateKey:
+    """An X25519 key of 32 bytes, parsed, which takes as long as an agreement."""
+    return X25519PrivateKey.from_private_bytes(private)
 
 
-def agree(private: bytes, public: bytes) -> bytes:
+def public_key(private: X25519PrivateKey) -> bytes:
+    """The public key of a private one, 32 bytes."""
+    return private.public_key().public_bytes_raw()
+
+
+def agree(private: X25519PrivateKey, public: bytes) -> bytes:
     """The secret of 32 bytes that X25519 gives two parties.
 
     Raises:
         NotAuthenticError: if the other's key is a point that makes the secret zero.
     """
-    mine = X25519PrivateKey.from_private_bytes(private)
     try:
-        return mine.exchange(X25519PublicKey.from_public_bytes(public))
+        return private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:
         raise NotAuthenticError("A public key is of small order.") from error
 
@@ -65,7 +70,7 @@ def check_public(public: bytes) -> None:
         NotAuthenticError: if it is a point of small order, or not in its one form.
     """
     check_form(public)
-    agree(b"any key will do for this purpose", public)
+    agree(_ANY, public)
 
 
 def check_form(public: bytes) -> None:

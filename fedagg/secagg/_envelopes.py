@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from fedagg.secagg import _crypto
 from fedagg.secagg._agreement import (
+    Key,
     agree,
     ciphertext_size,
     decapsulated,
     encapsulated,
-    public_key,
 )
 from fedagg.secagg._errors import ContradictionError, MalformedMessageError
 from fedagg.secagg._plan import Plan
@@ -75,7 +75,7 @@ def dealt_of(
 def deal(
     plan: Plan,
     owner: int,
-    private: bytes,
+    key: Key,
     publics: Mapping[int, bytes],
     secrets: tuple[int, int],
     random: Callable[[int], bytes],
@@ -83,28 +83,27 @@ def deal(
     """Shares of b and of s^SK for each client, under what is agreed on with its key."""
     points = [j + 1 for j in publics]  # the secret is at zero
     b_shares, s_shares = (split(x, plan.threshold, points, random) for x in secrets)
-    mine, dealt = public_key(plan, private), []
+    dealt = []
     for j, shares in zip(publics, zip(b_shares, s_shares, strict=True), strict=True):
         told, sent = encapsulated(plan, publics[j])
-        agreed = agree(plan, private, publics[j], told, mine + publics[j] + sent)
-        sealed, *digests = seal_shares(Way(plan, owner, j), agreed, shares, random)
-        dealt.append((j, sent + sealed, *digests))
+        agreed = agree(plan, key, publics[j], told, key.public + publics[j] + sent)
+        sealed, of_b, of_s = seal_shares(Way(plan, owner, j), agreed, shares, random)
+        dealt.append((j, sent + sealed, of_b, of_s))
     return dealt
 
 
 def open_dealt(
-    way: Way, private: bytes, public: bytes, envelope: bytes, *digests: bytes
+    way: Way, key: Key, public: bytes, envelope: bytes, *digests: bytes
 ) -> tuple[bytes, bytes]:
-    """The shares of b and of s^SK in what `deal` made for the private key.
+    """The shares of b and of s^SK in what `deal` made for the owner of the key.
 
     Raises:
         ProtocolError: as `open_shares` does.
     """
     size = ciphertext_size(way.plan)
     sent, sealed = envelope[:size], envelope[size:]
-    told = decapsulated(way.plan, private, sent)
-    bound = public + public_key(way.plan, private) + sent
-    agreed = agree(way.plan, private, public, told, bound)
+    told = decapsulated(key, sent)
+    agreed = agree(way.plan, key, public, told, public + key.public + sent)
     return open_shares(way, agreed, sealed, *digests)
 
 

@@ -14,9 +14,14 @@ from fedagg.secagg._errors import NotAuthenticError
 SEED, PUBLIC, CIPHERTEXT = 64, 1184, 1088  # bytes
 
 
-def public_key(seed: bytes) -> bytes:
-    """The encapsulation key of a seed."""
-    return _private(seed).public_key().public_bytes_raw()
+def private_key(seed: bytes) -> MLKEM768PrivateKey:
+    """The decapsulation key of a seed, which takes twice a decapsulation to make."""
+    return MLKEM768PrivateKey.from_seed_bytes(seed)
+
+
+def public_key(private: MLKEM768PrivateKey) -> bytes:
+    """The encapsulation key of a decapsulation key."""
+    return private.public_key().public_bytes_raw()
 
 
 def check_form(public: bytes) -> None:
@@ -25,10 +30,7 @@ def check_form(public: bytes) -> None:
     Raises:
         NotAuthenticError: if its numbers are not reduced, as in its one form.
     """
-    try:
-        MLKEM768PublicKey.from_public_bytes(public)
-    except ValueError as error:
-        raise NotAuthenticError("An ML-KEM key is not in its one form.") from error
+    _parsed(public)
 
 
 def encapsulate(public: bytes) -> tuple[bytes, bytes]:
@@ -37,14 +39,16 @@ def encapsulate(public: bytes) -> tuple[bytes, bytes]:
     Raises:
         NotAuthenticError: if the key is none.
     """
-    check_form(public)
-    return MLKEM768PublicKey.from_public_bytes(public).encapsulate()
+    return _parsed(public).encapsulate()
 
 
-def decapsulate(seed: bytes, ciphertext: bytes) -> bytes:
+def decapsulate(private: MLKEM768PrivateKey, ciphertext: bytes) -> bytes:
     """The secret in a ciphertext; another one, which nobody has, if it is no such."""
-    return _private(seed).decapsulate(ciphertext)
+    return private.decapsulate(ciphertext)
 
 
-def _private(seed: bytes) -> MLKEM768PrivateKey:
-    return MLKEM768PrivateKey.from_seed_bytes(seed)
+def _parsed(public: bytes) -> MLKEM768PublicKey:
+    try:
+        return MLKEM768PublicKey.from_public_bytes(public)
+    except ValueError as error:
+        raise NotAuthenticError("An ML-KEM key is not in its one form.") from error

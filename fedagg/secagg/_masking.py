@@ -94,20 +94,25 @@ def unpack(data: bytes, bits: int, length: int) -> np.ndarray:
     """
     if len(data) != packed_size(bits, length):
         raise MalformedMessageError(f"Expected {length} entries of {bits} bits.")
-    vector = np.zeros(length, np.uint32)
-    octets, at = np.frombuffer(data, np.uint8), 0
+    # All in place: memory of so many entries that is new takes longer than the rest.
+    octets = np.zeros((length, 4), np.uint8)
+    highest = np.zeros(length, np.uint8)  # what an entry has beside whole bytes
+    packed, at = np.frombuffer(data, np.uint8), 0
     for shift, width in bit_fields(bits):
-        part = octets[at : at + (length * width + 7) // 8]
+        part = packed[at : at + (length * width + 7) // 8]
         at += part.size
-        if width < 8:
-            shifts = np.arange(0, 8, width, dtype=np.uint8)
-            part = (part[None] >> shifts[:, None]) & np.uint8(2**width - 1)
-            part = part.reshape(-1)
-            if part[length:].any():
-                raise MalformedMessageError("Expected zeros after the last entry.")
-            part = part[:length]
-        vector |= part.astype(np.uint32) << np.uint32(shift)
-    return vector
+        if width == 8:
+            octets[:, shift // 8] = part
+            continue
+        shifts = np.arange(0, 8, width, dtype=np.uint8)
+        part = (part[None] >> shifts[:, None]) & np.uint8(2**width - 1)
+        part = part.reshape(-1)
+        if part[length:].any():
+            raise MalformedMessageError("Expected zeros after the last entry.")
+        highest |= part[:length] << np.uint8(shift % 8)
+    if bits % 8:
+        octets[:, bits // 8] = highest
+    return octets.view("<u4").reshape(-1).astype(np.uint32, copy=False)
 
 
 def packed_size(bits: int, length: int) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from fedagg.secagg import _messages
+from fedagg.secagg._agreement import Key
 from fedagg.secagg._envelopes import Way, open_dealt
 from fedagg.secagg._errors import ContradictionError, ProtocolError
 from fedagg.secagg._messages import SERVER
@@ -36,7 +37,7 @@ def read_shares(plan: Plan, client: int, message: bytes):
 def open_all(
     plan: Plan,
     client: int,
-    private: tuple[bytes, bytes],
+    own: tuple[Key, Key],
     keys: Mapping[int, tuple[bytes, bytes]],
     envelopes: Sequence[tuple[int, bytes, bytes, bytes]],
     seeds: Mapping[int, Sequence[bytes]],
@@ -46,7 +47,7 @@ def open_all(
     Args:
         plan: the round's.
         client: whose they are.
-        private: its c^SK and s^SK.
+        own: its c and s.
         keys: by neighbour, c^PK and s^PK.
         envelopes: by sender, with the digests of shares.
         seeds: by sender, ciphertext and digest; none if the plan is not hybrid.
@@ -61,9 +62,9 @@ def open_all(
     for j, *envelope in envelopes:
         way = Way(plan, j, client)
         try:
-            shares = open_dealt(way, private[0], keys[j][0], *envelope)
+            shares = open_dealt(way, own[0], keys[j][0], *envelope)
             if j in seeds:
-                found.seeds[j] = receive_seed(*way, private[1], *seeds[j])
+                found.seeds[j] = receive_seed(*way, own[1], *seeds[j])
             found.shares[j] = shares
         except ProtocolError:
             found.accused.append(j)

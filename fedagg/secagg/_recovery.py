@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-from fedagg.secagg._agreement import public_key
+from fedagg.secagg._agreement import Key, key_of
 from fedagg.secagg._envelopes import Dealt
 from fedagg.secagg._errors import ContradictionError, TooFewClientsError
 from fedagg.secagg._masking import Mask
@@ -38,25 +38,35 @@ def masks_left(
     """
     masks, wrong = [], set()
     for i, secret in _secrets(plan, sharers, openings).items():
-        if i in survivors and commitment(plan, i, secret) == dealt[i].commitment:
-            masks.append(self_mask(plan, i, secret)._replace(sign=-1))
-        elif i not in survivors and public_key(plan, secret) == keys[i]:
-            for j in plan.neighbours(i):
-                if j not in survivors:
-                    continue
-                seed = _seed(plan, i, j, secret, dealt)
-                if seed is None:
-                    wrong.add(min(i, j))  # who made it
-                    continue
-                # What i would have added is what j has left, but for a sign.
-                masks.append(pairwise_mask(plan, i, secret, j, keys[j], seed))
-        else:
+        if i in survivors:
+            if commitment(plan, i, secret) == dealt[i].commitment:
+                masks.append(self_mask(plan, i, secret)._replace(sign=-1))
+            else:
+                wrong.add(i)
+            continue
+        key = key_of(plan, secret)
+        if key.public != keys[i]:
             wrong.add(i)
+            continue
+        for j in plan.neighbours(i):
+            if j not in survivors:
+                continue
+            seed = _seed(plan, i, j, secret, key, dealt)
+            if seed is None:
+                wrong.add(min(i, j))  # who made it
+            else:
+                # What i would have added is what j has left, but for a sign.
+                masks.append(pairwise_mask(plan, i, key, j, keys[j], seed))
     return masks, sorted(wrong)
 
 
 def _seed(
-    plan: Plan, dropped: int, other: int, secret: bytes, dealt: Mapping[int, Dealt]
+    plan: Plan,
+    dropped: int,
+    other: int,
+    secret: bytes,
+    key: Key,
+    dealt: Mapping[int, Dealt],
 ) -> Seed | None:
     """The seed of two neighbours, by the s^SK of one; None if it is not as dealt."""
     if not plan.hybrid:
@@ -67,7 +77,7 @@ def _seed(
         found = recover_seed(plan, owner, holder, secret, hidden, digest)
         return None if found is None else Seed(found, sent)
     try:
-        return receive_seed(plan, owner, holder, secret, sent, digest)
+        return receive_seed(plan, owner, holder, key, sent, digest)
     except ContradictionError:
         return None
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from fedagg.secagg import _crypto
-from fedagg.secagg._agreement import decapsulated, encapsulated
+from fedagg.secagg._agreement import Key, decapsulated, encapsulated
 from fedagg.secagg._errors import ContradictionError
 from fedagg.secagg._plan import Plan
 
@@ -42,14 +42,14 @@ def make_seeds(
 
 
 def receive_seed(
-    plan: Plan, owner: int, holder: int, private: bytes, sent: bytes, digest: bytes
+    plan: Plan, owner: int, holder: int, key: Key, sent: bytes, digest: bytes
 ) -> Seed:
     """The seed that a neighbour of a lower number sent.
 
     Raises:
         ContradictionError: if it is not that of the digest.
     """
-    secret = decapsulated(plan, private, sent)
+    secret = decapsulated(key, sent)
     if _digest(plan, owner, holder, secret) != digest:
         raise ContradictionError(f"Client {owner} sent another seed than it said.")
     return Seed(secret, sent)

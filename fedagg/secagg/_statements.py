@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from fedagg.secagg import _crypto
-from fedagg.secagg._agreement import agree, check_form, curve_key, public_key
+from fedagg.secagg._agreement import Key, agree, check_form, curve_key
 from fedagg.secagg._errors import ContradictionError, TooFewClientsError
 from fedagg.secagg._masking import Mask
 from fedagg.secagg._plan import Plan
@@ -122,14 +122,13 @@ def self_mask(plan: Plan, client: int, b: bytes) -> Mask:
 
 
 def pairwise_mask(
-    plan: Plan, client: int, private: bytes, other: int, public: bytes, seed: Seed
+    plan: Plan, client: int, key: Key, other: int, public: bytes, seed: Seed
 ) -> Mask:
     """PRG(s_{i,j}), which the client of the lower number adds, the other takes off."""
     pair = min(client, other), max(client, other)
     info = _crypto.context("pairwise mask", plan.identifier, *pair)
-    keys = [public_key(plan, private), public] if plan.hybrid else []
-    bound = b"".join(keys if client < other else reversed(keys)) + seed.sent
-    agreed = agree(plan, private, public, seed.secret, bound)
+    first, second = (key.public, public)[:: 1 if client < other else -1]
+    agreed = agree(plan, key, public, seed.secret, first + second + seed.sent)
     return Mask(_crypto.derive(agreed, info), 1 if client < other else -1)
 
 

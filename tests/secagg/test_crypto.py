@@ -31,12 +31,14 @@ def test_agreement_is_that_of_rfc_7748():
     )
 
     for row in (one, two):  # section 5.2
-        assert _crypto.agree(row["INPUT_SCALAR"], row["INPUT_U"]) == row["OUTPUT_U"]
-    assert _crypto.public_key(nines["INPUT_SCALAR"]) == nines["OUTPUT_U"]  # u = 9
+        key = _crypto.private_key(row["INPUT_SCALAR"])
+        assert _crypto.agree(key, row["INPUT_U"]) == row["OUTPUT_U"]
+    key = _crypto.private_key(nines["INPUT_SCALAR"])
+    assert _crypto.public_key(key) == nines["OUTPUT_U"]  # u = 9
 
 
 def test_two_parties_agree():
-    a, b = bytes(range(32)), bytes(range(32, 64))
+    a, b = map(_crypto.private_key, (bytes(range(32)), bytes(range(32, 64))))
 
     assert _crypto.agree(a, _crypto.public_key(b)) == _crypto.agree(
         b, _crypto.public_key(a)
@@ -46,7 +48,8 @@ def test_two_parties_agree():
 @pytest.mark.parametrize("point", [0, 1, 2**255 - 19, 2**255 - 18])
 def test_a_point_of_small_order_is_refused(point):
     with pytest.raises(NotAuthenticError, match="small order"):
-        _crypto.agree(bytes(range(32)), point.to_bytes(32, "little"))
+        key = _crypto.private_key(bytes(range(32)))
+        _crypto.agree(key, point.to_bytes(32, "little"))
 
 
 def test_one_public_key_has_one_form():

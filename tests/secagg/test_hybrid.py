@@ -21,17 +21,17 @@ def test_ml_kem_is_that_of_fips_203():
     text = (VECTORS / "asymmetric/MLKEM/kat_MLKEM_768.rsp").read_text()
     found = re.findall(r"^(\w+) = ([0-9a-f]+)$", text, re.M)
     row = {name: bytes.fromhex(x) for name, x in found[:11] if name != "count"}
-    seed = row["d"] + row["z"]
+    key = _kem.private_key(row["d"] + row["z"])
 
-    assert _kem.public_key(seed) == row["pk"]
-    assert _kem.decapsulate(seed, row["ct"]) == row["ss"]
-    assert _kem.decapsulate(seed, row["ct_n"]) == row["ss_n"]  # none of this key's
+    assert _kem.public_key(key) == row["pk"]
+    assert _kem.decapsulate(key, row["ct"]) == row["ss"]
+    assert _kem.decapsulate(key, row["ct_n"]) == row["ss_n"]  # none of this key's
     secret, sent = _kem.encapsulate(row["pk"])
-    assert _kem.decapsulate(seed, sent) == secret
+    assert _kem.decapsulate(key, sent) == secret
 
 
 def test_an_ml_kem_key_has_one_form():
-    key = _kem.public_key(bytes(64))
+    key = _kem.public_key(_kem.private_key(bytes(64)))
 
     _kem.check_form(key)
     for wrong in (b"\xff" * 3 + key[3:], key[:-1], b""):
@@ -110,8 +110,8 @@ class Recorded:
     def __init__(self):
         self.round = Round(PLAN)
         keys = self.round.answers()
-        self.c = {i: x._c for i, x in enumerate(self.round.clients)}
-        self.s = {i: x._s for i, x in enumerate(self.round.clients)}
+        self.c = [_agreement.key_of(PLAN, x._c) for x in self.round.clients]
+        self.s = [_agreement.key_of(PLAN, x._s) for x in self.round.clients]
         self.public = {
             i: messages.decode(messages.Keys, x, PLAN, i, SERVER)
             for i, x in keys.items()
@@ -129,12 +129,13 @@ def test_an_envelope_stays_closed_to_who_has_one_of_the_two_secrets():
     way = _envelopes.Way(PLAN, 0, 3)
     sender, receiver = seen.public[0].agreement, seen.public[3].agreement
     sent, sealed = envelope[:1088], envelope[1088:]
-    told = _agreement.decapsulated(PLAN, seen.c[3], sent)
+    told = _agreement.decapsulated(seen.c[3], sent)
     known = sender + receiver + sent
 
     both = _agreement.agree(PLAN, seen.c[3], sender, told, known)
     curve_only = _agreement.agree(PLAN, seen.c[3], sender, bytes(32), known)
-    lattice_only = _agreement.agree(PLAN, bytes(32), sender, told, known)
+    stranger = _agreement.key_of(PLAN, bytes(32))
+    lattice_only = _agreement.agree(PLAN, stranger, sender, told, known)
 
     assert _envelopes.open_shares(way, both, sealed, *digests)
     for agreed in (curve_only, lattice_only):
@@ -158,7 +159,7 @@ def test_a_pairwise_mask_needs_both_secrets_too():
 
     assert mask.key == other.key and mask.sign == -other.sign
     assert mask.key != without_seed.key
-    assert _crypto.agree(seen.s[3], public[:32]) not in mask.key
+    assert _crypto.agree(seen.s[3].curve, public[:32]) not in mask.key
 
 
 def changed_seed(data: bytes, owner: int, at: int) -> bytes:

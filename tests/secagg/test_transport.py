@@ -398,7 +398,7 @@ def test_a_client_talks_to_no_server_that_another_client_plays(folder):
 
 
 @pytest.mark.parametrize(
-    ("clients", "killed"), [(12, 1), pytest.param(1000, 99, marks=pytest.mark.deep)]
+    ("clients", "killed"), [(12, 1), pytest.param(1000, 99, marks=pytest.mark.thorough)]
 )
 def test_a_crowd_in_one_process_gives_the_sum_of_those_whose_vectors_came(
     clients, killed

@@ -242,6 +242,12 @@ CASES = {
     ),
     "median": _ruling(fedagg.median(), reference.median, 1e8),
     "trimmed mean": _ruling(fedagg.trimmed_mean(1), reference.trimmed_mean, 1e8),
+    "weighted median": _ruling(
+        fedagg.median(weighted=True), reference.weighted_median, 1e8
+    ),
+    "weighted trimmed mean": _ruling(
+        fedagg.trimmed_mean(1, weighted=True), reference.weighted_trimmed_mean, 1e8
+    ),
     "mean around median": _ruling(
         fedagg.mean_around_median(1), reference.mean_around_median, 1e8
     ),

@@ -60,6 +60,30 @@ def trimmed_mean(stack: Stack, weights: Weights) -> np.ndarray:
     return np.sort(stack, axis=0)[1:-1].astype(np.float64).mean(axis=0)
 
 
+def weighted_median(stack: Stack, weights: Weights) -> np.ndarray:
+    ordered, of_each = _ordered_with(stack, weights)
+    up_to, half = np.cumsum(of_each, axis=0), weights.sum() / 2.0
+    places = (up_to >= half).argmax(axis=0), (up_to > half).argmax(axis=0)
+    low, high = (np.take_along_axis(ordered, i[None], axis=0)[0] for i in places)
+    return (low.astype(np.float64) + high) / 2.0
+
+
+def weighted_trimmed_mean(stack: Stack, weights: Weights) -> np.ndarray:
+    """Of entries that are equal and not all trimmed, each counts for a part."""
+    ordered, of_each = (x[1:-1] for x in _ordered_with(stack, weights))
+    for end in (ordered[0], ordered[-1]):
+        equal = stack == end
+        mean = (weights @ equal) / equal.sum(axis=0)
+        of_each = np.where(ordered == end, mean, of_each)
+    return (ordered * of_each).sum(axis=0) / of_each.sum(axis=0)
+
+
+def _ordered_with(stack: Stack, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
+    """Columns in ascending order, and the weight of each entry's client."""
+    order = np.argsort(stack, axis=0, kind="stable")
+    return np.take_along_axis(stack, order, axis=0), weights[order]
+
+
 def mean_around_median(stack: Stack, weights: Weights, left_out: int = 1) -> np.ndarray:
     """Without those entries of a column that are farthest from its median."""
     away = np.abs(stack - median(stack, weights))

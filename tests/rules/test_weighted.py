@@ -38,7 +38,9 @@ def test_the_weighted_median_is_its_reference(n, kind):
 
     got = combined(MEDIAN, x, weights)
 
-    expected = references.weighted_median(x.astype(np.float64), weights * 1.0)
+    expected = references.weighted_median(
+        x.astype(np.float64), weights.astype(np.float64)
+    )
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
@@ -98,7 +100,10 @@ def test_what_is_absent_or_no_number_has_no_weight():
 
     for column, (middle, mean) in enumerate(zip(*got, strict=True)):
         given = (weights > 0.0) & np.isfinite(x[:, column])
-        left, of_each = x[given][:, [column]].astype(np.float64), weights[given] * 1.0
+        left, of_each = (
+            x[given][:, [column]].astype(np.float64),
+            weights[given].astype(np.float64),
+        )
         found = int((weights > 0.0).sum() - given.sum())
         assert_close(middle, references.weighted_median(left, of_each)[0])
         expected = references.weighted_trimmed_mean(left, of_each, 3 - found)

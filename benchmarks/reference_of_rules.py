@@ -37,10 +37,14 @@ def trimmed_mean(stack: Stack, weights: Weights) -> np.ndarray:
 
 
 def weighted_trimmed_mean(stack: Stack, weights: Weights) -> np.ndarray:
+    """Of entries that are equal and not all trimmed, each counts for a part."""
     f = liars(len(stack))
-    kept = np.argsort(stack, axis=0)[f:-f]
-    total = np.sum(weights[kept] * np.take_along_axis(stack, kept, axis=0), axis=0)
-    return total / weights[kept].sum(axis=0)
+    order = np.argsort(stack, axis=0)[f:-f]
+    kept, of_each = np.take_along_axis(stack, order, axis=0), weights[order]
+    for end in (kept[0], kept[-1]):
+        equal = stack == end
+        of_each = np.where(kept == end, weights @ equal / equal.sum(axis=0), of_each)
+    return (kept * of_each).sum(axis=0) / of_each.sum(axis=0)
 
 
 def mean_around_median(

@@ -11,13 +11,13 @@ from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, matrix
 from fedagg._trees.matrix import Layout
 from fedagg._trees.shares import Share, rule_of_shares
-from fedagg._trees.weights import in_units, is_present
+from fedagg._trees.weights import is_present
 from fedagg._types import Output, PyTree, Rule, Update
 
 # `(x, given, liars, weight)`, of `[n, k]`, `[n, k]`, `[k]` and `[n]`, to `[k]`.
 _OfColumns = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
-# `(x, present, f)`, of `[n, k]` and `[n]`, to `[k]`: the same without a sort.
+# `(x, weight, f)`, of `[n, k]` and `[n]`, to `[k]`: the same without a sort.
 _Quick = Callable[[jax.Array, jax.Array, int], jax.Array]
 
 _CACHED = 2**19  # entries that two cores keep
@@ -34,7 +34,8 @@ def median(*, weighted: bool = False) -> Rule:
 
     Args:
         weighted: whether half of the clients' weight, and not of their number, is on
-            either side. A liar may lie about its weight too.
+            either side. Weights count to a part in 2**29 of their sum, and sums of
+            whole numbers up to that are exact. A liar may lie about its weight too.
 
     Raises:
         TypeError: in `combine`, for a leaf that is not of a float dtype.
@@ -49,8 +50,9 @@ def median(*, weighted: bool = False) -> Rule:
             return ordering.weighted_median_of(x, given, weight)
         return ordering.median_of(x, given)
 
-    quick = () if weighted else (network.median, selection.median)
-    return _coordinatewise("median", 0, of_columns, quick)
+    if weighted:
+        return _coordinatewise("median", 0, of_columns, selection.weighted_median)
+    return _coordinatewise("median", 0, of_columns, selection.median, network.median)
 
 
 @prints_as_its_call
@@ -66,8 +68,9 @@ def trimmed_mean(f: int, *, weighted: bool = False) -> Rule:
     Args:
         f: how many clients may lie, fewer than half.
         weighted: whether those that are kept count by their clients' weights. Each
-            client is one of those trimmed, whatever its weight. A liar may lie about
-            its weight too.
+            client is one of those trimmed, whatever its weight. Of entries that are
+            equal and not all kept, each counts for a part. A liar may lie about its
+            weight too.
 
     Raises:
         ValueError: if `f` is not a whole number, or in `combine`, if that is half of
@@ -83,8 +86,12 @@ def trimmed_mean(f: int, *, weighted: bool = False) -> Rule:
             return ordering.weighted_trimmed_mean_of(x, given, liars, weight)
         return ordering.trimmed_mean_of(x, given, liars)
 
-    quick = () if weighted else (network.trimmed_mean, selection.trimmed_mean)
-    return _coordinatewise("trimmed_mean", f, of_columns, quick)
+    name = "trimmed_mean"
+    if weighted:
+        many = selection.weighted_trimmed_mean
+        return _coordinatewise(name, f, of_columns, many)
+    few, many = network.trimmed_mean, selection.trimmed_mean
+    return _coordinatewise(name, f, of_columns, many, few)
 
 
 @prints_as_its_call
@@ -111,13 +118,18 @@ def mean_around_median(f: int) -> Rule:
         del weight
         return ordering.mean_around_median_of(x, given, liars)
 
-    quick = network.mean_around_median, selection.mean_around_median
-    return _coordinatewise("mean_around_median", f, of_columns, quick)
+    few, many = network.mean_around_median, selection.mean_around_median
+    return _coordinatewise("mean_around_median", f, of_columns, many, few)
 
 
 def _coordinatewise(
-    name: str, f: int, of_columns: _OfColumns, quick: tuple[()] | tuple[_Quick, _Quick]
+    name: str,
+    f: int,
+    of_columns: _OfColumns,
+    many: _Quick,
+    few: _Quick | None = None,
 ) -> Rule:
+    """A rule by a quick way for many clients, and for few by another or the same."""
     checks.check_whole(0, f=f)
 
     def combine(
@@ -127,9 +139,10 @@ def _coordinatewise(
         checks.check_floating(updates.value, name)
         n = len(updates.weight)
         check_cohort(n, f, name)
-        weight = in_units(updates.weight)
 
-        def in_blocks(x: jax.Array, present: jax.Array) -> jax.Array:
+        def in_blocks(x: jax.Array, weight: jax.Array) -> jax.Array:
+            present = is_present(weight)
+
             def of_block(x: jax.Array) -> jax.Array:
                 given = present[:, None] & jnp.isfinite(x)
                 number = jnp.sum(given, axis=0, dtype=jnp.int32)
@@ -139,17 +152,15 @@ def _coordinatewise(
 
             return matrix.over_blocks(of_block, [x])[0]
 
-        # What is quick is compiled for each matrix, so that there is one of a dtype.
-        layout = (Layout.by_dtype if quick else Layout.of)(updates.value)
-        present = is_present(updates.weight)
-
         def combined(x: jax.Array) -> jax.Array:
-            if quick and n <= network.MOST:
-                return _quick_on_cpu(quick[0], f, in_blocks)(x, present)
-            if quick and x.dtype.itemsize <= 4:
-                return _quick_on_cpu(_in_cache(quick[1]), f, in_blocks)(x, present)
-            return in_blocks(x, present)
+            if few is not None and n <= network.MOST:
+                return _quick_on_cpu(few, f, in_blocks)(x, updates.weight)
+            if x.dtype.itemsize <= 4:
+                return _quick_on_cpu(_in_cache(many), f, in_blocks)(x, updates.weight)
+            return in_blocks(x, updates.weight)
 
+        # What is quick is compiled for each matrix, so that there is one of a dtype.
+        layout = Layout.by_dtype(updates.value)
         columns = [combined(x) for x in layout.matrices(updates.value)]
         return Output(state, layout.tree(columns), {})
 
@@ -159,10 +170,10 @@ def _coordinatewise(
 def _in_cache(by: _Quick) -> _Quick:
     """The same, which reads its entries many times, on copies that stay in a cache."""
 
-    def run(x: jax.Array, present: jax.Array, f: int) -> jax.Array:
+    def run(x: jax.Array, weight: jax.Array, f: int) -> jax.Array:
         def of_block(x: jax.Array) -> jax.Array:
             # Without the barrier, every reading would be of the whole matrix.
-            return by(jax.lax.optimization_barrier(x), present, f)
+            return by(jax.lax.optimization_barrier(x), weight, f)
 
         return matrix.over_blocks(of_block, [x], entries=_CACHED)[0]
 
@@ -173,15 +184,14 @@ def _quick_on_cpu(by: _Quick, f: int, in_blocks: Callable) -> Callable:
     """The quick way on a CPU; elsewhere, and for derivatives, in blocks."""
 
     @jax.custom_jvp
-    def run(x: jax.Array, present: jax.Array) -> jax.Array:
-        def quick(x: jax.Array, present: jax.Array) -> jax.Array:
-            return by(x, present, f)
+    def run(x: jax.Array, weight: jax.Array) -> jax.Array:
+        def quick(x: jax.Array, weight: jax.Array) -> jax.Array:
+            return by(x, weight, f)
 
-        return jax.lax.platform_dependent(x, present, cpu=quick, default=in_blocks)
+        return jax.lax.platform_dependent(x, weight, cpu=quick, default=in_blocks)
 
     @run.defjvp
     def derivative(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-        x, present = primals
-        return jax.jvp(lambda x: in_blocks(x, present), (x,), tangents[:1])
+        return jax.jvp(in_blocks, primals, tangents)
 
     return run

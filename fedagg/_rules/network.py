@@ -7,28 +7,26 @@ returns one row `[k]`, of rows `[k]` of clients.
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from fedagg._rules.geometry import liars_left
 from fedagg._trees import pytree
+from fedagg._trees.weights import is_present
 
 MOST = 64  # clients, beyond which it takes seconds to compile
-
-_DIGIT = 128.0  # more than there are clients
 
 _Rows = list[jax.Array]
 
 
-def median(x: jax.Array, present: jax.Array, f: int = 0) -> jax.Array:
+def median(x: jax.Array, weight: jax.Array, f: int = 0) -> jax.Array:
     """The median of what is given in each column of `[n, k]`; zero of nothing.
 
-    An entry is given that is finite, and of one who is present `[n]`.
+    An entry is given that is finite, and of one whose weight `[n]` is not zero.
     """
     del f
-    rows, given = _given(x, present)
+    rows, given = _given(x, weight)
     # Every second entry that is not given comes first, the others last, so that the
     # middle of those given stays in the middle.
     away, keyed = jnp.full_like(rows[0], jnp.inf), []
@@ -45,84 +43,68 @@ def median(x: jax.Array, present: jax.Array, f: int = 0) -> jax.Array:
     return jnp.where(jnp.isfinite(low), low / 2.0 + high / 2.0, 0.0)
 
 
-def trimmed_mean(x: jax.Array, present: jax.Array, f: int) -> jax.Array:
+def trimmed_mean(x: jax.Array, weight: jax.Array, f: int) -> jax.Array:
     """The mean without the `f` smallest entries, and as many largest.
 
     One that is not given is one of the `f`.
     """
-    rows, given = _given(x, present)
-    number, trimmed = _number_and_liars(given, present, f, rows[0].dtype)
+    rows, given = _given(x, weight)
+    number, trimmed = _number_and_liars(given, weight, f, rows[0].dtype)
     kept = number - trimmed
     share = jnp.maximum(kept - trimmed, 1.0)
     total = jnp.zeros_like(share)
-    for i, row in enumerate(_ordered(rows, given)):
+    for i, row in enumerate(_sorted(_keyed(rows, given))):
         # Divided before they are added, so that large entries do not overflow.
         is_kept = (trimmed <= float(i)) & (kept > float(i))
         total += jnp.where(is_kept, row / share, 0.0)
     return total
 
 
-def mean_around_median(x: jax.Array, present: jax.Array, f: int) -> jax.Array:
+def mean_around_median(x: jax.Array, weight: jax.Array, f: int) -> jax.Array:
     """The mean without the `f` entries that are farthest from the median.
 
     Of entries that are equally far from it, each counts for a part.
     """
-
-    # What each of these returns is worked out once, as a program of its own. In one
-    # with the others XLA would do it again for each entry that depends on it.
-    def apart(fn: Callable[[], jax.Array]) -> jax.Array:
-        nothing = pytree.zeros(jax.eval_shape(fn))
-        return jax.lax.cond(jnp.any(present), fn, lambda: nothing)
-
-    def farthest_of_those_kept() -> jax.Array:
-        rows, given = _given(x, present)
-        number, left_out = _number_and_liars(given, present, f, middle.dtype)
-        ordered = _ordered([jnp.abs(row - middle) for row in rows], given)
-        return _at(ordered, number - left_out - 1.0)
-
-    def distances() -> list[tuple[jax.Array, jax.Array, jax.Array]]:
-        """The rows, how far each is from the median, and where it is given."""
-        rows, given = _given(x, present)
-        away = [jnp.abs(row - middle) for row in rows]
-        return list(zip(rows, away, given, strict=True))
-
-    def counted() -> jax.Array:
-        """How many are given, as far as the farthest, and nearer: digits of a float."""
-        total = jnp.zeros_like(middle)
-        for _, away, there in distances():
-            edge = jnp.where(away == farthest, _DIGIT + _DIGIT**2, _DIGIT**2)
-            digits = jnp.where(away < farthest, 1.0 + _DIGIT**2, edge)
-            total += jnp.where(there, digits, 0.0)
-        return total
-
-    def mean() -> jax.Array:
-        total = jnp.zeros_like(middle)
-        for row, away, there in distances():
-            # Divided before they are added, so that large entries do not overflow.
-            # The quotient has one use, since XLA would write it down for two.
-            kept_row = jnp.where(there & (away <= farthest), row, 0.0) / kept
-            total += kept_row * jnp.where(away < farthest, 1.0, room)
-        return total
-
-    middle = apart(lambda: median(x, present))
-    farthest = apart(farthest_of_those_kept)
-    counts = apart(counted)
-    number = jnp.floor(counts / _DIGIT**2)
-    edge = jnp.floor(counts / _DIGIT) - _DIGIT * number
-    inside = counts - _DIGIT * edge - _DIGIT**2 * number
-    kept = jnp.maximum(number - liars_of_columns(number, present, f), 1.0)
-    room = (kept - inside) / jnp.maximum(edge, 1.0)
-    return jnp.where(number > 0.0, apart(mean), 0.0)
+    rows, given = _given(x, weight)
+    number, left_out = _number_and_liars(given, weight, f, rows[0].dtype)
+    ordered = _sorted(_keyed(rows, given))
+    low, following = _window(ordered, jnp.floor((number - 1.0) / 2.0), 2)
+    odd = jnp.floor(number / 2.0) * 2.0 < number
+    middle = low / 2.0 + jnp.where(odd, low, following) / 2.0
+    # Those kept stand side by side, from one of the first `f + 1` on.
+    kept = jnp.maximum(number - left_out, 1.0)
+    starts = min(f, (len(rows) - 1) // 2) + 1
+    farthest = jnp.full_like(middle, jnp.inf)
+    ends = _window(ordered, kept - 1.0, starts)
+    for first, last in zip(ordered[:starts], ends, strict=True):
+        farthest = jnp.minimum(farthest, jnp.maximum(middle - first, last - middle))
+    inside = edge = number_inside = number_edge = jnp.zeros_like(middle)
+    for row in ordered:
+        away, there = jnp.abs(row - middle), row < jnp.inf
+        is_inside, is_edge = away < farthest, (away == farthest) & there
+        # A part is added, so that large entries do not overflow.
+        inside += jnp.where(is_inside, row / MOST, 0.0)
+        edge += jnp.where(is_edge, row / MOST, 0.0)
+        number_inside += jnp.where(is_inside, 1.0, 0.0)
+        number_edge += jnp.where(is_edge, 1.0, 0.0)
+    room = (kept - number_inside) / jnp.maximum(number_edge, 1.0)
+    return jnp.where(number > 0.0, (inside + edge * room) / (kept / MOST), 0.0)
 
 
-def _given(x: jax.Array, present: jax.Array) -> tuple[_Rows, _Rows]:
+def _given(x: jax.Array, weight: jax.Array) -> tuple[_Rows, _Rows]:
     """The rows of a matrix, and where their entries are given."""
-    rows = [pytree.wide(x[i]) for i in range(len(x))]
+    rows, present = [pytree.wide(x[i]) for i in range(len(x))], is_present(weight)
     return rows, [present[i] & jnp.isfinite(row) for i, row in enumerate(rows)]
 
 
+def _keyed(x: _Rows, given: _Rows) -> _Rows:
+    """With infinity for what is not given."""
+    pairs = zip(x, given, strict=True)
+    return [jnp.where(there, entry, jnp.inf) for entry, there in pairs]
+
+
 def _number_and_liars(
-    given: _Rows, present: jax.Array, f: int, dtype: jnp.dtype
+    given: _Rows, weight: jax.Array, f: int, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array]:
     """How many are given, and may lie of them: `f`, less those found out `[k]`.
 
@@ -131,26 +113,26 @@ def _number_and_liars(
     number = jnp.zeros(given[0].shape, dtype)
     for there in given:
         number += there.astype(dtype)
-    return number, liars_of_columns(number, present, f)
+    return number, liars_of_columns(number, weight, f)
 
 
-def liars_of_columns(number: jax.Array, present: jax.Array, f: int) -> jax.Array:
+def liars_of_columns(number: jax.Array, weight: jax.Array, f: int) -> jax.Array:
     """How many may lie of those given `[k]`, as a number like theirs."""
-    return liars_left(f, number, jnp.sum(present, dtype=number.dtype) - number)
+    present = jnp.sum(is_present(weight), dtype=number.dtype)
+    return liars_left(f, number, present - number)
 
 
-def _at(ordered: _Rows, rank: jax.Array) -> jax.Array:
-    """The entry of each column that has this rank `[k]`, the first for one below."""
-    entry = ordered[0]
-    for i, other in enumerate(ordered[1:], 1):
-        entry = jnp.where(rank == float(i), other, entry)
-    return entry
-
-
-def _ordered(x: _Rows, given: _Rows) -> _Rows:
-    """In ascending order, with infinity for what is not given."""
-    pairs = zip(x, given, strict=True)
-    return _sorted([jnp.where(there, entry, jnp.inf) for entry, there in pairs])
+def _window(ordered: _Rows, rank: jax.Array, size: int) -> _Rows:
+    """So many entries of each column from a rank `[k]` on; infinite after the last."""
+    step, after = 1 << (len(ordered) - 1).bit_length(), jnp.full_like(rank, jnp.inf)
+    window = [*ordered, *[after] * (step + size)]
+    while step := step // 2:
+        # What is left of the rank is less than a step.
+        moved, length = rank >= float(step), size + step - 1
+        pairs = zip(window[step : step + length], window[:length], strict=True)
+        window = [jnp.where(moved, *pair) for pair in pairs]
+        rank = jnp.where(moved, rank - float(step), rank)
+    return window[:size]
 
 
 def _sorted(rows: _Rows) -> _Rows:

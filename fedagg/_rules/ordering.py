@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from fedagg._trees.weights import in_parts, in_units
+
 
 def median_of(x: jax.Array, given: jax.Array) -> jax.Array:
     """The median of each column of `[n, k]`, of what is given; zero of nothing."""
@@ -33,43 +35,60 @@ def mean_around_median_of(
     kept = jnp.maximum(number - left_out, 1)
     farthest = _at(_ordered(away, given), kept - 1)[None]
     inside, edge = given & (away < farthest), given & (away == farthest)
-    room = (kept - _count(inside)).astype(x.dtype)
-    room /= jnp.maximum(_count(edge), 1).astype(x.dtype)
-    part = jnp.where(inside, 1.0, jnp.where(edge, room[None], 0.0))
+    room = _ratio(kept - _count(inside), _count(edge), x.dtype)
+    part = jnp.where(inside, 1.0, jnp.where(edge, room[None], 0.0)).astype(x.dtype)
     terms = jnp.where(given, x, 0.0) / kept.astype(x.dtype)[None] * part
     return jnp.sum(terms, axis=0)
 
 
 def weighted_median_of(x: jax.Array, given: jax.Array, weight: jax.Array) -> jax.Array:
     """The value with half of the weight `[n]` on either side; zero of no entry."""
-    ordered, weights = _ordered_with(x, given, weight)
-    below = 2.0 * jnp.cumsum(weights, axis=0)
-    total = jnp.sum(weights, axis=0, keepdims=True)
-    # Where the half falls between two entries, the mean of both.
-    low = _at(ordered, jnp.sum(below < total, axis=0, dtype=jnp.int32))
-    high = _at(ordered, jnp.sum(below <= total, axis=0, dtype=jnp.int32))
-    high = jnp.where(jnp.isfinite(high), high, low)  # rounding put it past the last
+    # As whole numbers, of which sums are exact: the median with so many of each entry.
+    times = jnp.where(given, in_parts(weight)[:, None], 0)
+    keyed = jnp.where(given, x, jnp.inf)
+    ordered, times = jax.lax.sort((keyed, times), dimension=0, num_keys=1)
+    up_to = jnp.cumsum(times, axis=0)
+    total = up_to[-1]
+    low = _at(ordered, _count(up_to <= ((total - 1) // 2)[None]))
+    high = _at(ordered, _count(up_to <= (total // 2)[None]))
     return jnp.where(jnp.any(given, axis=0), low / 2.0 + high / 2.0, 0.0)
 
 
 def weighted_trimmed_mean_of(
     x: jax.Array, given: jax.Array, trimmed: jax.Array, weight: jax.Array
 ) -> jax.Array:
-    """What `trimmed_mean_of` keeps, each entry by its client's weight `[n]`."""
-    number = _count(given)
-    ordered, weights = _ordered_with(x, given, weight)
-    rank = _ranks(len(x))
-    kept = (rank >= trimmed[None]) & (rank < (number - trimmed)[None])
-    weights = jnp.where(kept, weights, 0.0)
+    """What `trimmed_mean_of` keeps, each entry by its client's weight `[n]`.
+
+    Of entries that are equal and not all kept, each counts for a part.
+    """
+    number, ordered = _count(given), _ordered(x, given)
+    first, last = trimmed, number - trimmed - 1
+    low, high = _at(ordered, first), _at(ordered, last)
+
+    def part(end: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Which are equal to one end, and what part of each is kept."""
+        equal = given & (x == end[None])
+        return equal, _ratio(kept, _count(equal), x.dtype)[None]
+
+    inside = given & (x > low[None]) & (x < high[None])
+    is_low, low_part = part(low, _count(given & (x <= low[None])) - first)
+    is_high, high_part = part(high, last + 1 - _count(given & (x < high[None])))
+    parts = jnp.where(is_low, low_part, jnp.where(is_high, high_part, 0.0))
+    weights = in_units(weight).astype(x.dtype)[:, None]
+    weights = weights * jnp.where(inside, 1.0, parts).astype(x.dtype)
     total = jnp.sum(weights, axis=0)
-    shares = (
-        weights / jnp.where(total > 0.0, total, 1.0)[None]
-    )  # zero if nobody is kept
-    return jnp.sum(jnp.where(kept, ordered, 0.0) * shares, axis=0)
+    shares = weights / jnp.where(total > 0.0, total, 1.0)[None]
+    mean = jnp.sum(jnp.where(shares > 0.0, x, 0.0) * shares, axis=0)
+    return jnp.where(number > 0, jnp.where(low < high, mean, low), 0.0)
 
 
 def _count(given: jax.Array) -> jax.Array:
     return jnp.sum(given, axis=0, dtype=jnp.int32)
+
+
+def _ratio(number: jax.Array, other: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Of one whole number to another, zero to zero, as exact as entries are."""
+    return number.astype(dtype) / jnp.maximum(other, 1).astype(dtype)
 
 
 def _ranks(n: int) -> jax.Array:
@@ -91,13 +110,3 @@ def _middle(ordered: jax.Array, number: jax.Array) -> jax.Array:
 def _ordered(x: jax.Array, given: jax.Array) -> jax.Array:
     """Columns in ascending order, with infinity for what is not given."""
     return jnp.sort(jnp.where(given, x, jnp.inf), axis=0)
-
-
-def _ordered_with(
-    x: jax.Array, given: jax.Array, weight: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The same, and each entry's weight, which is zero for what is not given."""
-    weights = jnp.where(given, weight.astype(x.dtype)[:, None], 0.0)
-    keyed = jnp.where(given, x, jnp.inf)
-    ordered, weights = jax.lax.sort((keyed, weights), dimension=0, num_keys=1)
-    return ordered, weights

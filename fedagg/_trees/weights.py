@@ -112,13 +112,29 @@ def unit_of(weights: jax.Array) -> jax.Array:
     """
     largest = jnp.max(weights)
     extreme = (largest > _BIG) | ((largest > 0.0) & (largest < _SMALL))
-    bits = jax.lax.bitcast_convert_type(largest, jnp.int32)
-    power = jax.lax.bitcast_convert_type(bits & _EXPONENT, jnp.float32)
     # No more than what has a normal number as its inverse, by which XLA multiplies.
-    return jnp.where(extreme, jnp.minimum(power, 2.0**120), 1.0)
+    return jnp.where(extreme, jnp.minimum(_power_of(largest), 2.0**120), 1.0)
 
 
 def in_units(weights: jax.Array) -> jax.Array:
     """Weights as parts of `unit_of` them: none that is positive becomes zero."""
     parts = weights / unit_of(weights)
     return jnp.where(is_present(weights), jnp.maximum(parts, _LEAST_PART), 0.0)
+
+
+def in_parts(weights: jax.Array) -> jax.Array:
+    """Weights in proportion, as whole numbers, whose sums are exact: int32 `[n]`.
+
+    They are rounded to a part in 2**29 of their sum, and none that is positive to less
+    than one part. Whole numbers with a sum below 2**29 keep their proportions exactly.
+    """
+    weights = in_units(weights)
+    power = _power_of(jnp.sum(weights))
+    parts = jnp.round(weights * (2.0**29 / jnp.maximum(power, 1e-30)))
+    return jnp.where(weights > 0.0, jnp.maximum(parts, 1.0), 0.0).astype(jnp.int32)
+
+
+def _power_of(x: jax.Array) -> jax.Array:
+    """The largest power of two that is no more than a positive float32 `[]`."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    return jax.lax.bitcast_convert_type(bits & _EXPONENT, jnp.float32)

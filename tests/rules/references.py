@@ -110,3 +110,26 @@ def mean_with_ties_in_parts(x: np.ndarray, f: int) -> np.ndarray:
     inside, edge = away < farthest, away == farthest
     room = (kept - inside.sum(axis=0)) / edge.sum(axis=0)
     return (np.where(inside, x, 0.0) + np.where(edge, x * room, 0.0)).sum(axis=0) / kept
+
+
+def weighted_median(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The mean of the first entries up to which half of the weight is, and more."""
+    order = np.argsort(x, axis=0)
+    up_to, half = np.cumsum(weights[order], axis=0), weights.sum() / 2
+    ordered = np.take_along_axis(x, order, axis=0)
+    places = (up_to >= half).argmax(axis=0), (up_to > half).argmax(axis=0)
+    low, high = (np.take_along_axis(ordered, i[None], axis=0)[0] for i in places)
+    return (low + high) / 2
+
+
+def weighted_trimmed_mean(x: np.ndarray, weights: np.ndarray, f: int) -> np.ndarray:
+    """Of equal entries each has the same part: their mean weight, and its rank."""
+    result = []
+    for column in x.T:
+        order = np.argsort(column)
+        ordered, of_each = column[order], weights[order].copy()
+        for value in np.unique(ordered):
+            of_each[ordered == value] = of_each[ordered == value].mean()
+        kept = slice(f, len(column) - f)
+        result.append(np.average(ordered[kept], weights=of_each[kept]))
+    return np.array(result)

@@ -36,7 +36,7 @@ kinds = first_now("kind", ["normal", "ties", "scales", "offset"], quick=2)
 def test_the_median_is_that_of_numpy_to_the_last_bit(n, kind):
     x = entries(n, kind)
 
-    got = jax.jit(selection.median)(jnp.asarray(x), jnp.ones(n, bool))
+    got = jax.jit(selection.median)(jnp.asarray(x), jnp.ones(n))
 
     # NumPy adds before it halves, which rounds alike where nothing is subnormal.
     ordered = np.sort(x, axis=0)
@@ -48,7 +48,7 @@ def test_the_median_is_that_of_numpy_to_the_last_bit(n, kind):
 @first_now("n", [70, 31, 257, 1000], quick=1)
 @pytest.mark.deep
 def test_means_of_what_is_kept_are_those_of_sorted_columns(n, kind):
-    x, present = entries(n, kind), jnp.ones(n, bool)
+    x, weight = entries(n, kind), jnp.ones(n)
     exact = x.astype(np.float64)
     size = np.abs(exact).mean(axis=0).max()
 
@@ -57,7 +57,7 @@ def test_means_of_what_is_kept_are_those_of_sorted_columns(n, kind):
             (TRIMMED_MEAN, references.trimmed_mean),
             (MEAN_AROUND_MEDIAN, references.mean_with_ties_in_parts),
         ):
-            got = by(jnp.asarray(x), present, f)
+            got = by(jnp.asarray(x), weight, f)
 
             np.testing.assert_allclose(
                 got, expected(exact, f), rtol=2e-5, atol=1e-6 * size
@@ -68,7 +68,7 @@ def test_what_is_absent_or_no_number_is_not_counted():
     x, present = entries(70, "normal"), np.arange(70) % 3 > 0
     x[0], x[1, 2], x[2, 3], x[4, 4] = np.nan, np.nan, np.inf, -np.inf
 
-    got = jax.jit(selection.median)(jnp.asarray(x), jnp.asarray(present))
+    got = jax.jit(selection.median)(jnp.asarray(x), jnp.asarray(present, jnp.float32))
 
     given = np.where(present[:, None] & np.isfinite(x), x, np.nan)
     assert_close(got, np.nanmedian(given, axis=0))

@@ -51,7 +51,7 @@ def test_whoever_drops_out_the_sum_is_that_of_the_survivors(step, client):
 
 def test_a_seed_is_hidden_from_the_server_until_a_masking_secret_is_opened():
     own, other = bytes(range(32)), bytes([1]) * 32
-    publics = {j: _agreement.public_key(PLAN, bytes([j]) * 32) for j in (1, 2)}
+    publics = {j: _agreement.key_of(PLAN, bytes([j]) * 32).public for j in (1, 2)}
     seeds, sent = _seeds.make_seeds(PLAN, 0, own, publics)
 
     for j, _, hidden, digest in sent:

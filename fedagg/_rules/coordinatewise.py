@@ -161,7 +161,10 @@ def _coordinatewise(
 
         # What is quick is compiled for each matrix, so that there is one of a dtype.
         layout = Layout.by_dtype(updates.value)
-        columns = [combined(x) for x in layout.matrices(updates.value)]
+        # Of barriers, neither what makes a matrix of leaves nor what makes leaves of a
+        # row is compiled into the rule, once for each leaf.
+        apart = jax.lax.optimization_barrier
+        columns = [apart(combined(apart(x))) for x in layout.matrices(updates.value)]
         return Output(state, layout.tree(columns), {})
 
     return rule_of_shares(lambda template: (), combine)

@@ -12,6 +12,8 @@ NEWEST ?= python3.13
 VERSIONED := tests/trees tests/test_recipes.py tests/test_tff.py tests/rounds/test_steps.py
 # TLS, threads and what may not be pickled.
 VERSIONED += tests/secagg/test_transport.py tests/secagg/test_threads.py
+# What one XLA does with barriers.
+VERSIONED += tests/rules/test_leaves.py
 
 .PHONY: demo secagg-demo private-training notebooks docs test test-all test-versions
 .PHONY: test-flower

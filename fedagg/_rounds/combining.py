@@ -24,7 +24,7 @@ from fedagg._rounds.steps import (
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import pytree, rowwise
 from fedagg._trees.keys import as_key, split_key
-from fedagg._trees.kinds import array_leaves, check_kind
+from fedagg._trees.kinds import array_leaves, check_kind, floats_of
 from fedagg._trees.remembered import Remembered
 from fedagg._types import Output, PyTree, Rule, Stage, Update
 
@@ -72,7 +72,13 @@ def combining(
 
     def init(template: PyTree) -> PyTree:
         template = array_leaves(template, "template")
-        return Remembered.of(template, (whole.init(template), rule.init(template)))
+        seen = template
+        if stages:  # which may change shapes
+            message = message_of(shown, template)
+            seen = jax.eval_shape(
+                lambda x: floats_of(receive(x)[1].value, template), message
+            )
+        return Remembered.of(template, (whole.init(template), rule.init(seen)))
 
     def broadcast(state: PyTree) -> PyTree:
         check_length(state, 2)
@@ -111,9 +117,10 @@ def combining(
     ) -> Output:
         check_length(state, 2)
         stage_key, rule_key = split_key(key, 2)
+        like = Remembered.template_of(state) if like is None else like
+        stacked = stacked._replace(value=floats_of(stacked.value, like))
         combined = by(state[1], stacked, rule_key)
         total = total._replace(value=combined.value)
-        like = Remembered.template_of(state) if like is None else like
         output = server_step(whole, state[0], total, stage_key, like)
         return Output(
             Remembered.like(state, (output.state, combined.state)),

@@ -58,8 +58,10 @@ def combining(
         TypeError: if the rule, a stage or the way to sum is of another type.
         ValueError: if stages are in an order that `chain` refuses, or one of them is
             made for a sum: a secure one, noise for privacy, `mean`, whose place the
-            rule takes; if a rule has no `combine_share` for `across`; in
-            `next`, as `aggregator` does.
+            rule takes; if a rule has no `combine_share` for `across`; in `init`, for a
+            rule that keeps a value, as `centered_clipping` does, after a stage whose
+            coordinates are others every round: `rotation`, `random_k`, `eden`, `drive`;
+            in `next`, as `aggregator` does.
     """
     check_kind(Rule, rule=rule)
     whole = chain(*stages)
@@ -78,7 +80,9 @@ def combining(
             seen = jax.eval_shape(
                 lambda x: floats_of(receive(x)[1].value, template), message
             )
-        return Remembered.of(template, (whole.init(template), rule.init(seen)))
+        kept = rule.init(seen)
+        _check_kept(rule, kept, stages)
+        return Remembered.of(template, (whole.init(template), kept))
 
     def broadcast(state: PyTree) -> PyTree:
         check_length(state, 2)
@@ -148,6 +152,17 @@ def combining(
     return Aggregator(
         init, next, steps, lambda x: message_of(shown, x), rule=f"combining({printed})"
     )
+
+
+def _check_kept(rule: Rule, kept: PyTree, stages: tuple[Stage, ...]) -> None:
+    """Raises a ValueError for what a rule keeps, where next round it means another."""
+    names = [stage.traits.name for stage in stages if stage.traits.varies]
+    if names and pytree.count(kept):
+        raise ValueError(
+            f"{rule!r} keeps a value for the next round, in which {names[0]} sends "
+            "values in other coordinates. Leave that stage out, or take a rule that "
+            "keeps nothing."
+        )
 
 
 def _check_stage(stage: Stage) -> None:

@@ -25,15 +25,15 @@ def vector(value: dict[str, jax.Array]) -> np.ndarray:
     return np.concatenate([np.asarray(value["a"])[None], np.asarray(value["b"])])
 
 
-def test_centered_clipping_of_rotated_values_is_that_of_values():
+def test_centered_clipping_after_a_stage_starts_where_the_last_round_ended():
     rule = fedagg.centered_clipping(0.7, iterations=2)
-    aggregator = fedagg.combining(rule, fedagg.rotation("hadamard"))
+    aggregator = fedagg.combining(rule, fedagg.top_k(1.0))  # as one vector
     state, step = aggregator.init(tree(clients(0)[0])), jit(aggregator.next)
     center = np.zeros(D)
     for seed in range(2):  # each round starts where the last one ended
-        x, key = clients(seed), jax.random.key(0)  # rotated alike
+        x = clients(seed)
 
-        output = step(state, tree(x), None, key)
+        output = step(state, tree(x))
 
         center = references.centered_clipping(x, center, 0.7, 2)
         assert_close(vector(output.value), center, rtol=2e-5)
@@ -62,14 +62,39 @@ def test_a_rule_of_points_of_a_grid_is_that_of_their_values(rule, expected):
     assert_close(vector(value), expected(rounded), rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "stage",
+    [
+        fedagg.rotation("hadamard"),
+        fedagg.random_k(0.5),
+        fedagg.drive(),
+        fedagg.chain(fedagg.clipping(1.0), fedagg.eden(2)),
+    ],
+    ids=repr,
+)
+def test_a_rule_that_keeps_a_value_is_refused_after_a_stage_that_varies(stage):
+    rule = fedagg.nearest_neighbor_mixing(1, fedagg.centered_clipping(1.0))
+
+    with pytest.raises(ValueError, match="keeps a value for the next round, in which"):
+        fedagg.combining(rule, stage).init(jnp.zeros(4))
+
+
+def test_the_median_of_rotated_values_is_turned_back():
+    aggregator = fedagg.combining(fedagg.median(), fedagg.rotation("hadamard"))
+    x = np.tile(clients(4)[:1], (N, 1))
+
+    value = jit(aggregator.next)(aggregator.init(tree(x[0])), tree(x)).value
+
+    assert_close(vector(value), x[0], rtol=1e-5)
+
+
 @pytest.mark.deep
 @pytest.mark.parametrize(
     "stages",
     [
         (fedagg.top_k(1.0),),
-        (fedagg.random_k(1.0),),
         (fedagg.discretization(1e-4, stochastic=False), fedagg.elias_gamma()),
-        (fedagg.rotation("hadamard"), fedagg.quantization(16)),
+        (fedagg.quantization(16),),
     ],
     ids=repr,
 )

@@ -38,8 +38,8 @@ class Traits(NamedTuple):
     """Facts that a stage declares of itself, before anything is traced.
 
     `chain`, `aggregator`, `combining` and `secure_sum` refuse by these, when they are
-    called, what would give a wrong number or no guarantee. What is not declared is taken
-    for the worst: after a stage that is private, or codes, one must only read.
+    called, what would give a wrong number or no guarantee. What is not declared is
+    taken for the worst: after a stage that is private, or codes, one must only read.
 
     Attributes:
         name: what errors call the stage.

@@ -153,11 +153,10 @@ def floats_of(sent: PyTree, template: PyTree) -> PyTree:
     """Integers that stand for the floats of a template, as the floats that they are.
 
     What a rule is given has to be of floats, and points of a grid come as integers.
+    Without a template, which is None, nothing is known of them.
     """
-    of_floats = [
-        jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(template)
-    ]
-    if not of_floats or not all(of_floats):
+    of_floats = jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jnp.floating), template)
+    if template is None or not jax.tree.all(of_floats):
         return sent
 
     def as_float(x: jax.Array) -> jax.Array:

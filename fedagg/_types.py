@@ -38,14 +38,14 @@ class Traits(NamedTuple):
     """Facts that a stage declares of itself, before anything is traced.
 
     `chain`, `aggregator`, `combining` and `secure_sum` refuse by these, when they are
-    called, what would give a wrong number or no guarantee. What a stage of your own
-    does not declare is taken for the worst where that matters: after a stage that is
-    private, or one that codes, a stage must declare that it only reads.
+    called, what would give a wrong number or no guarantee. What is not declared is
+    taken for the worst: after a stage that is private, or codes, one must only read.
 
     Attributes:
         name: what errors call the stage.
         only_reads: it leaves every update and every sum as it is.
         codes: the server must decode its values, client by client, before it adds them.
+        varies: it sends a value in other coordinates every round, as turned ones.
         is_secret: the server learns the sum of its values, and of no client the value.
         is_private: noise hides what one client adds to the sum of its values.
         is_bound: it bounds a client's value, by a norm, say.
@@ -59,8 +59,7 @@ class Traits(NamedTuple):
         smallest_cohort: the fewest clients that it has a sum of, if there is a limit.
         largest_cohort: the most clients that it has a sum of, if there is a limit.
         without_guarantee: it is meant to tell, as `without_guarantee` says.
-        with_metrics: `(note, metrics) -> (note, metrics)`, the note with what the stage
-            takes of the metrics of a client's work, and the metrics that it leaves.
+        with_metrics: `(note, metrics) -> (note, metrics)`: the note takes some metrics.
         refused: `(note) -> []`, whether the stage set aside a client with this note.
         sentence: how the stage prints: the call that made it.
     """
@@ -68,6 +67,7 @@ class Traits(NamedTuple):
     name: str = ""
     only_reads: bool = False
     codes: bool = False
+    varies: bool = False
     is_secret: bool = False
     is_private: bool = False
     is_bound: bool = False

@@ -132,7 +132,8 @@ def random_k(fraction: float, *, seed: int = 0, name: str = "random_k") -> Stage
         vector = vector.at[positions_of(state)].set(total * lengths.astype(jnp.float32))
         return Output(state.after(note), state.template.unravel(vector), {})
 
-    return Stage(PublicRound.first, broadcast, client, server, Traits(name))
+    traits = Traits(name, varies=True)
+    return Stage(PublicRound.first, broadcast, client, server, traits)
 
 
 def _count(fraction: float, size: int) -> int:

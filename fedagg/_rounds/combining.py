@@ -24,7 +24,7 @@ from fedagg._rounds.steps import (
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import pytree, rowwise
 from fedagg._trees.keys import as_key, split_key
-from fedagg._trees.kinds import array_leaves, check_kind
+from fedagg._trees.kinds import array_leaves, check_kind, floats_of
 from fedagg._trees.remembered import Remembered
 from fedagg._types import Output, PyTree, Rule, Stage, Update
 
@@ -58,8 +58,10 @@ def combining(
         TypeError: if the rule, a stage or the way to sum is of another type.
         ValueError: if stages are in an order that `chain` refuses, or one of them is
             made for a sum: a secure one, noise for privacy, `mean`, whose place the
-            rule takes; if a rule has no `combine_share` for `across`; in
-            `next`, as `aggregator` does.
+            rule takes; if a rule has no `combine_share` for `across`; in `init`, for a
+            rule that keeps a value, as `centered_clipping` does, after a stage whose
+            coordinates are others every round: `rotation`, `random_k`, `eden`, `drive`;
+            in `next`, as `aggregator` does.
     """
     check_kind(Rule, rule=rule)
     whole = chain(*stages)
@@ -72,7 +74,15 @@ def combining(
 
     def init(template: PyTree) -> PyTree:
         template = array_leaves(template, "template")
-        return Remembered.of(template, (whole.init(template), rule.init(template)))
+        seen = template
+        if stages:  # which may change shapes
+            message = message_of(shown, template)
+            seen = jax.eval_shape(
+                lambda x: floats_of(receive(x)[1].value, template), message
+            )
+        kept = rule.init(seen)
+        _check_kept(rule, kept, stages)
+        return Remembered.of(template, (whole.init(template), kept))
 
     def broadcast(state: PyTree) -> PyTree:
         check_length(state, 2)
@@ -111,9 +121,10 @@ def combining(
     ) -> Output:
         check_length(state, 2)
         stage_key, rule_key = split_key(key, 2)
+        like = Remembered.template_of(state) if like is None else like
+        stacked = stacked._replace(value=floats_of(stacked.value, like))
         combined = by(state[1], stacked, rule_key)
         total = total._replace(value=combined.value)
-        like = Remembered.template_of(state) if like is None else like
         output = server_step(whole, state[0], total, stage_key, like)
         return Output(
             Remembered.like(state, (output.state, combined.state)),
@@ -141,6 +152,17 @@ def combining(
     return Aggregator(
         init, next, steps, lambda x: message_of(shown, x), rule=f"combining({printed})"
     )
+
+
+def _check_kept(rule: Rule, kept: PyTree, stages: tuple[Stage, ...]) -> None:
+    """Raises a ValueError for what a rule keeps, where next round it means another."""
+    names = [stage.traits.name for stage in stages if stage.traits.varies]
+    if names and pytree.count(kept):
+        raise ValueError(
+            f"{rule!r} keeps a value for the next round, in which {names[0]} sends "
+            "values in other coordinates. Leave that stage out, or take a rule that "
+            "keeps nothing."
+        )
 
 
 def _check_stage(stage: Stage) -> None:

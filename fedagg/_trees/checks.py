@@ -50,6 +50,12 @@ def check_not_negative(**numbers: Any) -> None:
         )
 
 
+def check_finite(**numbers: Any) -> None:
+    """For what may be of either sign."""
+    for argument, got in numbers.items():
+        _require(math.isfinite(_number(argument, got)), argument, "finite", got)
+
+
 def check_within(interval: str, **numbers: Any) -> None:
     """For what must be in an interval, as it is written: "(0, 1]" is without zero."""
     low, high = map(float, interval[1:-1].split(","))

@@ -149,6 +149,23 @@ def array_leaves(tree: PyTree, name: str) -> PyTree:
     return jax.tree.map_with_path(as_array, tree)
 
 
+def floats_of(sent: PyTree, template: PyTree) -> PyTree:
+    """Integers that stand for the floats of a template, as the floats that they are.
+
+    What a rule is given has to be of floats, and points of a grid come as integers.
+    Without a template, which is None, nothing is known of them.
+    """
+    of_floats = jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jnp.floating), template)
+    if template is None or not jax.tree.all(of_floats):
+        return sent
+
+    def as_float(x: jax.Array) -> jax.Array:
+        is_whole = jnp.issubdtype(x.dtype, jnp.integer)
+        return x.astype(jnp.float32) if is_whole else x
+
+    return jax.tree.map(as_float, sent)
+
+
 def is_numeric(dtype: np.dtype) -> bool:
     """Whether it is one of numbers, or of bools."""
     return jnp.issubdtype(dtype, jnp.number) or dtype == np.bool_

@@ -51,7 +51,7 @@ def optimized(
 
     def made(honest: PyTree, liars: int, key: jax.Array | None = None) -> PyTree:
         attack_key, rule_key = split_key(key, 2)
-        n = checks.count_clients(honest)
+        n = checks.count_clients(honest, "honest")
         state = rule.init(rowwise.abstract_row(honest))
         mean = jax.tree.map(lambda x: jnp.mean(pytree.wide(x), axis=0), honest)
 
@@ -65,7 +65,8 @@ def optimized(
             distance = pytree.norm(pytree.subtract(pytree.widen(value), mean))
             return jnp.where(jnp.isnan(distance), -1.0, distance)
 
-        exponents = jnp.linspace(jnp.log(_SMALLEST), 0.0, half, dtype=jnp.float32)
+        # Of one, the largest.
+        exponents = jnp.linspace(0.0, jnp.log(_SMALLEST), half, dtype=jnp.float32)[::-1]
         scales = largest * jnp.exp(exponents)
         scales = jnp.concatenate([scales, -scales])
         harms = jax.lax.map(harm, scales)

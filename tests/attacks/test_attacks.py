@@ -58,6 +58,15 @@ def test_normal_noise_has_its_mean_and_deviation_and_differs_by_liar():
     assert abs(np.corrcoef(got)[0, 1]) < 0.03
 
 
+def test_noise_has_the_digits_of_its_leaf():
+    with jax.enable_x64(True):
+        values = jnp.zeros((2, 1000), jnp.float64)
+
+        got = np.asarray(attacks.gaussian(1.0)(values, 2, jax.random.key(0)))
+
+    assert (got != got.astype(np.float32)).mean() > 0.99
+
+
 def test_noise_needs_a_key():
     with pytest.raises(ValueError, match="gaussian draws noise and needs a key"):
         attacks.gaussian(1.0)(jnp.ones((3, 2)), 1, None)
@@ -74,10 +83,72 @@ def test_a_client_that_is_not_there_cannot_be_mimicked():
         attacks.mimic(3)(jnp.ones((3, 2)), 1, None)
 
 
-def test_labels_are_counted_from_the_other_end():
-    got = attacks.flipped_labels(jnp.asarray([0, 1, 9]), 10)
+@pytest.mark.parametrize(
+    "labels",
+    [
+        jnp.asarray([0, 1, 9]),
+        [0, 1, 9],
+        np.array([0, 1, 9]),
+        jnp.asarray([0, 1, 9], "uint8"),
+    ],
+)
+@pytest.mark.parametrize("classes", [10, np.int64(10)])
+def test_labels_are_counted_from_the_other_end(labels, classes):
+    got = attacks.flipped_labels(labels, classes)
 
-    assert_same(got, jnp.asarray([9, 8, 0]))
+    assert_same(got, jnp.asarray([9, 8, 0], got.dtype))
+
+
+def test_labels_that_cannot_be_flipped_are_refused():
+    with pytest.raises(TypeError, match="labels must be of an integer dtype, got"):
+        attacks.flipped_labels(jnp.asarray([0.0, 1.0]), 2)
+    with pytest.raises(ValueError, match="classes must be a whole number, 1 to 128"):
+        attacks.flipped_labels(jnp.asarray([0, 1], jnp.int8), 129)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        attacks.inner_product_manipulation,
+        attacks.a_little_is_enough,
+        lambda scale: attacks.gaussian(1.0, mean=scale),
+    ],
+)
+def test_a_scale_or_a_mean_that_is_no_finite_number_is_refused(make):
+    for x in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match="must be finite, got (scale|mean)=-?"):
+            make(x)
+    for x in ("1", None, True, jnp.ones(3)):
+        with pytest.raises(TypeError, match="(scale|mean) must be a number, got"):
+            make(x)
+
+
+@pytest.mark.parametrize("name", ["sign_flipping", "mimic", "infinity", "gaussian"])
+def test_what_is_no_stack_of_honest_floats_is_refused(name):
+    attack = attacks.gaussian(1.0) if name == "gaussian" else getattr(attacks, name)()
+    key = jax.random.key(0)
+    with pytest.raises(TypeError, match=rf"{name} takes leaves of a float.*\['a'\]"):
+        attack({"a": jnp.ones((3, 2), jnp.int32)}, 1, key)
+    with pytest.raises(ValueError, match="honest: expected a leading axis of clients"):
+        attack({"a": jnp.float32(1.0)}, 1, key)
+    with pytest.raises(ValueError, match="honest: all leaves must agree"):
+        attack([jnp.ones((3, 2)), jnp.ones((2, 2))], 1, key)
+
+
+def test_two_scales_tried_are_the_largest_of_both_signs():
+    rule = fedagg.centered_clipping(1.0)  # of which longer values take it farther
+    x = honest(4)
+
+    got = sent(
+        attacks.optimized(
+            attacks.inner_product_manipulation, rule, largest=8.0, evaluations=4
+        ),
+        x,
+        1,
+    )
+
+    scale = np.linalg.norm(got) / np.linalg.norm(x.mean(axis=0))
+    assert 8.0 / math.e <= scale <= 8.0 * math.e * 1.001
 
 
 @pytest.mark.deep

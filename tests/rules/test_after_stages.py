@@ -1,0 +1,117 @@
+"""Rules after stages that change what a client sends: its shapes, or to integers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fedagg
+from tests.compiling import jit
+from tests.helpers import assert_close
+from tests.rules import references
+
+N, D = 7, 5
+
+
+def clients(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(N, D)).astype(np.float32)
+
+
+def tree(x: np.ndarray) -> dict[str, jax.Array]:
+    return {"a": jnp.asarray(x[..., 0]), "b": jnp.asarray(x[..., 1:])}
+
+
+def vector(value: dict[str, jax.Array]) -> np.ndarray:
+    return np.concatenate([np.asarray(value["a"])[None], np.asarray(value["b"])])
+
+
+def test_centered_clipping_after_a_stage_starts_where_the_last_round_ended():
+    rule = fedagg.centered_clipping(0.7, iterations=2)
+    aggregator = fedagg.combining(rule, fedagg.top_k(1.0))  # as one vector
+    state, step = aggregator.init(tree(clients(0)[0])), jit(aggregator.next)
+    center = np.zeros(D)
+    for seed in range(2):  # each round starts where the last one ended
+        x = clients(seed)
+
+        output = step(state, tree(x))
+
+        center = references.centered_clipping(x, center, 0.7, 2)
+        assert_close(vector(output.value), center, rtol=2e-5)
+        state = output.state
+
+
+@pytest.mark.parametrize(
+    "rule, expected",
+    [
+        (fedagg.median(), references.median),
+        (
+            fedagg.centered_clipping(70.0),  # of steps of the grid
+            lambda x: references.centered_clipping(x, np.zeros(D), 0.7, 1),
+        ),
+    ],
+    ids=repr,
+)
+def test_a_rule_of_points_of_a_grid_is_that_of_their_values(rule, expected):
+    stage = fedagg.discretization(0.01, stochastic=False)
+    aggregator = fedagg.combining(rule, stage)
+    x = clients(2)
+
+    value = jit(aggregator.next)(aggregator.init(tree(x[0])), tree(x)).value
+
+    rounded = np.round(x.astype(np.float64) / 0.01) * 0.01
+    assert_close(vector(value), expected(rounded), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        fedagg.rotation("hadamard"),
+        fedagg.random_k(0.5),
+        fedagg.drive(),
+        fedagg.chain(fedagg.clipping(1.0), fedagg.eden(2)),
+    ],
+    ids=repr,
+)
+def test_a_rule_that_keeps_a_value_is_refused_after_a_stage_that_varies(stage):
+    rule = fedagg.nearest_neighbor_mixing(1, fedagg.centered_clipping(1.0))
+
+    with pytest.raises(ValueError, match="keeps a value for the next round, in which"):
+        fedagg.combining(rule, stage).init(jnp.zeros(4))
+
+
+def test_the_median_of_rotated_values_is_turned_back():
+    aggregator = fedagg.combining(fedagg.median(), fedagg.rotation("hadamard"))
+    x = np.tile(clients(4)[:1], (N, 1))
+
+    value = jit(aggregator.next)(aggregator.init(tree(x[0])), tree(x)).value
+
+    assert_close(vector(value), x[0], rtol=1e-5)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize(
+    "stages",
+    [
+        (fedagg.top_k(1.0),),
+        (fedagg.discretization(1e-4, stochastic=False), fedagg.elias_gamma()),
+        (fedagg.quantization(16),),
+    ],
+    ids=repr,
+)
+def test_centered_clipping_runs_after_stages_that_lose_little(stages):
+    radius = 1e6  # which clips nothing
+    aggregator = fedagg.combining(fedagg.centered_clipping(radius), *stages)
+    x = clients(3)
+    state, key = aggregator.init(tree(x[0])), jax.random.key(0)
+
+    value = jit(aggregator.next)(state, tree(x), None, key).value
+
+    np.testing.assert_allclose(vector(value), x.mean(axis=0), atol=2e-3)
+
+
+def test_integers_of_clients_themselves_stay_refused():
+    aggregator = fedagg.combining(fedagg.median())
+    values = {"a": jnp.ones((3, 2)), "n": jnp.ones((3, 2), jnp.int32)}
+
+    with pytest.raises(TypeError, match=r"median takes leaves of a float.*\['n'\]"):
+        aggregator.next(aggregator.init(jax.tree.map(lambda x: x[0], values)), values)

@@ -202,7 +202,8 @@ def _hidden(stage: Stage, values: Values, fixed_point: FixedPoint, name: str) ->
         return left_out | stage.traits.refused(fixed_point.decode_all(note.stage))
 
     traits = stage.traits._replace(name=name, only_reads=False, is_secret=True)
-    room = fixed_point.largest_cohort
+    inside, room = stage.traits.largest_cohort, fixed_point.largest_cohort
+    room = room if inside is None else min(room, inside)
     traits = traits._replace(refused=refused, largest_cohort=room)
     return Stage(init, broadcast, client, server, traits)
 

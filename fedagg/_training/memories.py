@@ -211,11 +211,7 @@ class ClientMemories:
 
 
 def _mapped(path: Path, dtype: Any, shape: tuple[int, ...], is_new: bool) -> np.memmap:
-    """A file as an array, of which no more is read than what is asked for.
-
-    Raises:
-        ValueError: if it is shorter than the array.
-    """
+    """A file as an array, of which no more is read than what is asked for."""
     size = np.dtype(dtype).itemsize * math.prod(shape)
     if not is_new and path.stat().st_size < size:  # which would be filled with zeros
         raise ValueError(f"{path}: expected {size} bytes, got a file that was cut off.")

@@ -13,6 +13,8 @@ from typing import Any, Self
 import jax
 import numpy as np
 
+from fedagg._files import parsing
+
 Row = dict[str, Any]
 
 _FILE = "metrics.jsonl"
@@ -91,13 +93,15 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Raises:
         OSError: if it cannot be read.
+        ValueError: if it is damaged, or a file of something else.
     """
     file = pathlib.Path(path)
     file = file / _FILE if file.is_dir() else file
-    lines = file.read_text().split("\n")[:-1]
-    rows = [{x: _from_json(y) for x, y in json.loads(z).items()} for z in lines]
-    by_step = {row["step"]: row for row in rows}
-    return [by_step[step] for step in sorted(by_step)]
+    lines = file.read_bytes().split(b"\n")[:-1]
+    with parsing(file, "lines that a MetricsWriter wrote"):
+        rows = [{x: _from_json(y) for x, y in json.loads(z).items()} for z in lines]
+        by_step = {row["step"]: row for row in rows}
+        return [by_step[step] for step in sorted(by_step)]
 
 
 def plot_metrics(

@@ -66,6 +66,17 @@ def test_what_is_no_scalar_is_refused(tmp_path, metrics):
     assert fedagg.read_metrics(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "damaged", [b"{", b"5", b'{"a": 1.0}', b"\xff", b'{"step": 0, "a": "x"}']
+)
+def test_a_file_that_is_damaged_is_refused_by_name(tmp_path, damaged):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 0}\n' + damaged + b"\n")
+
+    with pytest.raises(ValueError, match=r"metrics\.jsonl.* damaged"):
+        fedagg.read_metrics(tmp_path)
+
+
 def test_tensorboard_gets_the_same_numbers(tmp_path):
     events = pytest.importorskip("tensorboardX.proto.event_pb2")
 

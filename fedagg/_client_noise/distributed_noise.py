@@ -141,6 +141,7 @@ def distributed_noise(
         is_private=True,
         mechanisms=(mechanism,),
         smallest_cohort=calibration.smallest_cohort,
+        largest_cohort=calibration.largest_cohort,
     )
     return Stage(init, broadcast, client, server, traits)
 

@@ -15,7 +15,7 @@ from fedagg._deployment.attendance import Attendance, Begun, Ready, ServerState
 from fedagg._deployment.running_total import RunningTotal
 from fedagg._deployment.wire import Wire
 from fedagg._trees import checks
-from fedagg._trees.buffers import check_buffer, inverse_root
+from fedagg._trees.buffers import check_buffer, inverse_root, told
 from fedagg._trees.keys import as_key, fold_key
 from fedagg._trees.kinds import check_kind, described
 from fedagg._types import PyTree
@@ -162,7 +162,7 @@ class BufferedServer:
             is_in = client in self._total.clients
             if is_in or not self._attendance.is_awaited(client, began, number):
                 return None
-            factor = self._discount(jnp.float32(number - began))
+            factor = told("discount", self._discount, jnp.float32(number - began))
             return Ready(number, float(factor), self._bounds)
 
     def offer(self, client: int, number: int, message: bytes) -> bool:

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import threading
-import zipfile
 from collections.abc import Callable
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedagg._deployment.wire import Wire
-from fedagg._files import replaced
+from fedagg._files import parsing, replaced
 from fedagg._trees import checks, pytree
 from fedagg._trees.kinds import described
 from fedagg._types import PyTree
@@ -67,6 +66,7 @@ class RunningTotal:
         self._clients: set[int] = set()
         self._coming: set[int] = set()  # whose messages are being decoded
         self._total: PyTree = None
+        self._is_closed = False
         if self._path is not None and self._path.exists():
             self._resume(self._path)
 
@@ -78,12 +78,22 @@ class RunningTotal:
 
     @property
     def total(self) -> PyTree:
-        """A copy of the total, which `steps.server` takes; None if nobody came."""
+        """A copy of the total so far, which may still grow; None if nobody came."""
         with self._changed:
             return jax.tree.map(lambda x: jnp.array(x, copy=True), self._total)
 
+    def close(self) -> PyTree:
+        """Ends the round: the total that `steps.server` takes, as `total` has it.
+
+        Nobody is added from here on, so that `clients` are those in this total. What
+        the file has goes on open, for a server that was killed before its step.
+        """
+        with self._changed:
+            self._is_closed = True
+        return self.total
+
     def add(self, client: int, message: bytes | PyTree) -> bool:
-        """Adds a client's message, unless the client is in the total already.
+        """Adds a client's message, unless the client is in already or the round closed.
 
         A message that is refused changes nothing, and another may come after it.
 
@@ -92,7 +102,8 @@ class RunningTotal:
             message: bytes as `Wire.encode` wrote them, or what `steps.client` returned.
 
         Returns:
-            Whether it was added now.
+            Whether it was added now. If not, the client counts if it is in `clients`,
+            and else came after `close`.
 
         Raises:
             ValueError: if it is not a message of this round.
@@ -102,13 +113,15 @@ class RunningTotal:
         checks.check_whole(0, 2**63 - 1, client=client)
         with self._changed:
             self._changed.wait_for(lambda: client not in self._coming)
-            if client in self._clients:
+            if client in self._clients or self._is_closed:
                 self._save_if_due()
                 return False
             self._coming.add(client)
         try:
             part = self._part(message)
             with self._changed:
+                if self._is_closed:  # meanwhile
+                    return False
                 self._total = self._added(part)
                 self._clients.add(client)
                 self._unsaved += 1
@@ -169,21 +182,23 @@ class RunningTotal:
         return np.frombuffer(known, np.uint8)
 
     def _resume(self, path: pathlib.Path) -> None:
-        if not zipfile.is_zipfile(path):
-            raise ValueError(f"Expected the file of a RunningTotal at {path}.")
-        with np.load(path, allow_pickle=False) as file:
-            saved = dict(file)
-        if not np.array_equal(saved.pop("of", None), self._of):
+        with path.open("rb") as file, parsing(path, "the file of a RunningTotal"):
+            with np.load(file, allow_pickle=False) as archive:
+                saved = dict(archive)
+            of, clients = saved.pop("of"), set(saved.pop("clients").tolist())
+            leaves = [saved[f"part{i}"] for i in range(len(saved))]
+        if not np.array_equal(of, self._of):
             raise ValueError(
                 f"Expected the total of round {self._number} of this wire at {path}, "
                 "got another's: give each round a file of its own."
             )
-        self._clients = set(saved.pop("clients").tolist())
-        if self._clients:
-            form = jax.eval_shape(
-                lambda x: self._wire.aggregator.steps.add(None, x), self._wire.message
-            )
-            leaves = [saved[f"part{i}"] for i in range(len(saved))]
+        if not clients:
+            return
+        form = jax.eval_shape(
+            lambda x: self._wire.aggregator.steps.add(None, x), self._wire.message
+        )
+        with parsing(path, "a total of such messages"):
             total = pytree.unflatten(pytree.flatten(form)[1], leaves)
-            on_host = self._device is None
-            self._total = total if on_host else jax.device_put(total, self._device)
+        on_host = self._device is None
+        self._total = total if on_host else jax.device_put(total, self._device)
+        self._clients = clients

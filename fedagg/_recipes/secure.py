@@ -26,7 +26,8 @@ def secure_aggregator(
     As `robust_aggregator`, with the whole message under `secure_sum`: the value times
     its weight within a bound that follows twice the 0.95 quantile of the largest
     entries from 100, weights, counts, and what bounds learn. It simulates a deployment
-    with `fedagg.secagg` to the bit; `server_view` lists what is seen.
+    with `fedagg.secagg`, whose sums of the same messages are these to the bit;
+    `server_view` lists what is seen.
 
     The defaults are TensorFlow Federated's. Its sums are of 32 bits a client; here all
     clients together have 32 bits, so that the steps of the value are `largest_cohort`

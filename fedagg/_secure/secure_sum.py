@@ -202,7 +202,7 @@ def _hidden(stage: Stage, values: Values, fixed_point: FixedPoint, name: str) ->
         return left_out | stage.traits.refused(fixed_point.decode_all(note.stage))
 
     traits = stage.traits._replace(name=name, only_reads=False, is_secret=True)
-    room = fixed_point.largest_cohort
+    room = min(fixed_point.largest_cohort, traits.largest_cohort or 2**32)
     traits = traits._replace(refused=refused, largest_cohort=room)
     return Stage(init, broadcast, client, server, traits)
 

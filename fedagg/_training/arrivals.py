@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedagg._trees.buffers import told
+
 # Ends in vain, of clients lost or too late, for each place, until a step waits no more.
 _PATIENCE = 100
 _BLOCK = 128
@@ -132,7 +134,7 @@ def _sent_out(
     slots, (draw, own) = step.slots, jax.random.split(key)
     count = jnp.sum(may, dtype=jnp.int32)
     client = _place_of(jax.random.randint(draw, (), 0, count), may)
-    seconds = jnp.asarray(rules.duration(client, own)).astype(jnp.float32)
+    seconds = told("duration", rules.duration, client, own)
     # What is not a number, or below zero, is no duration: that client is lost.
     comes = (seconds >= 0.0) & (seconds < jnp.inf) & (seconds <= rules.timeout)
     until = step.found.seconds + jnp.where(comes, seconds, rules.timeout)

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from fedagg._files import parsing
 from fedagg._training.memories import ClientMemories
 
 
@@ -39,5 +40,6 @@ def opened(
         memories.go_back(-1 if step is None else step)
     if step is None:
         return first, save
-    found: Any = manager.restore(step, args=orbax.args.StandardRestore(first))
+    with parsing(path / str(step), "the checkpoint of a run like this one"):
+        found: Any = manager.restore(step, args=orbax.args.StandardRestore(first))
     return found, save

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import mmap
 import sys
 from collections.abc import Generator, Iterable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedagg._files import parsing, replaced
 from fedagg._training.prefetching import fetched_ahead
 from fedagg._training.undoing import UndoLog
 from fedagg._trees import checks, pytree
@@ -44,8 +46,8 @@ class ClientMemories:
 
     Raises:
         ValueError: if `clients` is no positive integer, `memory` has no arrays, the
-            folder has memories of another kind, or `step` is neither of the last two
-            commits, or given without a folder.
+            folder has memories of another kind or files that are damaged, or `step` is
+            neither of the last two commits, or given without a folder.
     """
 
     def __init__(
@@ -83,7 +85,8 @@ class ClientMemories:
         ]
         if is_new:
             self._fill(leaves)
-            (folder / "kind.json").write_text(json.dumps(kind))
+            told = json.dumps(kind).encode()
+            replaced(folder / "kind.json", lambda file: file.write(told))
         self._log = UndoLog(folder, self._leaves)
         self._log.go_back(step)
 
@@ -177,8 +180,8 @@ class ClientMemories:
         """Undoes all that was written after the commit of a step, -1 for all.
 
         Raises:
-            ValueError: if `step` is neither of the last two commits, or the memories
-                are in no folder.
+            ValueError: if `step` is neither of the last two commits, a file is damaged,
+                or the memories are in no folder.
         """
         if self._log is None:
             raise ValueError("go_back is of memories in a folder; these are in none.")
@@ -209,6 +212,9 @@ class ClientMemories:
 
 def _mapped(path: Path, dtype: Any, shape: tuple[int, ...], is_new: bool) -> np.memmap:
     """A file as an array, of which no more is read than what is asked for."""
+    size = np.dtype(dtype).itemsize * math.prod(shape)
+    if not is_new and path.stat().st_size < size:  # which would be filled with zeros
+        raise ValueError(f"{path}: expected {size} bytes, got a file that was cut off.")
     array = np.memmap(path, dtype, "w+" if is_new else "r+", shape=shape)
     if isinstance(array.base, mmap.mmap) and sys.platform != "win32":
         # Else the system reads some fifteen pages around each row, too.
@@ -229,7 +235,9 @@ def _is_new(folder: Path, kind: dict, step: int | None) -> bool:
     """
     told = folder / "kind.json"
     if told.exists():
-        found = json.loads(told.read_text())
+        data = told.read_bytes()
+        with parsing(told, "what memories are of"):
+            found = json.loads(data)
         if found != kind:
             raise ValueError(f"folder: {folder} has memories of {found}, not {kind}.")
         return False

@@ -10,6 +10,7 @@ from fedagg._training import population
 from fedagg._training.population import RememberingWork
 from fedagg._training.server_step import ServerStep
 from fedagg._trees import checks, pytree, rowwise
+from fedagg._trees.buffers import told
 from fedagg._types import PyTree, Update
 
 
@@ -39,7 +40,7 @@ def work_on_stale(
         made = of_one(model, row.data, key, *memory)
         if not (isinstance(made, tuple) and made):
             return made  # which the training refuses
-        factor = jnp.asarray(discount(row.staleness)).astype(jnp.float32)
+        factor = told("discount", discount, row.staleness)
         return _discounted(factor, made[0]), *made[1:]
 
     if isinstance(client_work, RememberingWork):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedagg._files import replaced
+from fedagg._files import parsing, replaced
 
 BEGINNING = -1  # the step before any commit
 _HEAD = np.dtype([("rows", "<u8"), ("check", "<u4")])
@@ -17,7 +17,8 @@ class UndoLog:
     """Old rows of arrays in files, since the last commit and the one before it.
 
     A record is written before its rows are. If the program is stopped while it writes
-    one, the record is torn, does not check, and its rows are still the old ones.
+    one, the record is torn, and its rows are still the old ones. A record that is there
+    as a whole and does not check is an error, before anything goes back.
     """
 
     def __init__(self, folder: Path, leaves: Sequence[np.ndarray]):
@@ -27,7 +28,10 @@ class UndoLog:
         # The step of the last commit, and that of the one before it.
         self._steps: list[int] = [BEGINNING]
         if steps.exists():
-            self._steps = json.loads(steps.read_text())
+            data = steps.read_bytes()
+            with parsing(steps, "the last two commits"):
+                last, *before = json.loads(data)
+                self._steps = [int(last), *map(int, before)]
 
     def remember(self, numbers: np.ndarray) -> None:
         """Writes what these rows have now."""
@@ -63,7 +67,8 @@ class UndoLog:
         """Undoes what was written after a commit, None for the last one.
 
         Raises:
-            ValueError: if the step is neither of the last two commits.
+            ValueError: if the step is neither of the last two commits, or a file is
+                damaged.
         """
         wanted = self._steps[0] if step is None else step
         if wanted not in self._steps:
@@ -97,9 +102,15 @@ class UndoLog:
         with path.open("rb") as file:
             while len(head := file.read(_HEAD.itemsize)) == _HEAD.itemsize:
                 count, check = np.frombuffer(head, _HEAD)[0]
-                body = file.read(int(count) * (8 + self._record))
-                if zlib.crc32(body) != check:
+                size = int(count) * (8 + self._record)
+                body = file.read(size) if count <= len(self._leaves[0]) else None
+                if body is not None and len(body) < size:
                     return
+                if body is None or zlib.crc32(body) != check:
+                    raise ValueError(
+                        f"{path}: expected rows as they were before, got a file that "
+                        "is damaged."
+                    )
                 numbers = np.frombuffer(body, "<i8", count)
                 start, rows = numbers.nbytes, []
                 for x in self._leaves:

@@ -1,5 +1,6 @@
 """The server's side: a strategy that keeps an aggregator's state."""
 
+import hashlib
 import logging
 import os
 import pathlib
@@ -14,7 +15,7 @@ from fedagg import secagg
 from fedagg._aggregator import Aggregator
 from fedagg._deployment.running_total import RunningTotal
 from fedagg._deployment.wire import Wire
-from fedagg._files import replaced
+from fedagg._files import parsing, replaced
 from fedagg._privacy.secret import secret_key
 from fedagg._training.federated_averaging import federated_averaging
 from fedagg._trees import pytree
@@ -65,7 +66,8 @@ class FedAgg(FedAvg):
     Raises:
         TypeError: if the aggregator or the optimizer is none.
         ValueError: in `start`, for a model or an aggregator that does not fit, or that
-            sends some in the clear and some under a secure sum.
+            sends some in the clear and some under a secure sum; for a file that is
+            damaged, or of rounds of another kind.
 
     Reference: Reddi et al., "Adaptive Federated Optimization", 2021, algorithm 1.
     """
@@ -112,10 +114,7 @@ class FedAgg(FedAvg):
         self._is_secure = is_secure(self._aggregator)
         self.state = self._training.init(model)
         if self._path is not None and self._path.exists():
-            saved: Any = serialization.from_bytes(
-                (self.state, 0), self._path.read_bytes()
-            )
-            self.state, self.number = saved
+            self.state, self.number = _resumed(self._path, self.state)
         return super().start(grid, self._record(), num_rounds, timeout, **options)
 
     def configure_train(
@@ -194,7 +193,23 @@ class FedAgg(FedAvg):
     def _save(self) -> None:
         if self._path is not None:
             saved = serialization.to_bytes((self.state, self.number))
-            replaced(self._path, lambda file: file.write(saved))
+            sealed = hashlib.sha256(saved).digest() + saved
+            replaced(self._path, lambda file: file.write(sealed))
+
+
+def _resumed(path: pathlib.Path, first: Any) -> tuple[Any, int]:
+    """The state and the number that were saved last.
+
+    Raises:
+        ValueError: if the file is damaged, or of rounds with another kind of state.
+    """
+    data = path.read_bytes()
+    with parsing(path, "rounds of a FedAgg like this one"):
+        digest, saved = data[:32], data[32:]
+        if hashlib.sha256(saved).digest() != digest:
+            raise ValueError("the bytes are not as they were written.")
+        found: Any = serialization.from_bytes((first, 0), saved)
+        return pytree.like(found[0], first, "state"), int(found[1])
 
 
 def _as_it_came(variables: PyTree, row: PyTree, key: jax.Array) -> tuple[PyTree, dict]:

@@ -3,9 +3,13 @@
 import contextlib
 import os
 import sqlite3
+from collections.abc import Iterator
 
 from fedagg.secagg._errors import ContradictionError
 from fedagg.secagg._plan import Plan
+
+# What a file that is no ledger's makes of the statements below.
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 
 class Ledger:
@@ -18,6 +22,10 @@ class Ledger:
 
     Args:
         path: of the file, an SQLite database, which is made if there is none.
+
+    Raises:
+        ValueError: if the file is damaged, or of something else; `enter` as well.
+        sqlite3.OperationalError: if it cannot be opened or written; likewise.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -51,8 +59,18 @@ class Ledger:
             database.execute("INSERT INTO rounds VALUES (?, ?)", row)
             database.execute("COMMIT")
 
-    def _open(self) -> contextlib.closing[sqlite3.Connection]:
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
         # Transactions are begun and ended above; closing undoes one that is not ended.
         database = sqlite3.connect(self._path, timeout=60.0, isolation_level=None)
-        database.execute("PRAGMA synchronous = FULL")
-        return contextlib.closing(database)
+        with contextlib.closing(database):
+            try:
+                database.execute("PRAGMA synchronous = FULL")
+                yield database
+            except sqlite3.DatabaseError as error:
+                if error.sqlite_errorcode & 0xFF not in _DAMAGED:
+                    raise
+                raise ValueError(
+                    f"{self._path}: expected the file of a Ledger, got one that is "
+                    f"damaged or of something else: {error}."
+                ) from error

@@ -70,6 +70,39 @@ def test_a_total_that_was_taken_stays_as_it_is():
     assert_same(first, added_in_turn("mean", sent[:1]))
 
 
+def test_who_comes_after_the_round_was_closed_is_not_in_it(tmp_path):
+    wire = fedagg.Wire(AGGREGATORS["mean"], TEMPLATE)
+    _, sent = messages_of("mean")
+    path = tmp_path / "total"
+    running = fedagg.RunningTotal(wire, 0, path=path)
+    running.add(0, sent[0])
+
+    total = running.close()
+
+    assert not running.add(1, sent[1]) and not running.add(0, sent[0])
+    assert running.clients == {0}
+    expected = added_in_turn("mean", sent[:1])
+    assert_same(total, expected)
+    assert_same(running.close(), expected)
+    # A server that was killed before its step goes on with the round.
+    assert fedagg.RunningTotal(wire, 0, path=path).add(1, sent[1])
+
+
+def test_a_message_that_is_decoded_while_the_round_is_closed_is_not_in_it():
+    wire = fedagg.Wire(AGGREGATORS["mean"], TEMPLATE)
+    _, sent = messages_of("mean")
+    closed = []
+
+    def closing(total, message):
+        closed.append(running.close())
+        return wire.aggregator.steps.add(total, message)
+
+    running = fedagg.RunningTotal(wire, 0, add=closing)
+
+    assert not running.add(0, sent[0])
+    assert closed == [None] and running.total is None and running.clients == set()
+
+
 @pytest.mark.parametrize("name", ["secure", "quantization"])
 @pytest.mark.deep
 def test_many_threads_count_each_client_once(name):
@@ -160,6 +193,32 @@ def test_the_file_of_another_round_is_refused(tmp_path):
     path.write_bytes(b"PK what is no archive")
     with pytest.raises(ValueError, match="file of a RunningTotal"):
         fedagg.RunningTotal(wire, 3, path=path)
+
+
+def test_a_file_that_is_damaged_is_refused_by_name_or_is_read_as_it_was(tmp_path):
+    """Each byte with a bit flipped, and the file cut off anywhere; stamps are free."""
+    wire = fedagg.Wire(AGGREGATORS["mean"], TEMPLATE)
+    path, refused = tmp_path / "total", 0
+    first = fedagg.RunningTotal(wire, 3, path=path)
+    first.add(4, messages_of("mean")[1][0])
+    whole, expected = path.read_bytes(), first.total
+    flipped = [
+        whole[:i] + bytes([x ^ 1 << i % 8]) + whole[i + 1 :]
+        for i, x in enumerate(whole)
+    ]
+
+    for data in [*flipped, *(whole[:i] for i in range(0, len(whole), 29))]:
+        path.write_bytes(data)
+        try:
+            again = fedagg.RunningTotal(wire, 3, path=path)
+        except ValueError as error:
+            assert str(path) in str(error)
+            refused += 1
+        else:
+            assert again.clients == {4}
+            assert_same(again.total, expected)
+
+    assert refused > len(whole) / 2
 
 
 def test_a_file_that_cannot_be_written_is_an_error_and_tried_again(tmp_path):

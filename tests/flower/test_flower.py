@@ -252,6 +252,28 @@ def test_rounds_go_on_from_a_file_as_if_they_had_never_stopped(tmp_path):
         assert np.array_equal(x, y)
 
 
+@pytest.mark.parametrize("what", ["bits", "cut off", "something else", "others"])
+def test_a_file_that_is_damaged_or_of_other_rounds_is_refused_by_name(tmp_path, what):
+    aggregator = fedagg.aggregator(fedagg.mean())
+    path = tmp_path / "rounds"
+    grid = OneProcess(client_app(aggregator))
+    started(strategy_of(aggregator, path=path), grid, rounds=1)
+    whole = path.read_bytes()
+    wrong = {
+        "bits": whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:],
+        "cut off": whole[:-1],
+        "something else": b"{}",
+        "others": whole,
+    }[what]
+    path.write_bytes(wrong)
+    optimizer = optax.adam(1.0) if what == "others" else optax.sgd(1.0)
+
+    with pytest.raises(ValueError, match="rounds: expected rounds of a FedAgg"):
+        started(strategy_of(aggregator, optimizer, path=path), grid, rounds=1)
+
+    assert path.read_bytes() == wrong
+
+
 class Continued(FedAgg):
     """Tells clients the number of its own round, where Flower counts from one again."""
 

@@ -1,7 +1,9 @@
 """What a client takes part in, and what it does not."""
 
+import contextlib
 import dataclasses
 import multiprocessing.pool
+import sqlite3
 import tracemalloc
 from typing import Any
 
@@ -159,6 +161,35 @@ def test_a_round_is_entered_once_and_in_order_also_after_a_restart(tmp_path):
     secagg.Ledger(path).enter(second)
     with pytest.raises(secagg.ContradictionError):
         secagg.Ledger(path).enter(second)
+
+
+def foreign(path):
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE rounds (model TEXT)")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        foreign,
+        lambda path: path.write_bytes(b"what is no database" * 99),
+        lambda path: path.write_bytes(path.read_bytes()[:4096]),
+    ],
+    ids=["another database", "no database", "cut off"],
+)
+def test_a_ledger_that_is_damaged_is_refused_by_name(tmp_path, damage):
+    plan, path = secagg.Plan.complete(3, 1, 20, CONTEXT), tmp_path / "book"
+    if damage is not foreign:
+        secagg.Ledger(path).enter(plan)
+    damage(path)
+
+    with pytest.raises(ValueError, match="book: expected the file of a Ledger"):
+        secagg.Ledger(path).enter(plan.renewed(CONTEXT))
+
+
+def test_a_ledger_in_no_folder_is_another_error(tmp_path):
+    with pytest.raises(sqlite3.OperationalError, match="unable to open"):
+        secagg.Ledger(tmp_path / "nowhere" / "book")
 
 
 def test_a_vector_is_not_masked_for_two_cohorts(tmp_path):

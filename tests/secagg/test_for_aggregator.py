@@ -163,6 +163,21 @@ def test_more_clients_than_the_sum_has_room_for_are_refused():
         secagg.Plan.for_aggregator(aggregator, TEMPLATE, CLIENTS + 1, CONTEXT)
 
 
+def test_the_sum_has_room_for_as_many_as_the_noise_in_it():
+    """Of more clients the noise releases nothing, however large the sum around it."""
+    noise = fedagg.skellam_noise(0.2, 1.0, 5, largest_cohort=6)
+    for largest, room in ((9, 6), (5, 5)):
+        aggregator = fedagg.aggregator(
+            fedagg.secure_modular_sum(noise, bits=20, largest_cohort=largest)
+        )
+
+        demands = secagg.Demands.for_aggregator(aggregator, TEMPLATE, CONTEXT)
+
+        assert (demands.smallest_cohort, demands.largest_cohort) == (5, room)
+        with pytest.raises(ValueError, match=f"at most {room} clients"):
+            secagg.Plan.for_aggregator(aggregator, TEMPLATE, room + 1, CONTEXT)
+
+
 OPEN = {
     "plain": (fedagg.robust_aggregator(), "value"),
     "coded": (fedagg.aggregator(fedagg.mean(), fedagg.quantization(8, 0)), "value"),

@@ -417,6 +417,15 @@ def test_what_is_wrong_is_refused_when_it_is_made(options, error, words):
         make(**options)
 
 
+@pytest.mark.parametrize("name", ["duration", "discount"])
+@pytest.mark.parametrize("wrong", [None, "3", np.ones(2)])
+def test_a_function_that_returns_no_number_is_refused_by_name(name, wrong):
+    training = make(**{name: lambda *_: wrong})
+
+    with pytest.raises(TypeError, match=f"{name}: expected a function that returns"):
+        training.next(training.init(model()), DATA, key=keys()[0])
+
+
 def test_what_is_wrong_with_a_step_is_refused_by_name():
     training = make()
     state = training.init(model())

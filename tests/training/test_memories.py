@@ -143,6 +143,51 @@ def test_a_record_that_was_torn_is_not_undone(tmp_path):
         assert got[3] == 6  # of which nothing was torn but the record
 
 
+def kept_by_five(folder):
+    """Two commits, and rows that were written after the second."""
+    memories = fedagg.ClientMemories(np.zeros(3, np.float32), 5, folder)
+    for step, value in ((0, 1), (3, 2)):
+        memories[[1]] = np.full((1, 3), value, np.float32)
+        memories.commit(step)
+    memories[[2, 4]] = np.full((2, 3), 7.0, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("kind.json", b""),
+        ("kind.json", b"\xff{}"),
+        ("steps.json", b"[3"),
+        ("steps.json", b"[]"),
+        ("leaf0", b"\0" * 59),
+        ("leaf0", b""),
+    ],
+)
+def test_a_file_that_is_damaged_is_refused_by_name(name, data, tmp_path):
+    kept_by_five(tmp_path)
+    (tmp_path / name).write_bytes(data)
+
+    with pytest.raises(ValueError, match=name):
+        fedagg.ClientMemories(np.zeros(3, np.float32), 5, tmp_path)
+
+
+def test_a_record_that_is_damaged_is_refused_before_anything_goes_back(tmp_path):
+    """A flipped bit anywhere but in what makes a record look torn: its length."""
+    kept_by_five(tmp_path)
+    log, leaf = tmp_path / "after3", tmp_path / "leaf0"
+    whole, rows = log.read_bytes(), leaf.read_bytes()
+
+    for at in range(1, len(whole)):
+        log.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match="after3.* damaged"):
+            fedagg.ClientMemories(np.zeros(3, np.float32), 5, tmp_path)
+        assert leaf.read_bytes() == rows
+    log.write_bytes(whole)
+
+    again = fedagg.ClientMemories(np.zeros(3, np.float32), 5, tmp_path)
+    np.testing.assert_array_equal(everything(again)[:, 0], [0, 2, 0, 0, 0])
+
+
 @pytest.mark.parametrize("numbers", [[0, 9], [-1], [0.0], 3, [[1, 2]]])
 def test_wrong_numbers_are_an_error(numbers):
     memories = fedagg.ClientMemories(first(), CLIENTS)

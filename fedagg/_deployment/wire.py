@@ -5,7 +5,6 @@ nothing is run to read them: a header says what they are of, and their number is
 """
 
 import hashlib
-import re
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -26,8 +25,6 @@ _MAGIC = b"fedagg1"
 _SHARED, _ABSENT, _PRESENT, _SUMMED = range(4)  # kinds of what follows a header
 # Magic and kind; version, aggregator, template, of each a digest; the round.
 _HEADER = struct.Struct(">7sB8s8s8sQ")
-# A stage, a bound or a rule without a name prints like this, whatever it does.
-_UNNAMED = re.compile(r"(?<![\w.])(Stage|Bound|Rule)\(\)")
 _NAMES = ("version of fedagg", "aggregator", "template", "round")
 
 
@@ -44,7 +41,8 @@ class Wire:
 
     An aggregator is known by its stages or its rule as they print: stages of your own
     by their names, `Traits("clamping")`, bounds and rules by their sentences. Put into
-    these whatever may differ. A training is known by its aggregator.
+    these whatever may differ: without a name, any two are one to a wire. A training is
+    known by its aggregator.
 
     Attributes:
         header: bytes of a header.
@@ -61,8 +59,7 @@ class Wire:
 
     Raises:
         TypeError: if `aggregator` is none, or one made by hand.
-        ValueError: if something in it has no name to be known by; and what its stages
-            raise for such a value.
+        ValueError: what its stages raise for such a value.
     """
 
     header = _HEADER.size
@@ -84,7 +81,6 @@ class Wire:
         # have addresses of their own on each machine.
         stage = aggregator.stage
         printed = aggregator.rule or repr(aggregator if stage is None else stage)
-        _check_named(printed)
         forms = [written(x) for x in (template, self.message, self.shared)]
         known = [__version__, printed, "".join(forms)]
         self._known = [hashlib.sha256(x.encode()).digest()[:8] for x in known]
@@ -186,14 +182,3 @@ class Wire:
                 "Metrics of the clients' work are named in Wire(..., metrics=...)."
             )
         return x
-
-
-def _check_named(printed: str) -> None:
-    """Raises a ValueError for what another side could not tell from something else."""
-    found = _UNNAMED.search(printed)
-    if found:
-        how = {"Stage": 'traits=Traits("clamping")'}.get(found[1], 'sentence="mine(3)"')
-        raise ValueError(
-            f"aggregator: {printed} has a {found[1]} of your own without a name, by "
-            f"which the other side would know it: {found[1]}(..., {how})."
-        )

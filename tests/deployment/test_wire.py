@@ -164,26 +164,11 @@ def test_machines_agree_on_what_is_sent_however_each_runs_its_part(made, of):
         assert fedagg.Wire(made(other), jnp.zeros(3)).identity != wires[0].identity
 
 
-def scaling(factor: float, name: str = "") -> fedagg.Stage:
+def scaling(factor: float, name: str) -> fedagg.Stage:
     return fedagg.Stage.stateless(
         lambda update, key: (update._replace(value=factor * update.value), ()),
         traits=fedagg.Traits(name),
     )
-
-
-fixed = fedagg.quantile_bound(1.0, 0.8, 0.2)._replace(sentence="Bound()")
-UNNAMED = {
-    "Stage": fedagg.aggregator(scaling(2.0), fedagg.mean()),
-    "Bound": fedagg.aggregator(fedagg.clipping(fixed)),
-    "Rule": fedagg.combining(fedagg.median()._replace(sentence="Rule()")),
-}
-
-
-@pytest.mark.parametrize("made", [lambda x: x, training_of], ids=["round", "training"])
-@pytest.mark.parametrize("kind", UNNAMED)
-def test_what_has_no_name_to_be_known_by_is_refused(made, kind):
-    with pytest.raises(ValueError, match=f"a {kind} of your own without a name"):
-        fedagg.Wire(made(UNNAMED[kind]), jnp.zeros(3))
 
 
 def test_stages_of_ones_own_are_known_by_their_names():

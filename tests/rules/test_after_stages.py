@@ -49,7 +49,7 @@ def test_centered_clipping_after_a_stage_starts_where_the_last_round_ended():
             lambda x: references.centered_clipping(x, np.zeros(D), 0.7, 1),
         ),
     ],
-    ids=repr,
+    ids=["median", "centered_clipping"],
 )
 def test_a_rule_of_points_of_a_grid_is_that_of_their_values(rule, expected):
     stage = fedagg.discretization(0.01, stochastic=False)

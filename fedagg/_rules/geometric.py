@@ -150,9 +150,8 @@ def centered_clipping(radius: float, *, iterations: int = 1) -> Rule:
 
             total = share.add(matrix.sum_along_rows(squares, matrices, center))
             given = present & has_room(total)
-            norms = jnp.where(given, jnp.sqrt(total), jnp.inf)
-            # A zero norm divides to infinity, and the minimum is then one.
-            factors = jnp.minimum(1.0, radius / norms) / number.astype(norms.dtype)
+            norms = matrix.norms_of(total, given)
+            factors = radius / jnp.maximum(norms, radius) / number.astype(norms.dtype)
             stays = 1.0 - jnp.sum(factors)  # of the center
             return [
                 old * stays.astype(old.dtype) + weighted_sum(x, factors, given)

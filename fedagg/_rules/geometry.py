@@ -51,7 +51,7 @@ class Cohort(NamedTuple):
 
         squares = share.add(_squares_of(matrices, present))
         given = present & has_room(squares)
-        norms = jnp.where(given, jnp.sqrt(squares), jnp.inf)
+        norms = matrix.norms_of(squares, given)
         return cls(layout, matrices, updates.weight, present, given, norms, share)
 
     def liars(self, f: int) -> jax.Array:

@@ -140,8 +140,9 @@ def adaptive_robust_clipping(f: int, rule: Rule) -> Rule:
         clipped = 2 * liars * (number - liars) // number
         bound = jnp.sort(cohort.norms)[number - clipped - 1]
         # Infinite where more clients have no norm than are clipped.
-        factors = jnp.where(cohort.norms > bound, bound / cohort.norms, 1.0)
-        factors = jnp.where(cohort.given, factors, 1.0)
+        is_long = cohort.given & (cohort.norms > bound)
+        factors = bound / jnp.where(is_long, cohort.norms, 1.0)
+        factors = jnp.where(is_long, factors, 1.0)
 
         def scaled(x: jax.Array) -> jax.Array:
             return x * factors[:, None].astype(x.dtype)

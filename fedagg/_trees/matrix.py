@@ -139,6 +139,13 @@ def _sum_along(
     return total + jnp.sum(blocks, axis=1)
 
 
+def norms_of(squares: jax.Array, given: jax.Array) -> jax.Array:
+    """Norms `[n]`; of who is not given infinite. That of zeros has a derivative too."""
+    positive = given & (squares > 0.0)
+    norms = jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
+    return jnp.where(given, norms, jnp.inf)
+
+
 def over_blocks(
     fn: Callable[..., jax.Array],
     *matrices: list[jax.Array],

@@ -495,3 +495,22 @@ def expected_of_many(name, expected, x: np.ndarray) -> np.ndarray:
         return expected(x, 1)
     basis, inner = np.linalg.qr((x - x[0]).T)
     return x[0] + basis @ expected(inner.T, 1)
+
+
+@pytest.mark.parametrize(
+    "rule, part",
+    [
+        (fedagg.centered_clipping(10.0), 1 / 5),
+        (fedagg.adaptive_robust_clipping(1, fedagg.trimmed_mean(1)), 1 / 3),
+    ],
+    ids=["centered_clipping", "adaptive_robust_clipping"],
+)
+def test_a_client_of_zeros_has_a_derivative(rule, part):
+    aggregator = fedagg.combining(rule)
+
+    def result(x: jax.Array) -> jax.Array:
+        return aggregator.next(aggregator.init(x[0]), x).value
+
+    gradient = jax.grad(result)(jnp.asarray([-2.0, -1.0, 0.0, 1.0, 2.0]))
+
+    np.testing.assert_allclose(gradient[2], part, rtol=1e-6)

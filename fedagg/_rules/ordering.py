@@ -35,7 +35,7 @@ def mean_around_median_of(
     kept = jnp.maximum(number - left_out, 1)
     farthest = _at(_ordered(away, given), kept - 1)[None]
     inside, edge = given & (away < farthest), given & (away == farthest)
-    room = _ratio(kept - _count(inside), _count(edge), x.dtype)
+    room = ratio(kept - _count(inside), _count(edge), x.dtype)
     part = jnp.where(inside, 1.0, jnp.where(edge, room[None], 0.0)).astype(x.dtype)
     terms = jnp.where(given, x, 0.0) / kept.astype(x.dtype)[None] * part
     return jnp.sum(terms, axis=0)
@@ -68,7 +68,7 @@ def weighted_trimmed_mean_of(
     def part(end: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Which are equal to one end, and what part of each is kept."""
         equal = given & (x == end[None])
-        return equal, _ratio(kept, _count(equal), x.dtype)[None]
+        return equal, ratio(kept, _count(equal), x.dtype)[None]
 
     inside = given & (x > low[None]) & (x < high[None])
     is_low, low_part = part(low, _count(given & (x <= low[None])) - first)
@@ -86,7 +86,7 @@ def _count(given: jax.Array) -> jax.Array:
     return jnp.sum(given, axis=0, dtype=jnp.int32)
 
 
-def _ratio(number: jax.Array, other: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def ratio(number: jax.Array, other: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Of one whole number to another, zero to zero, as exact as entries are."""
     return number.astype(dtype) / jnp.maximum(other, 1).astype(dtype)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedagg._rules.network import liars_of_columns
+from fedagg._rules.ordering import ratio
 from fedagg._trees import pytree
 from fedagg._trees.weights import in_parts, in_units, is_present
 
@@ -43,7 +44,7 @@ def trimmed_mean(x: jax.Array, weight: jax.Array, f: int) -> jax.Array:
 
     One that is not given is one of the `f`.
     """
-    given, (number, trimmed, low, high) = _ends(x, weight, f)
+    given, number, trimmed, (low, of_low), (high, of_high) = _ends(x, weight, f)
     share = jnp.maximum(number - 2 * trimmed, 1).astype(low.dtype)
 
     def inside(row: jax.Array) -> jax.Array:
@@ -51,9 +52,6 @@ def trimmed_mean(x: jax.Array, weight: jax.Array, f: int) -> jax.Array:
         return jnp.where((row > low) & (row < high), row / share, 0.0)
 
     total = _over_rows(inside, given, jnp.zeros_like(low))
-    # Of those equal to either end, as many as are left after the trimmed ones.
-    of_low = _count(given, lambda row: row <= low) - trimmed
-    of_high = number - trimmed - _count(given, lambda row: row < high)
     ends = low * (of_low.astype(low.dtype) / share)
     ends += high * (of_high.astype(low.dtype) / share)
     mean = jnp.where(low < high, total + ends, low)
@@ -65,15 +63,11 @@ def weighted_trimmed_mean(x: jax.Array, weight: jax.Array, f: int) -> jax.Array:
 
     Of entries that are equal and not all kept, each counts for a part.
     """
-    given, (number, trimmed, low, high) = _ends(x, weight, f)
+    given, number, _, (low, of_low), (high, of_high) = _ends(x, weight, f)
     weight = in_units(weight).astype(low.dtype)
-    # What part of those equal to either end is left after the trimmed ones.
-    of_low = _count(given, lambda row: row <= low) - trimmed
-    of_high = number - trimmed - _count(given, lambda row: row < high)
-    equals = [_count(given, lambda row, end=end: row == end) for end in (low, high)]
     part_low, part_high = (
-        room.astype(low.dtype) / jnp.maximum(number, 1).astype(low.dtype)
-        for room, number in zip((of_low, of_high), equals, strict=True)
+        ratio(kept, _count(given, lambda row, end=end: row == end), low.dtype)
+        for end, kept in ((low, of_low), (high, of_high))
     )
 
     def kept(row: jax.Array, weight: jax.Array) -> jax.Array:
@@ -93,13 +87,18 @@ def weighted_trimmed_mean(x: jax.Array, weight: jax.Array, f: int) -> jax.Array:
     return jnp.where(number > 0, jnp.where(low < high, mean, low), 0.0)
 
 
-def _ends(x: jax.Array, weight: jax.Array, f: int) -> tuple[jax.Array, tuple]:
-    """What is given, how many are, how many are trimmed, and the ends of the others."""
+def _ends(x: jax.Array, weight: jax.Array, f: int) -> tuple:
+    """What is given, how many are, how many are trimmed, and both ends of the others.
+
+    With each end, how many of those equal to it are left after the trimmed ones.
+    """
     given = _given(x, weight)
     number = _number(given)
     trimmed = liars_of_columns(number, weight, f)
     low, high = _at_ranks(given, [trimmed, number - trimmed - 1])
-    return given, (number, trimmed, low, high)
+    of_low = _count(given, lambda row: row <= low) - trimmed
+    of_high = number - trimmed - _count(given, lambda row: row < high)
+    return given, number, trimmed, (low, of_low), (high, of_high)
 
 
 def mean_around_median(x: jax.Array, weight: jax.Array, f: int) -> jax.Array:
@@ -118,8 +117,7 @@ def mean_around_median(x: jax.Array, weight: jax.Array, f: int) -> jax.Array:
     (farthest,) = _at_ranks(jnp.abs(given - middle[None]), [kept - 1])
     inside = _count(given, lambda row: away(row) < farthest)
     edge = _count(given, lambda row: away(row) == farthest)
-    share, inside, edge = (n.astype(middle.dtype) for n in (kept, inside, edge))
-    room = (share - inside) / jnp.maximum(edge, 1.0)
+    share, room = kept.astype(middle.dtype), ratio(kept - inside, edge, middle.dtype)
 
     def part(row: jax.Array) -> jax.Array:
         term = jnp.where(away(row) <= farthest, row / share, 0.0)

@@ -221,8 +221,7 @@ def federated_evaluation(
         )
 
     steps = Steps(broadcast, client, aggregator.steps.add, server)
-    of = {"stage": aggregator.stage, "rule": aggregator.rule}
-    return Aggregator(init, next, steps, aggregator.message, **of)
+    return aggregator._replace(init=init, next=next, steps=steps)
 
 
 def _checked(client_data: PyTree, names: tuple[str, ...]) -> PyTree:

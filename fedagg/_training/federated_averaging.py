@@ -195,8 +195,7 @@ def federated_averaging(
         return stepped(state, change, is_anyone), kept
 
     steps = _steps(client_work, changing, aggregator.steps, stepped)
-    of = {"stage": aggregator.stage, "rule": aggregator.rule}
-    return Aggregator(init, next, steps, aggregator.message, **of)
+    return aggregator._replace(init=init, next=next, steps=steps)
 
 
 class _Shared(NamedTuple):

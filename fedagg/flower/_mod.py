@@ -59,20 +59,22 @@ def fedagg_mod(
         if "step" in ours:
             return _replying(message, _next_step(context, ours["step"]))
         model = _only(message.content.array_records)
-        before = dict(zip(model, arrays_of(model), strict=True))
-        wire = Wire(aggregator, [*before.values()])
+        before = arrays_of(model)
+        wire = Wire(aggregator, before)
         number, told = ours["round"], ours["told"]
         shared = wire.decode_shared(told, number)
         index = None
         if is_secure(aggregator):  # before work is done for it
-            index = _place(aggregator, message, context, demands)
+            index = _place(aggregator, before, message, context, demands)
 
         reply = call_next(message, context)
         if reply.has_error():
             return reply
         trained = _only(reply.content.array_records)
         weight = _only(reply.content.metric_records)[weighted_by_key]
-        change = [trained[name].numpy() - x for name, x in before.items()]
+        change = [
+            trained[name].numpy() - x for name, x in zip(model, before, strict=True)
+        ]
         made = make_message(shared, change, np.float32(weight), secret_key())
         if index is None:
             return _replying(message, wire.encode(made, number))
@@ -91,7 +93,11 @@ def fedagg_mod(
 
 
 def _place(
-    aggregator: Aggregator, message: Message, context: Context, demands: dict[str, Any]
+    aggregator: Aggregator,
+    model: list[np.ndarray],
+    message: Message,
+    context: Context,
+    demands: dict[str, Any],
 ) -> int:
     """The number of this node in the plan that a message offers.
 
@@ -101,7 +107,6 @@ def _place(
     content, ours = message.content, message.content[KEY]
     plan = secagg.Plan.decode(ours["plan"])
     cohort = np.frombuffer(ours["cohort"], ">u8").tolist()
-    model = arrays_of(_only(content.array_records))
     known = context_of(cohort, content, ours["told"])
     secagg.Demands.for_aggregator(aggregator, model, known, **demands).check(plan)
     if plan.number != ours["round"] or plan.signed or plan.hybrid:

@@ -21,7 +21,7 @@ from fedagg._execution.program import Program
 from fedagg._execution.rows import plan_of
 from fedagg._trees import pytree, rowwise
 from fedagg._trees.measures import measure
-from fedagg._trees.reductions import concatenate, cut, pack
+from fedagg._trees.reductions import concatenate, cut, pack, small
 from fedagg._types import PyTree
 
 # Products of factors within this range lose nothing, nor does what is made of them.
@@ -113,7 +113,7 @@ def _dot(
     product where they do not one after the other. Then clients are added one by one.
     """
     matrices = [x.reshape(len(x), -1) for x in leaves]
-    packs = pack([x.shape[1] for x in matrices], len(kept))
+    packs = pack([x.shape[1] for x in matrices], small(len(kept)))
     columns = [concatenate([matrices[i] for i in pack]) for pack in packs]
     products = list(itertools.accumulate(factors, jnp.multiply))
     numbers = jnp.where(kept, products[-1] if products else 1.0, 0.0)

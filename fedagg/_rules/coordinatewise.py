@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from fedagg._rules import network, ordering, selection
 from fedagg._rules.geometry import check_cohort
 from fedagg._sentence import prints_as_its_call
-from fedagg._trees import checks, matrix
+from fedagg._trees import checks
+from fedagg._trees.blocks import over_blocks
 from fedagg._trees.matrix import Layout
 from fedagg._trees.shares import Share, rule_of_shares
 from fedagg._trees.weights import is_present
@@ -19,8 +20,6 @@ _OfColumns = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 # `(x, weight, f)`, of `[n, k]` and `[n]`, to `[k]`: the same without a sort.
 _Quick = Callable[[jax.Array, jax.Array, int], jax.Array]
-
-_CACHED = 2**19  # entries that two cores keep
 
 
 @prints_as_its_call
@@ -140,61 +139,48 @@ def _coordinatewise(
         n = len(updates.weight)
         check_cohort(n, f, name)
 
-        def in_blocks(x: jax.Array, weight: jax.Array) -> jax.Array:
+        def exactly(x: jax.Array, weight: jax.Array) -> jax.Array:
             present = is_present(weight)
+            given = present[:, None] & jnp.isfinite(x)
+            number = jnp.sum(given, axis=0, dtype=jnp.int32)
+            found = jnp.sum(present, dtype=jnp.int32) - number
+            liars = jnp.clip(f - found, 0, jnp.maximum(number - 1, 0) // 2)
+            return of_columns(x, given, liars, weight)
 
-            def of_block(x: jax.Array) -> jax.Array:
-                given = present[:, None] & jnp.isfinite(x)
-                number = jnp.sum(given, axis=0, dtype=jnp.int32)
-                found = jnp.sum(present, dtype=jnp.int32) - number
-                liars = jnp.clip(f - found, 0, jnp.maximum(number - 1, 0) // 2)
-                return of_columns(x, given, liars, weight)
-
-            return matrix.over_blocks(of_block, [x])[0]
-
-        def combined(x: jax.Array) -> jax.Array:
+        def quickly(x: jax.Array, weight: jax.Array) -> jax.Array:
+            # Written to a cache, instead of read anew from the whole matrix.
+            x = jax.lax.optimization_barrier(x)
             if few is not None and n <= network.MOST:
-                return _quick_on_cpu(few, f, in_blocks)(x, updates.weight)
-            if x.dtype.itemsize <= 4:
-                return _quick_on_cpu(_in_cache(many), f, in_blocks)(x, updates.weight)
-            return in_blocks(x, updates.weight)
+                return few(x, weight, f)
+            return many(x, weight, f) if x.dtype.itemsize <= 4 else exactly(x, weight)
 
-        # What is quick is compiled for each matrix, so that there is one of a dtype.
-        layout = Layout.by_dtype(updates.value)
-        # Of barriers, neither what makes a matrix of leaves nor what makes leaves of a
-        # row is compiled into the rule, once for each leaf.
-        apart = jax.lax.optimization_barrier
-        columns = [apart(combined(apart(x))) for x in layout.matrices(updates.value)]
+        def on_cpu(matrices: list[jax.Array], weight: jax.Array) -> list[jax.Array]:
+            if few is not None and n <= network.MOST and len(matrices) == 1:
+                return [few(matrices[0], weight, f)]  # read once, whole
+            return over_blocks(lambda x: quickly(x, weight), matrices)
+
+        def anywhere(matrices: list[jax.Array], weight: jax.Array) -> list[jax.Array]:
+            return over_blocks(lambda x: exactly(x, weight), matrices)
+
+        layout = Layout.of(updates.value)
+        run = _quick_on_cpu(on_cpu, anywhere)
+        columns = run(layout.matrices(updates.value), updates.weight)
         return Output(state, layout.tree(columns), {})
 
     return rule_of_shares(lambda template: (), combine)
 
 
-def _in_cache(by: _Quick) -> _Quick:
-    """The same, which reads its entries many times, on copies that stay in a cache."""
-
-    def run(x: jax.Array, weight: jax.Array, f: int) -> jax.Array:
-        def of_block(x: jax.Array) -> jax.Array:
-            # Without the barrier, every reading would be of the whole matrix.
-            return by(jax.lax.optimization_barrier(x), weight, f)
-
-        return matrix.over_blocks(of_block, [x], entries=_CACHED)[0]
-
-    return run
-
-
-def _quick_on_cpu(by: _Quick, f: int, in_blocks: Callable) -> Callable:
-    """The quick way on a CPU; elsewhere, and for derivatives, in blocks."""
+def _quick_on_cpu(quickly: Callable, exactly: Callable) -> Callable:
+    """The quick way on a CPU; elsewhere, and for derivatives, the other."""
 
     @jax.custom_jvp
-    def run(x: jax.Array, weight: jax.Array) -> jax.Array:
-        def quick(x: jax.Array, weight: jax.Array) -> jax.Array:
-            return by(x, weight, f)
-
-        return jax.lax.platform_dependent(x, weight, cpu=quick, default=in_blocks)
+    def run(matrices: list[jax.Array], weight: jax.Array) -> list[jax.Array]:
+        return jax.lax.platform_dependent(
+            matrices, weight, cpu=quickly, default=exactly
+        )
 
     @run.defjvp
-    def derivative(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-        return jax.jvp(in_blocks, primals, tangents)
+    def derivative(primals: tuple, tangents: tuple) -> tuple[list, list]:
+        return jax.jvp(exactly, primals, tangents)
 
     return run

@@ -14,8 +14,9 @@ from fedagg._rules.geometry import (
     weighted_sum,
 )
 from fedagg._sentence import prints_as_its_call
-from fedagg._trees import checks, matrix, pytree
-from fedagg._trees.matrix import Layout
+from fedagg._trees import checks, pytree
+from fedagg._trees.blocks import sum_along_rows
+from fedagg._trees.matrix import Layout, norms_of
 from fedagg._trees.shares import Share, rule_of_shares
 from fedagg._trees.weights import in_units, is_present
 from fedagg._types import Output, PyTree, Rule, Update
@@ -148,14 +149,15 @@ def centered_clipping(radius: float, *, iterations: int = 1) -> Rule:
                 apart = jnp.where(present[:, None], x - center[None], 0.0)
                 return jnp.square(apart)
 
-            total = share.add(matrix.sum_along_rows(squares, matrices, center))
+            total = share.add(sum_along_rows(squares, matrices, center))
             given = present & has_room(total)
-            norms = matrix.norms_of(total, given)
+            norms = norms_of(total, given)
             factors = radius / jnp.maximum(norms, radius) / number.astype(norms.dtype)
             stays = 1.0 - jnp.sum(factors)  # of the center
+            pulls = weighted_sum(matrices, factors, given)
             return [
-                old * stays.astype(old.dtype) + weighted_sum(x, factors, given)
-                for x, old in zip(matrices, center, strict=True)
+                old * stays.astype(old.dtype) + pull
+                for old, pull in zip(center, pulls, strict=True)
             ]
 
         center = layout.vectors(share.cut(state.value))

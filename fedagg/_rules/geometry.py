@@ -10,8 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedagg._trees import checks, matrix, pytree
-from fedagg._trees.matrix import Layout
+from fedagg._trees import checks, pytree
+from fedagg._trees.blocks import added, over_blocks, over_each, sum_over_blocks
+from fedagg._trees.matrix import Layout, norms_of
 from fedagg._trees.shares import Share
 from fedagg._trees.weights import is_present
 from fedagg._types import PyTree, Update
@@ -51,7 +52,7 @@ class Cohort(NamedTuple):
 
         squares = share.add(_squares_of(matrices, present))
         given = present & has_room(squares)
-        norms = matrix.norms_of(squares, given)
+        norms = norms_of(squares, given)
         return cls(layout, matrices, updates.weight, present, given, norms, share)
 
     def liars(self, f: int) -> jax.Array:
@@ -64,8 +65,7 @@ class Cohort(NamedTuple):
     def combined(self, factors: jax.Array) -> PyTree:
         """The sum of values times factors, `[n]`, or for each row of `[m, n]`."""
 
-        sums = [weighted_sum(x, factors, self.given) for x in self.matrices]
-        return self.layout.tree(sums)
+        return self.layout.tree(weighted_sum(self.matrices, factors, self.given))
 
     def row(self, chosen: jax.Array) -> PyTree:
         """The value of the client with this number `[]`; zeros if it is not given."""
@@ -113,7 +113,7 @@ def _from(cohort: Cohort, client: jax.Array) -> Geometry:
         moved = jnp.where(given[:, None], x - origin, jnp.zeros_like(x))
         return _inner_products(moved)
 
-    gram = cohort.share.add(matrix.sum_over_blocks(products, cohort.matrices))
+    gram = cohort.share.add(sum_over_blocks(products, cohort.matrices))
     gram = jnp.where(both(given), gram, jnp.zeros_like(gram))
     size = jnp.diagonal(gram)
     squares = jnp.maximum(size[:, None] + size[None] - gram - gram.T, 0.0)
@@ -132,8 +132,8 @@ def _inner_products(x: jax.Array) -> jax.Array:
     def in_pieces(x: jax.Array) -> jax.Array:
         """Each half of the clients with the other once, and pieces for all cores."""
         n, k = x.shape
-        width = _PIECE if k % _PIECE == 0 else k
-        x = x.reshape(n, k // max(width, 1), width).transpose(1, 0, 2)
+        x = jnp.pad(x, ((0, 0), (0, -k % _PIECE)))
+        x = x.reshape(n, -1, _PIECE).transpose(1, 0, 2)
         # What is written once, for each product to read.
         halves = jax.lax.optimization_barrier((x[:, : n // 2], x[:, n // 2 :]))
 
@@ -158,11 +158,11 @@ def _median_square(squares: jax.Array, size: jax.Array) -> jax.Array:
 def _squares_of(matrices: list[jax.Array], present: jax.Array) -> jax.Array:
     """Sums of squares of rows of all matrices `[n]`, read once; zero of the absent."""
     # In blocks, what has to be widened: a whole matrix of it would be written.
-    total = matrix.added(
+    total = added(
         [
             row_squares(x)
             if x.dtype.itemsize >= 4
-            else matrix.sum_over_blocks(row_squares, [x])
+            else sum_over_blocks(row_squares, [x])
             for x in matrices
         ]
     )
@@ -178,28 +178,32 @@ def _derivative_of_squares(primals: tuple, tangents: tuple) -> tuple:
         def squares(x: jax.Array) -> jax.Array:
             return row_squares(jnp.where(present[:, None], x, 0.0))
 
-        return matrix.sum_over_blocks(squares, matrices)
+        return sum_over_blocks(squares, matrices)
 
     return jax.jvp(of_present, (matrices,), (tangents[0],))
 
 
-def weighted_sum(x: jax.Array, factors: jax.Array, given: jax.Array) -> jax.Array:
-    """Rows of a matrix times factors, `[n]` or `[m, n]`, summed over those given."""
+def weighted_sum(
+    matrices: list[jax.Array], factors: jax.Array, given: jax.Array
+) -> list[jax.Array]:
+    """Rows of matrices times factors, `[n]` or `[m, n]`, summed over those given."""
 
-    def safe(x: jax.Array, factors: jax.Array) -> jax.Array:
-        def product(x: jax.Array) -> jax.Array:
-            kept = jnp.where(given[:, None], x, jnp.zeros_like(x))
-            return jnp.matmul(factors.astype(x.dtype), kept, precision="highest")
+    def product(x: jax.Array) -> jax.Array:
+        kept = jnp.where(given[:, None], x, jnp.zeros_like(x))
+        return jnp.matmul(factors.astype(x.dtype), kept, precision="highest")
 
-        return matrix.over_blocks(product, [x])[0]
-
-    if factors.ndim > 1 or x.dtype.itemsize < 4:
-        return safe(x, factors)
+    if factors.ndim > 1:
+        return over_each(product, matrices)
+    if any(x.dtype.itemsize < 4 for x in matrices):  # they would be copied as a whole
+        return over_blocks(product, matrices)
     # One read of all. Zero times NaN is NaN, and then what is not given is cleared.
-    factors = jnp.where(given, factors, 0.0).astype(x.dtype)
-    total = jnp.matmul(factors, x, precision="highest")
-    finite = jnp.all(jnp.isfinite(total))
-    return jax.lax.cond(finite, lambda: total, lambda: safe(x, factors))
+    factors = jnp.where(given, factors, 0.0)
+    totals = [
+        jnp.matmul(factors.astype(x.dtype), x, precision="highest") for x in matrices
+    ]
+    return jax.lax.cond(
+        pytree.is_finite(totals), lambda: totals, lambda: over_blocks(product, matrices)
+    )
 
 
 def row_squares(x: jax.Array) -> jax.Array:

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from fedagg._rules import ordering
 from fedagg._rules.geometry import Cohort, check_cohort, closest, count, geometry
 from fedagg._sentence import prints_as_its_call
-from fedagg._trees import checks, matrix
+from fedagg._trees import checks
+from fedagg._trees.blocks import over_blocks
 from fedagg._trees.shares import Share, rule_of_shares
 from fedagg._types import Output, PyTree, Rule, Update
 
@@ -121,7 +122,7 @@ def bulyan(f: int) -> Rule:
             given = jnp.broadcast_to(chosen[:, None], x.shape)
             return ordering.mean_around_median_of(x, given, 2 * liars)
 
-        columns = matrix.over_blocks(of_block, cohort.matrices)
+        columns = over_blocks(of_block, cohort.matrices)
         return Output(state, cohort.layout.tree(columns), {})
 
     return rule_of_shares(lambda template: (), combine)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 from fedagg._rules.geometry import Cohort, check_cohort, closest, count, geometry
 from fedagg._sentence import prints_as_its_call
-from fedagg._trees import checks, matrix
+from fedagg._trees import checks, pytree
+from fedagg._trees.blocks import over_each
 from fedagg._trees.kinds import check_kind
 from fedagg._trees.matrix import Layout
 from fedagg._trees.shares import Share, mixed_before
@@ -98,7 +99,7 @@ def bucketing(size: int, rule: Rule) -> Rule:
             return jnp.sum(x / number[:, None, None].astype(x.dtype), axis=1)
 
         layout = Layout.of(updates.value)
-        columns = matrix.over_blocks(means, layout.matrices(updates.value))
+        columns = over_each(means, layout.matrices(updates.value))
         weight = in_units(updates.weight)[places]
         weight = jnp.pad(weight, (0, buckets * size - n)).reshape(buckets, size)
         weight = jnp.sum(jnp.where(filled, weight, 0.0), axis=1)
@@ -144,11 +145,8 @@ def adaptive_robust_clipping(f: int, rule: Rule) -> Rule:
         factors = bound / jnp.where(is_long, cohort.norms, 1.0)
         factors = jnp.where(is_long, factors, 1.0)
 
-        def scaled(x: jax.Array) -> jax.Array:
-            return x * factors[:, None].astype(x.dtype)
-
-        columns = matrix.over_blocks(scaled, cohort.matrices)
-        return updates._replace(value=cohort.layout.tree(columns)), key
+        value = jax.vmap(pytree.scale)(factors, updates.value)
+        return updates._replace(value=value), key
 
     return mixed_before(rule, mix)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from fedagg._rules.network import liars_of_columns
 from fedagg._rules.ordering import ratio
-from fedagg._trees import pytree
+from fedagg._trees import loops, pytree
 from fedagg._trees.weights import in_parts, in_units, is_present
 
 _TOGETHER = 32  # rows that one loop over columns reads
@@ -185,7 +185,7 @@ def _of_rank(x: jax.Array, rank: jax.Array, times: jax.Array | None) -> jax.Arra
         return jnp.where(below <= rank, up, least)
 
     least = jnp.full(rank.shape, -(2**15), jnp.int32)
-    return jax.lax.fori_loop(0, 16, narrowed, least).astype(jnp.int16)
+    return loops.repeat(0, 16, narrowed, least).astype(jnp.int16)
 
 
 def _next(
@@ -242,6 +242,6 @@ def _over_rows(
         return total
 
     total = joined(groups * _TOGETHER, rest, nothing)
-    return jax.lax.fori_loop(
+    return loops.repeat(
         0, groups, lambda i, total: joined(i * _TOGETHER, _TOGETHER, total), total
     )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
-from fedagg._trees.reductions import concatenate, pack
+from fedagg._trees.reductions import concatenate, pack, small
 
 # Sums are made of so many numbers, and sums of these of so many again: exact to a
 # relative (512 - 1) * 2**-24 on each level, in whatever order XLA adds numbers.
@@ -80,7 +80,7 @@ def minimum_and_maximum(arrays: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
 def _measure_rows(*arrays: jax.Array) -> list[jax.Array]:
     """Measures `[...]` of arrays `[..., k]` of the same leading axes."""
     clients = math.prod(arrays[0].shape[:-1])
-    packs = pack([x.shape[-1] for x in arrays], clients)
+    packs = pack([x.shape[-1] for x in arrays], small(clients))
     parts = []
     for positions in packs:
         row = concatenate([arrays[i] for i in positions])

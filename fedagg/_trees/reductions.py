@@ -10,11 +10,16 @@ import jax.numpy as jnp
 _SMALL = 2**18
 
 
-def pack(sizes: list[int], n: int) -> list[list[int]]:
-    """Positions of leaves of `n` clients, those of the small ones together."""
-    small = [i for i, size in enumerate(sizes) if 4 * n * size <= _SMALL]
-    large = [[i] for i in range(len(sizes)) if i not in small]
-    return [*large, small] if small else large
+def small(n: int) -> int:
+    """The most entries of a small leaf of each of `n` clients."""
+    return _SMALL // (4 * max(n, 1))
+
+
+def pack(sizes: list[int], most: int) -> list[list[int]]:
+    """Positions of leaves, of those with up to so many entries together."""
+    together = [i for i, size in enumerate(sizes) if size <= most]
+    alone = [[i] for i, size in enumerate(sizes) if size > most]
+    return [*alone, together] if together else alone
 
 
 def concatenate(arrays: list[jax.Array]) -> jax.Array:

@@ -15,11 +15,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fedagg._execution.loops import in_steps
 from fedagg._execution.plans import LazyLeaf, Plan, combine, entries
 from fedagg._execution.program import Program
 from fedagg._execution.rows import plan_of
 from fedagg._trees import pytree, rowwise
+from fedagg._trees.loops import in_steps
 from fedagg._trees.measures import measure
 from fedagg._trees.reductions import concatenate, cut, pack, small
 from fedagg._types import PyTree

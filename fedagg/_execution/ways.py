@@ -16,11 +16,11 @@ from jax.extend.core import primitives
 
 from fedagg._execution.builder import NotFoldable
 from fedagg._execution.folding import measured_ahead, sum_folded
-from fedagg._execution.loops import in_steps
 from fedagg._execution.placement import check_not_explicit
 from fedagg._execution.program import Program
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree, rowwise
+from fedagg._trees.loops import in_steps
 from fedagg._trees.table import examples_of_each
 from fedagg._types import PyTree
 

@@ -14,6 +14,7 @@ from fedagg._messages.marks import NoisedModulo
 from fedagg._noise.integer_laws import discrete_gaussian
 from fedagg._noise.integer_noise import LARGEST_STDDEV, draw, table_of
 from fedagg._trees import pytree
+from fedagg._trees.loops import in_steps
 from fedagg._trees.reductions import cut
 from fedagg._types import PyTree
 
@@ -137,15 +138,16 @@ def integer_noise(deviation: float, key: jax.Array, tree: PyTree) -> PyTree:
     sizes = [x.size for x in leaves]
     half = -(-sum(sizes) // 2)
 
-    def draw_half(carry: tuple, data: jax.Array):
+    def draw_half(carry: tuple, i: jax.Array):
         # JAX's check of keys takes one of a mapped loop for used.
+        data = keys[in_steps(i)]
         own = jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
         return carry, discrete_gaussian_draws(deviation, own, half)
 
     keys = jax.random.key_data(jax.random.split(key))
     # The results of a loop are written once; else XLA makes half of each draw again
     # for the norm of what is released.
-    _, halves = jax.lax.scan(draw_half, (), keys)
+    _, halves = jax.lax.scan(draw_half, (), jnp.arange(len(keys), dtype=jnp.int32))
     drawn = halves.ravel()[: sum(sizes)]
     parts = zip(leaves, cut(drawn, sizes), strict=True)
     return pytree.unflatten(structure, [part.reshape(x.shape) for x, part in parts])

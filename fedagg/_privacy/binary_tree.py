@@ -25,6 +25,7 @@ from fedagg._noise.sum_grid import (
 from fedagg._privacy.noise_source import NoiseSource
 from fedagg._privacy.restarts import Restarts
 from fedagg._trees import pytree, rowwise
+from fedagg._trees.loops import in_steps
 from fedagg._types import PyTree
 
 
@@ -121,6 +122,7 @@ def add_leaf(
     def parent(level: jax.Array, below: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
         """Of a right node and the left ones before, those a level further up."""
         right, before = below
+        level = in_steps(level)
         sibling = rowwise.take(tree.nodes, level - 1)
         before = pytree.add(before, sibling)
         if not efficient:

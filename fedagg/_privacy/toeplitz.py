@@ -26,6 +26,7 @@ from fedagg._privacy.private import check_clip, check_multiplier
 from fedagg._privacy.private_mean import private_mean
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import pytree, rowwise
+from fedagg._trees.loops import in_steps
 from fedagg._types import PyTree, Stage
 
 # Parts of earlier noise are in units of two to minus so many.
@@ -177,6 +178,7 @@ def _parts_of(noise: PyTree, parts: jax.Array) -> PyTree:
     """The sum of rows times parts in units of `2**-12`, rounded down to int32."""
 
     def add(i: jax.Array, sums: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+        i = in_steps(i)
         row = rowwise.take(noise, i)
         high = jax.tree.map(lambda s, x: s + parts[i] * (x >> _BITS), sums[0], row)
         low = jax.tree.map(

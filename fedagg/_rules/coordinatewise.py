@@ -155,9 +155,10 @@ def _coordinatewise(
             return many(x, weight, f) if x.dtype.itemsize <= 4 else exactly(x, weight)
 
         def on_cpu(matrices: list[jax.Array], weight: jax.Array) -> list[jax.Array]:
-            if few is not None and n <= network.MOST and len(matrices) == 1:
+            is_one = len(layout.shapes) == 1
+            if few is not None and n <= network.MOST and is_one:
                 return [few(matrices[0], weight, f)]  # read once, whole
-            return over_blocks(lambda x: quickly(x, weight), matrices)
+            return over_blocks(lambda x: quickly(x, weight), matrices, apart=not is_one)
 
         def anywhere(matrices: list[jax.Array], weight: jax.Array) -> list[jax.Array]:
             return over_blocks(lambda x: exactly(x, weight), matrices)

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._trees import checks, pytree
-from fedagg._trees.blocks import added, over_blocks, over_each, sum_over_blocks
+from fedagg._trees.blocks import over_blocks, over_each, sum_over_blocks
 from fedagg._trees.matrix import Layout, norms_of
+from fedagg._trees.reductions import added
 from fedagg._trees.shares import Share
 from fedagg._trees.weights import is_present
 from fedagg._types import PyTree, Update

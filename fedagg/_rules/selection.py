@@ -15,7 +15,8 @@ import numpy as np
 
 from fedagg._rules.network import liars_of_columns
 from fedagg._rules.ordering import ratio
-from fedagg._trees import loops, pytree
+from fedagg._trees import pytree
+from fedagg._trees.loops import in_steps
 from fedagg._trees.weights import in_parts, in_units, is_present
 
 _TOGETHER = 32  # rows that one loop over columns reads
@@ -179,13 +180,13 @@ def _of_rank(x: jax.Array, rank: jax.Array, times: jax.Array | None) -> jax.Arra
 
     def narrowed(i: jax.Array, least: jax.Array) -> jax.Array:
         """One more bit of the largest number below which there are up to `rank`."""
-        up = least + (jnp.int32(2**15) >> i)
+        up = least + (jnp.int32(2**15) >> in_steps(i))
         threshold = jax.lax.optimization_barrier(up.astype(jnp.int16))
         below = _count(x, lambda row: row < threshold, times)
         return jnp.where(below <= rank, up, least)
 
     least = jnp.full(rank.shape, -(2**15), jnp.int32)
-    return loops.repeat(0, 16, narrowed, least).astype(jnp.int16)
+    return jax.lax.fori_loop(0, 16, narrowed, least).astype(jnp.int16)
 
 
 def _next(
@@ -242,6 +243,9 @@ def _over_rows(
         return total
 
     total = joined(groups * _TOGETHER, rest, nothing)
-    return loops.repeat(
-        0, groups, lambda i, total: joined(i * _TOGETHER, _TOGETHER, total), total
+    return jax.lax.fori_loop(
+        0,
+        groups,
+        lambda i, total: joined(in_steps(i) * _TOGETHER, _TOGETHER, total),
+        total,
     )

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedagg._trees import loops, pytree
+from fedagg._trees import pytree
+from fedagg._trees.loops import in_steps
+from fedagg._trees.reductions import added
 
 # Entries of a block, all clients together: on a CPU what stays in cache, elsewhere work
 # enough for a launch.
@@ -109,15 +111,24 @@ def sum_along_rows(
 
 
 def over_blocks(
-    fn: Callable[..., jax.Array], *matrices: list[jax.Array], entries: int | None = None
+    fn: Callable[..., jax.Array],
+    *matrices: list[jax.Array],
+    entries: int | None = None,
+    apart: bool = False,
 ) -> list[jax.Array]:
     """`fn` of every block of columns, side by side: of `[n, k]`, `[..., k]`.
 
-    A block has up to so many entries, or as many as suit the device.
+    A block has up to so many entries, or as many as suit the device. With `apart` what
+    makes the matrices, and what is made of results, is not compiled into the same loop.
     """
     found: list[Any] = [None] * len(matrices[0])
     for places, alike in _by_dtype(matrices):
-        for place, x in zip(places, _over(fn, alike, entries), strict=True):
+        columns = sum(x[0].shape[-1] for x in alike)
+        n = len(alike[0][0])
+        most = max(entries // n, 1) if entries else _most(n)
+        # A loop of one turn is no loop.
+        most = min(most, max(-(-columns // 2), 1)) if apart else most
+        for place, x in zip(places, _over(fn, alike, most), strict=True):
             found[place] = x
     return found
 
@@ -131,15 +142,6 @@ def over_each(
     written twice.
     """
     return [over_blocks(fn, [x], entries=_MANY_ENTRIES)[0] for x in matrices]
-
-
-def added(parts: list[jax.Array]) -> jax.Array:
-    """The sum of arrays alike, in the widest of their dtypes."""
-    total = parts[0]
-    for part in parts[1:]:
-        dtype = max(total.dtype, part.dtype, key=lambda dtype: dtype.itemsize)
-        total = total.astype(dtype) + part.astype(dtype)
-    return total
 
 
 def _by_dtype(matrices: tuple[list[jax.Array], ...]) -> list[tuple[list[int], list]]:
@@ -163,23 +165,20 @@ def _sum(
 
     if len(blocks) == 1:
         return of_block(jnp.int32(0))
-    total = jax.eval_shape(of_block, jnp.int32(0))
-    return loops.repeat(
-        0,
-        len(blocks),
-        lambda i, total: total + of_block(i),
-        jnp.zeros(total.shape, total.dtype),
-        unroll=min(unroll, len(blocks)) if len(parts) == 1 else 1,
-    )
+    total = pytree.zeros(jax.eval_shape(of_block, jnp.int32(0)))
+    # Several matrices' blocks are copies in a cache already.
+    unroll = min(unroll, len(blocks)) if len(parts) == 1 else 1
+
+    def add(i: jax.Array, total: jax.Array) -> jax.Array:
+        return total + of_block(in_steps(i))
+
+    return jax.lax.fori_loop(0, len(blocks), add, total, unroll=unroll)
 
 
 def _over(
-    fn: Callable[..., jax.Array],
-    parts: list[tuple[jax.Array, ...]],
-    entries: int | None,
+    fn: Callable[..., jax.Array], parts: list[tuple[jax.Array, ...]], most: int
 ) -> list[jax.Array]:
-    n = len(parts[0][0])
-    blocks = _Blocks.of(parts, max(entries // n, 1) if entries else _most(n))
+    blocks = _Blocks.of(parts, most)
     sizes = [x[0].shape[-1] for x in parts]
     if len(blocks) == 1:
         return [fn(*blocks.read(jnp.int32(0)))[..., : sizes[0]]]
@@ -188,13 +187,14 @@ def _over(
     axis = len(part.shape) - 1
 
     def body(i: jax.Array, out: jax.Array) -> jax.Array:
+        i = in_steps(i)
         which, start, _ = blocks.place(i)
         start += jnp.asarray(first)[which]
         part = fn(*blocks.read(i))
         return jax.lax.dynamic_update_slice_in_dim(out, part, start, axis)
 
     out = jnp.zeros((*part.shape[:-1], first[-1]), part.dtype)
-    out = loops.repeat(0, len(blocks), body, out)
+    out = jax.lax.fori_loop(0, len(blocks), body, out)
     return [
         out[..., start : start + size]
         for start, size in zip(first.tolist(), sizes, strict=False)

@@ -1,33 +1,17 @@
-"""Loops over large arrays."""
-
-from collections.abc import Callable
-from typing import Any, TypeVar
+"""Loops that XLA's CPU compiler takes for worth several cores."""
 
 import jax
 import jax.numpy as jnp
 
-_Carry = TypeVar("_Carry")
 
+def in_steps(index: jax.Array) -> jax.Array:
+    """The same index `[]` of a loop, sorted, which keeps the loop's operations apart.
 
-def repeat(
-    lower: int,
-    upper: int,
-    body: Callable[[jax.Array, _Carry], _Carry],
-    carry: _Carry,
-    *,
-    unroll: int = 1,
-) -> _Carry:
-    """`jax.lax.fori_loop`, whose body runs on all cores of a CPU.
-
-    XLA for CPUs, since JAX 0.11, makes one kernel of a loop, as if it were small, and a
-    kernel that it makes so runs on one core. It leaves a loop alone that has to sort.
+    XLA makes one function of a loop that it takes for small. That function runs on one
+    core, and takes seconds to compile where there are many leaves. A sort, here of two
+    numbers, keeps it from that on a CPU.
     """
-
-    def sorting(i: Any, carry: _Carry) -> _Carry:
-        i = jnp.int32(i)
-        return body(jax.lax.sort(jnp.stack([i, i]))[0], carry)
-
-    on_cpu = jax.default_backend() == "cpu"
-    return jax.lax.fori_loop(
-        lower, upper, sorting if on_cpu else body, carry, unroll=unroll
-    )
+    if jax.default_backend() != "cpu":
+        return index
+    most = jnp.asarray(jnp.iinfo(index.dtype).max, index.dtype)
+    return jnp.sort(jnp.stack([index, most]))[0]

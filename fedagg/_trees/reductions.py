@@ -41,3 +41,12 @@ def cut(vector: jax.Array, sizes: list[int]) -> list[jax.Array]:
         jax.lax.dynamic_slice(vector, (start,), (size,))
         for start, size in zip(starts, sizes, strict=True)
     ]
+
+
+def added(parts: list[jax.Array]) -> jax.Array:
+    """The sum of arrays alike, in the widest of their dtypes."""
+    total = parts[0]
+    for part in parts[1:]:
+        dtype = max(total.dtype, part.dtype, key=lambda dtype: dtype.itemsize)
+        total = total.astype(dtype) + part.astype(dtype)
+    return total

@@ -1,32 +1,60 @@
 """Rules of trees with several leaves, as programs."""
 
+import re
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import fedagg
 
 RULES = {
     "median": fedagg.median(),
+    "weighted median": fedagg.median(weighted=True),
     "trimmed_mean": fedagg.trimmed_mean(2),
+    "weighted trimmed mean": fedagg.trimmed_mean(2, weighted=True),
     "mean_around_median": fedagg.mean_around_median(2),
+    "krum": fedagg.krum(2),
+    "geometric_median": fedagg.geometric_median(),
+    "centered_clipping": fedagg.centered_clipping(1.0),
 }
+rules = pytest.mark.parametrize("name", RULES)
 
 
-@pytest.mark.skipif(
-    jax.__version_info__ < (0, 11), reason="its XLA takes barriers out before it fuses"
-)
-@pytest.mark.parametrize("name", RULES)
+def program(name: str, widths: list[int]) -> str:
+    """What is compiled for nine clients and leaves of so many columns."""
+    values = [jnp.ones((9, width)) for width in widths]
+    aggregator = fedagg.combining(RULES[name])
+    state = aggregator.init(jax.tree.map(lambda x: x[0], values))
+    text = jax.jit(aggregator.next).lower(state, values).compile().as_text()
+    assert text is not None
+    return text
+
+
+@pytest.mark.parametrize("name", ["median", "trimmed_mean", "mean_around_median"])
 def test_a_program_compares_as_often_for_six_leaves_as_for_one(name):
-    def selections(leaves: int) -> int:
-        values = [jnp.ones((9, 60 // leaves)) for _ in range(leaves)]
-        aggregator = fedagg.combining(RULES[name])
-        state = aggregator.init(jax.tree.map(lambda x: x[0], values))
-        program = jax.jit(aggregator.next).lower(state, values).compile().as_text()
-        assert program is not None
-        return program.count(" select(")
+    def selections(widths: list[int]) -> int:
+        return program(name, widths).count(" select(")
 
-    one = selections(1)
+    one = selections([60])
 
     assert one > 20
-    assert selections(6) == one
+    # Beside comparisons of clients, a loop has some for where a block begins.
+    assert selections([10] * 6) < one + 10
+    assert selections([70_000, 80_000, 20, 30]) < one + 10
+
+
+@rules
+@pytest.mark.deep
+def test_a_loop_over_large_blocks_is_not_made_one_kernel_of_a_cpu(name):
+    text = program(name, [200_000, 300])
+
+    # A kernel so made runs on one core. Loops of few numbers may be one.
+    calls = [x for x in text.splitlines() if 'xla_cpu_small_call="true"' in x]
+    sizes = [
+        np.prod([int(x) for x in shape.split(",")])
+        for call in calls
+        for shape in re.findall(r"\[([\d,]+)\]", call.split(" call(")[0])
+    ]
+    assert max(sizes, default=0) < 10_000

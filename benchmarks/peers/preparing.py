@@ -1,6 +1,7 @@
 """Options that say which peers run, and the environments in which they do."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from benchmarks.peers.environments import (
@@ -25,6 +26,11 @@ def add_options(
         help="a folder to install the peers in, and to find them in later",
     )
     parser.add_argument("--python", help="an interpreter to make environments with")
+    parser.add_argument(
+        "--here",
+        action="store_true",
+        help="run peers that are installed beside fedagg, on its devices",
+    )
 
 
 def prepare(
@@ -35,8 +41,11 @@ def prepare(
     for key in chosen.peers:
         peer = peers[key]
         try:
-            python = find_python(peer, chosen.python)
-            ready[key] = make_environment(peer, python, chosen.environments / key)
+            if chosen.here:
+                ready[key] = Path(sys.executable)
+            else:
+                python = find_python(peer, chosen.python)
+                ready[key] = make_environment(peer, python, chosen.environments / key)
             report.say(f"- {peer.name}: {versions(peer, ready[key])}")
         except CannotRun as reason:
             report.say(f"- {peer.name}: skipped, {reason}")

@@ -116,10 +116,9 @@ def test_the_table_has_the_rows_and_a_line_for_who_is_missing(
 
 def test_peers_that_are_here_run_in_this_environment():
     peers = {"made up": made_up(Path("none.txt"))}
-    chosen = argparse.Namespace(peers=[*peers], here=True)
-    report = Report("Peers", None)
+    chosen, report = argparse.Namespace(peers=[*peers]), Report("Peers", None)
 
-    ready = preparing.prepare(peers, chosen, report)
+    ready = preparing.prepare(peers, chosen, report, here=True)
 
     assert ready == {"made up": Path(sys.executable)}
     assert report.told == [

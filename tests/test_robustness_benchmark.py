@@ -236,5 +236,5 @@ def test_a_mean_fails_on_the_way_on_which_a_rule_holds():
         jax.config.update("jax_debug_key_reuse", True)
     alone = [run for run in runs if run.rule == "trimmed mean"]
     assert [x[:8] for x in beside] == [x[:8] for x in alone]
-    ends_of_both = [[x.test[-1] for x in both] for both in (beside, alone)]
-    np.testing.assert_allclose(*ends_of_both, atol=0.02)
+    got, expected = ([x.test[-1] for x in both] for both in (beside, alone))
+    np.testing.assert_allclose(got, expected, atol=0.02)

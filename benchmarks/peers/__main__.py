@@ -29,7 +29,7 @@ def main() -> None:
         title, name = "Peers on the same devices, float32", f"{stem_of_device()}-peers"
     path = chosen.out / f"{name}.md"
     with Report(title, path) as report:
-        ready = prepare(PEERS, chosen, report)
+        ready = prepare(PEERS, chosen, report, chosen.here)
         start = time.perf_counter()
         lines = _measure(ready, chosen, report)
         for where in dict.fromkeys(line[:2] for line in lines):
@@ -120,6 +120,11 @@ def _options() -> argparse.Namespace:
         "--aggregators", nargs="+", choices=list(EXPECTED), default=list(EXPECTED)
     )
     add_options(parser, PEERS, default=list(PEERS))
+    parser.add_argument(
+        "--here",
+        action="store_true",
+        help="run peers that are installed beside fedagg, on its devices",
+    )
     parser.add_argument(
         "--minutes", type=float, default=15.0, help="start no row after so long"
     )

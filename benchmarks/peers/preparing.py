@@ -26,22 +26,20 @@ def add_options(
         help="a folder to install the peers in, and to find them in later",
     )
     parser.add_argument("--python", help="an interpreter to make environments with")
-    parser.add_argument(
-        "--here",
-        action="store_true",
-        help="run peers that are installed beside fedagg, on its devices",
-    )
 
 
 def prepare(
-    peers: dict[str, Peer], chosen: argparse.Namespace, report: Report
+    peers: dict[str, Peer],
+    chosen: argparse.Namespace,
+    report: Report,
+    here: bool = False,
 ) -> dict[str, Path]:
-    """Per peer that can run, the interpreter of its environment."""
+    """Per peer that can run, the interpreter of its environment, or this one `here`."""
     ready = {}
     for key in chosen.peers:
         peer = peers[key]
         try:
-            if chosen.here:
+            if here:
                 ready[key] = Path(sys.executable)
             else:
                 python = find_python(peer, chosen.python)

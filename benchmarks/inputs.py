@@ -80,6 +80,11 @@ def _cut_traced(row: jax.Array, leaves: int) -> PyTree:
     return dict(zip(names, slices, strict=True))
 
 
+def ends(parameters: int, leaves: int) -> list[int]:
+    """Per leaf the column after its last."""
+    return [start + math.prod(x) for start, x in _places(parameters, leaves).values()]
+
+
 def _places(parameters: int, leaves: int) -> dict[str, tuple[int, Shape]]:
     """Per leaf where it starts, and its shape."""
     shapes = TREES[leaves](parameters)

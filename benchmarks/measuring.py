@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.contenders import CASES, Row
 from benchmarks.inputs import Size, as_vector, make_stack, make_weights
+from benchmarks.sampling import sample
 from fedagg import Output
 
 PyTree = Any
@@ -41,8 +42,9 @@ class Workload(NamedTuple):
     stack: jax.Array  # [n, d]
     weights: jax.Array  # [n]
     read: Callable[[], Any]  # the floor of a round
-    expected: dict[str, np.ndarray]  # per aggregator [d]
+    expected: dict[str, np.ndarray]  # per aggregator [d], or of a sample's columns
     errors: dict[str, float]  # per compressor, its squared error at most
+    columns: np.ndarray | slice = slice(None)  # that are compared
 
 
 def prepare(size: Size, names: Collection[str]) -> Workload:
@@ -60,6 +62,16 @@ def prepare(size: Size, names: Collection[str]) -> Workload:
         if (error := CASES[name].error) is not None
     }
     return Workload(stack, weights, _compile_read(weights, stack), expected, errors)
+
+
+def prepare_sampled(size: Size, names: Collection[str]) -> Workload:
+    """The same of rules, which are compared in a sample of the columns."""
+    stack, weights = make_stack(size), make_weights(size)
+    read, some = _compile_read(weights, stack), sample(np.asarray(stack))
+    expected = {
+        name: some.expected(CASES[name].expected, np.asarray(weights)) for name in names
+    }
+    return Workload(stack, weights, read, expected, {}, some.columns)
 
 
 def _compile_read(weights: jax.Array, stack: jax.Array) -> Callable[[], Any]:
@@ -100,7 +112,7 @@ def measure(row: Row, tree: PyTree, workload: Workload) -> Measured | str:
     if temporary > _MOST_TEMPORARY_BYTES:
         return f"{temporary / 1e6:,.0f} MB of temporaries"
 
-    got = np.asarray(as_vector(run().value))
+    got = np.asarray(as_vector(run().value)[workload.columns])
     want = workload.expected[row.aggregator]
     if row.aggregator in workload.errors:
         error = float(np.sum((got - want) ** 2))

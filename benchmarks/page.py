@@ -20,7 +20,7 @@ def tables(folder: Path) -> dict[str, str]:
         "training": _training(folder),
         "reads": _of(folder, "cpu", _reads),
         "beside": _beside(folder),
-        "rules": _rules(folder),
+        "rules": _rules(folder, "cpu", "peers"),
         "rules_on_trees": _of(folder, "rules/cpu", rules.on_trees),
         "rules_growth": _of(folder, "rules/cpu", rules.growth),
         "robustness": _robustness(folder),
@@ -145,9 +145,9 @@ def _beside(folder: Path) -> str:
     return f"{table}\n\n{machine(ours)} *{_said(others)}.*"
 
 
-def _rules(folder: Path) -> str:
+def _rules(folder: Path, name: str, peers: str) -> str:
     """What rules cost, and what they cost others over that."""
-    ours, others = (read(folder / "rules" / f"{x}.jsonl") for x in ("cpu", "peers"))
+    ours, others = (read(folder / "rules" / f"{x}.jsonl") for x in (name, peers))
     columns = {"ByzFL, torch": "(torch)", "ByzFL, NumPy": "(NumPy)", "Flower": ""}
     found: dict[tuple, dict[str, float]] = {}
     for row in others.rows:
@@ -158,11 +158,12 @@ def _rules(folder: Path) -> str:
                 if name.startswith(row["peer"]) and row["calls"].endswith(form)
             ]
             found.setdefault(_where(row), {})[column] = row["x_read"]
+    ran = [x for x in columns if any(x in times for times in found.values())]
     header = ["rule", "clients x parameters", "reads", "ms"]
-    lines = [[*header, *(f"x {column}" for column in columns)]]
+    lines = [[*header, *(f"x {column}" for column in ran)]]
     for row in ours.rows:
-        if row["part"] == "trees" and row["leaves"] == 1:
-            times = [found.get(_where(row), {}).get(x) for x in columns]
+        if row["part"] == "trees" and row["leaves"] == 1 and "x_read" in row:
+            times = [found.get(_where(row), {}).get(x) for x in ran]
             over = [x and x / row["x_read"] for x in times]
             cells = [row["x_read"], row["milliseconds"], *over]
             size = f"{row['clients']} x {row['parameters']:,}"

@@ -16,10 +16,10 @@ import jax
 from benchmarks import options
 from benchmarks.contenders import RULES, default_row
 from benchmarks.inputs import TREES, Size, as_tree
-from benchmarks.measuring import Measured, measure, prepare
+from benchmarks.measuring import Measured, measure, prepare_sampled
 from benchmarks.picture import draw_curves
 from benchmarks.records import Row
-from benchmarks.report import Report, describe_device, markdown
+from benchmarks.report import Report, describe_device, markdown, stem_of_device
 
 BASE = Size(64, 1_000_000)
 CLIENTS = [8, 32, 128, 500, 1000]
@@ -29,6 +29,7 @@ SMALL = Size(20, FEW)  # of whom two lie
 # Rules that are measured on small inputs: here, or only there beside others.
 SUBSETS = "minimum diameter", "SMEA"
 BESIDE = "nearest neighbors, trimmed mean", *SUBSETS
+SLOW = 150  # leaves, which take longest to compile and come last
 MANY = 128  # clients, of whom the time to compile is shown
 # Of more, float32 has too few digits for what is left of liars that far out.
 MOST = {"CAF": 128}
@@ -46,12 +47,15 @@ class Cell(NamedTuple):
 def main() -> None:
     chosen = _options()
     start = time.perf_counter()
-    path = chosen.out / f"{jax.default_backend()}.md"
+    path = chosen.out / f"{stem_of_device()}.md"
+    end = start + 60.0 * chosen.minutes
     with Report("Rules, float32", path) as report:
         for cell in cells(chosen):
-            for row in rows(cell):
+            for row in rows(cell, end):
                 print(_progress(row), flush=True)
                 report.keep(**row)
+        if wrong := [row for row in report.rows if "skipped" in row]:
+            report.say("\n" + "\n".join(f"- {_progress(row)}" for row in wrong))
         report.say(f"\n## On trees\n\n{on_trees(report.rows)}")
         report.say(f"\n## As clients and parameters grow\n\n{growth(report.rows)}")
         report.say(f"\nThis took {time.perf_counter() - start:.0f} seconds.")
@@ -65,35 +69,52 @@ def main() -> None:
 def cells(chosen: argparse.Namespace) -> Iterator[Cell]:
     n, d = chosen.base
     most = tuple(x for x in chosen.rules if x not in SUBSETS)
-    for leaves in chosen.leaves:
-        yield Cell("trees", Size(n, d), leaves, most)
+    trees = [Cell("trees", Size(n, d), leaves, most) for leaves in chosen.leaves]
+    yield from (x for x in trees if x.leaves < SLOW)
+    for size in chosen.more:
+        yield Cell("trees", size, 1, most)
     yield Cell("trees", SMALL, 1, tuple(x for x in chosen.rules if x in BESIDE))
+    growing = tuple(x for x in most if x in chosen.growing)
     for clients in chosen.clients:
-        rules = tuple(x for x in most if clients <= MOST.get(x, clients))
-        yield Cell("clients", Size(clients, FEW), 1, rules)
-    for parameters in sorted({*chosen.parameters, d}):
-        yield Cell("parameters", Size(n, parameters), 1, most)
+        rules = tuple(x for x in growing if clients <= MOST.get(x, clients))
+        yield Cell("clients", Size(clients, chosen.few), 1, rules)
+    for parameters in sorted({*chosen.parameters, d} if chosen.parameters else ()):
+        yield Cell("parameters", Size(n, parameters), 1, growing)
+    yield from (x for x in trees if x.leaves >= SLOW)
 
 
-def rows(cell: Cell) -> Iterator[Row]:
-    """A row a rule, checked and timed by the default way to sum."""
+def rows(cell: Cell, end: float = math.inf) -> Iterator[Row]:
+    """A row a rule, checked and timed by the default way to sum, until it is `end`.
+
+    What is wrong, or takes more memory than there is, is a row that says so.
+    """
+    if time.perf_counter() > end:
+        return
     workload = _prepare(cell.size, cell.rules)
     tree = as_tree(workload.stack, cell.leaves)
     for name in cell.rules:
+        if time.perf_counter() > end:
+            return
         where = {"part": cell.part, **cell.size._asdict(), "leaves": cell.leaves}
-        measured = measure(default_row(name), tree, workload)
-        assert isinstance(measured, Measured), measured
-        ratio, milliseconds, compiling, temporary = measured
-        yield where | {
-            "aggregator": name,
-            "x_read": ratio,
-            "milliseconds": milliseconds,
-            "compile_seconds": compiling,
-            "temporary_megabytes": temporary / 1e6,
-        }
+        try:
+            measured = measure(default_row(name), tree, workload)
+        except (AssertionError, jax.errors.JaxRuntimeError) as error:
+            measured = str(error).splitlines()[0]
+        yield where | {"aggregator": name} | _columns(measured)
 
 
-_prepare = functools.lru_cache(1)(prepare)
+def _columns(measured: Measured | str) -> Row:
+    if isinstance(measured, str):
+        return {"skipped": measured}
+    return {
+        "x_read": measured.ratio,
+        "milliseconds": measured.milliseconds,
+        "compile_seconds": measured.compile_seconds,
+        "temporary_megabytes": measured.temporary_bytes / 1e6,
+    }
+
+
+_prepare = functools.lru_cache(1)(prepare_sampled)
 
 
 def on_trees(rows: list[Row]) -> str:
@@ -104,7 +125,7 @@ def on_trees(rows: list[Row]) -> str:
         if x["part"] == "trees"
     }
     many = {
-        x["aggregator"]: x["compile_seconds"]
+        x["aggregator"]: x.get("compile_seconds")
         for x in rows
         if x["part"] == "clients" and x["clients"] == MANY
     }
@@ -144,6 +165,8 @@ def draw(rows: list[Row], path: Path) -> None:
     """
     panels = []
     for part, curves in _curves(rows).items():
+        if not curves:
+            continue
         steps = sorted({step for points in curves.values() for step in points})
         [fixed] = {
             x["parameters" if part == "clients" else "clients"]
@@ -163,7 +186,7 @@ def _curves(rows: Iterable[Row]) -> dict[str, dict[str, dict[int, float]]]:
     """Per part and rule its milliseconds at each step."""
     curves: dict[str, dict[str, dict[int, float]]] = {"clients": {}, "parameters": {}}
     for x in rows:
-        if x["part"] in curves:
+        if x["part"] in curves and "milliseconds" in x:
             curve = curves[x["part"]].setdefault(x["aggregator"], {})
             curve[x[x["part"]]] = x["milliseconds"]
     return curves
@@ -187,10 +210,13 @@ def _number(x: float | None) -> str:
 
 
 def _progress(row: Row) -> str:
-    return (
-        f"{row['clients']} x {row['parameters']:,}, {row['leaves']}, "
-        f"{row['aggregator']}: {row['x_read']:.1f} reads, "
-        f"{row['milliseconds']:.1f} ms, {row['compile_seconds']:.1f} s to compile"
+    size = f"{row['clients']} x {row['parameters']:,}, {row['leaves']}"
+    start = f"{size}, {row['aggregator']}: "
+    if "skipped" in row:
+        return start + row["skipped"]
+    return start + (
+        f"{row['x_read']:.1f} reads, {row['milliseconds']:.2f} ms, "
+        f"{row['compile_seconds']:.1f} s to compile"
     )
 
 
@@ -198,10 +224,16 @@ def _options() -> argparse.Namespace:
     parser = options.parser("rules")
     parser.add_argument("--base", type=options.size, default=BASE)
     parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES))
+    parser.add_argument("--more", nargs="*", type=options.size, default=[])
+    parser.add_argument(
+        "--growing", nargs="+", choices=list(RULES), default=list(RULES)
+    )
+    parser.add_argument("--few", type=int, default=FEW)
     parser.add_argument("--clients", nargs="*", type=int, default=CLIENTS)
     parser.add_argument("--parameters", nargs="*", type=int, default=PARAMETERS)
+    parser.add_argument("--minutes", type=float, default=15.0)
     chosen = parser.parse_args()
-    chosen.leaves = chosen.leaves or list(TREES)
+    chosen.leaves = sorted(chosen.leaves or TREES)
     chosen.out = chosen.out or options.RESULTS / "rules"
     return chosen
 

@@ -1,5 +1,6 @@
 """The benchmark of peers, with a peer made up here and without a network."""
 
+import argparse
 import importlib
 import re
 import sys
@@ -13,10 +14,17 @@ from benchmarks.contenders import CASES
 from benchmarks.inputs import Size
 from benchmarks.peers import __main__ as command
 from benchmarks.peers import preparing
-from benchmarks.peers.environments import PEERS, CannotRun, Peer, find_python
+from benchmarks.peers.environments import (
+    PEERS,
+    CannotRun,
+    Peer,
+    find_python,
+    versions,
+)
 from benchmarks.peers.rounds import Clients, Round, Update
 from benchmarks.peers.running import measure
 from benchmarks.peers.worker import EXPECTED
+from benchmarks.report import Report
 
 THIS_PYTHON = "{}.{}".format(*sys.version_info)
 SIZE = Size(8, 3000)
@@ -104,6 +112,18 @@ def test_the_table_has_the_rows_and_a_line_for_who_is_missing(
     assert re.search(r"^\| sum +\| Made up \| spoiling_sum +\| +[\d.]+ \|", kept, re.M)
     assert "| skipped: ValueError: wrong" in kept
     assert set(kept.splitlines()) <= set(capsys.readouterr().out.splitlines())
+
+
+def test_peers_that_are_here_run_in_this_environment():
+    peers = {"made up": made_up(Path("none.txt"))}
+    chosen, report = argparse.Namespace(peers=[*peers]), Report("Peers", None)
+
+    ready = preparing.prepare(peers, chosen, report, here=True)
+
+    assert ready == {"made up": Path(sys.executable)}
+    assert report.told == [
+        f"- Made up: {versions(peers['made up'], Path(sys.executable))}"
+    ]
 
 
 def test_a_python_that_is_not_there_is_said():

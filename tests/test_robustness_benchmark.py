@@ -4,6 +4,7 @@ import argparse
 import json
 import struct
 
+import jax
 import numpy as np
 import pytest
 
@@ -225,3 +226,15 @@ def test_a_mean_fails_on_the_way_on_which_a_rule_holds():
     assert {*wanted(grid)} == {x[:8] for x in runs}
     assert len(runs) == 4 * 2 and all(len(x.test) == 3 for x in runs)
     assert found["mean"] < 0.3 and found["trimmed mean"] > 0.9
+
+    # Side by side, each experiment's branches are all run, with the same keys.
+    jax.config.update("jax_debug_key_reuse", False)
+    try:
+        others = ours.runs(grid, digits, done[:1], together=2)
+        beside = [x for side_by_side in others for x in side_by_side]
+    finally:
+        jax.config.update("jax_debug_key_reuse", True)
+    alone = [run for run in runs if run.rule == "trimmed mean"]
+    assert [x[:8] for x in beside] == [x[:8] for x in alone]
+    got, expected = ([x.test[-1] for x in both] for both in (beside, alone))
+    np.testing.assert_allclose(got, expected, atol=0.02)

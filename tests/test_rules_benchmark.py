@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from benchmarks import reference_of_rules, rules
-from benchmarks.contenders import RULES
+from benchmarks.contenders import CASES, RULES
 from benchmarks.inputs import Size, make_stack
 from benchmarks.measuring import check
 from benchmarks.peers.worker import EXPECTED
+from benchmarks.sampling import sample
 from tests.rules import references
 
 N, F = 11, 1
@@ -86,6 +87,38 @@ def test_as_many_lie_as_hold_a_huge_entry():
         assert reference_of_rules.liars(clients) == np.sum(largest == 100.0)
 
 
+@pytest.mark.parametrize("name", [x for x in PAPERS if x not in rules.SUBSETS])
+def test_a_sample_has_what_all_columns_have(name):
+    stack = np.random.default_rng(1).normal(size=(16, 10_000))
+    stack[:2, 5000] = 100.0
+    weights, expected = 1.0 + np.arange(16) % 4, RULES[name].expected
+
+    some = sample(stack)
+
+    assert 3000 <= len(some.columns) < 4000 and 5000 in some.columns
+    np.testing.assert_allclose(
+        some.expected(expected, weights),
+        expected(stack, weights)[some.columns],
+        rtol=1e-7,
+        atol=1e-9,
+    )
+
+
+@pytest.mark.deep
+def test_a_row_that_is_wrong_says_so_and_one_too_late_is_not_there(monkeypatch):
+    wrong = CASES["median"]._replace(expected=lambda stack, weights: stack[0] + 1.0)
+    monkeypatch.setitem(CASES, "median", wrong)
+    rules._prepare.cache_clear()
+    cell = rules.Cell("clients", Size(16, 3001), 1, ("median", "trimmed mean"))
+
+    found = list(rules.rows(cell))
+
+    assert "off by" in found[0]["skipped"] and found[1]["milliseconds"] > 0.0
+    assert rules._progress(found[0]).startswith("16 x 3,001, 1, median: median, ")
+    assert rules._curves(found)["clients"].keys() == {"trimmed mean"}
+    assert list(rules.rows(cell, end=0.0)) == []
+
+
 def test_an_entry_that_float32_cannot_tell_may_be_anything_and_no_other():
     want = np.array([1.0, np.nan, 2.0])
 
@@ -118,7 +151,10 @@ def test_what_is_measured_are_trees_then_clients_then_parameters():
     chosen = argparse.Namespace(
         base=Size(64, 1000),
         rules=["median", "SMEA"],
-        leaves=[1, 150],
+        leaves=[1, 6, 150],
+        more=[Size(64, 9000)],
+        growing=["median", "SMEA"],
+        few=rules.FEW,
         clients=[8, 1000],
         parameters=[100],
     )
@@ -127,12 +163,14 @@ def test_what_is_measured_are_trees_then_clients_then_parameters():
 
     assert found == [
         ("trees", (64, 1000), 1, ("median",)),
-        ("trees", (64, 1000), 150, ("median",)),
+        ("trees", (64, 1000), 6, ("median",)),
+        ("trees", (64, 9000), 1, ("median",)),
         ("trees", rules.SMALL, 1, ("SMEA",)),
         ("clients", (8, rules.FEW), 1, ("median",)),
         ("clients", (1000, rules.FEW), 1, ("median",)),
         ("parameters", (64, 100), 1, ("median",)),
         ("parameters", (64, 1000), 1, ("median",)),
+        ("trees", (64, 1000), 150, ("median",)),
     ]
 
 

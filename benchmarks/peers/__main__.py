@@ -10,9 +10,9 @@ from benchmarks.contenders import CASES, RULES
 from benchmarks.inputs import TREES, Size
 from benchmarks.peers.environments import PEERS, CannotRun
 from benchmarks.peers.preparing import add_options, prepare
-from benchmarks.peers.running import Line, measure
+from benchmarks.peers.running import SETTINGS, Line, measure
 from benchmarks.peers.worker import EXPECTED
-from benchmarks.report import Report, count_leaves
+from benchmarks.report import Report, count_leaves, stem_of_device
 from benchmarks.throughput import SIZES
 
 _HEADER = (
@@ -24,9 +24,12 @@ _HEADER = (
 
 def main() -> None:
     chosen = _options()
-    title, path = "Peers in environments of their own, float32", chosen.out / "peers.md"
+    title, name = "Peers in environments of their own, float32", "peers"
+    if chosen.here:
+        title, name = "Peers on the same devices, float32", f"{stem_of_device()}-peers"
+    path = chosen.out / f"{name}.md"
     with Report(title, path) as report:
-        ready = prepare(PEERS, chosen, report)
+        ready = prepare(PEERS, chosen, report, chosen.here)
         start = time.perf_counter()
         lines = _measure(ready, chosen, report)
         for where in dict.fromkeys(line[:2] for line in lines):
@@ -42,13 +45,18 @@ def _measure(
     ready: dict[str, Path], chosen: argparse.Namespace, report: Report
 ) -> list[Line]:
     end = time.perf_counter() + 60.0 * chosen.minutes
+    settings = {} if chosen.here else SETTINGS
+    chosen.environments.mkdir(parents=True, exist_ok=True)
     lines = []
     for (key, python), (sizes, leaves, named) in itertools.product(
         ready.items(), chosen.inputs
     ):
         peer, log = PEERS[key], chosen.environments / f"{key}.log"
         try:
-            for line in measure(peer, python, sizes, leaves, named, end, log):
+            found = measure(
+                *(peer, python, sizes, leaves, named, end, log, settings, chosen.rules)
+            )
+            for line in found:
                 print(_progress(line), flush=True)
                 lines.append(line)
         except CannotRun as reason:
@@ -112,6 +120,11 @@ def _options() -> argparse.Namespace:
         "--aggregators", nargs="+", choices=list(EXPECTED), default=list(EXPECTED)
     )
     add_options(parser, PEERS, default=list(PEERS))
+    parser.add_argument(
+        "--here",
+        action="store_true",
+        help="run peers that are installed beside fedagg, on its devices",
+    )
     parser.add_argument(
         "--minutes", type=float, default=15.0, help="start no row after so long"
     )

@@ -4,6 +4,8 @@ Its functions take NumPy arrays and torch tensors, so there is a row for each. I
 no trees, so there are rows for one leaf only. `Clipping` and `ARC` write to what they
 are given.
 
+Beside a JAX on a GPU tensors are there too, and nothing is of NumPy.
+
 Rules that take all subsets of clients, and one that copies all values for each client,
 are there for small inputs only. CAF and SMEA start from a random direction, of which
 they make one step; what is compared is what they give where that is the dominant one,
@@ -14,9 +16,10 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
+import jax
 import numpy as np
 
 from benchmarks import reference_of_rules as rules
@@ -26,28 +29,70 @@ _SMALL = 5e6  # entries, of all clients
 _STEPS = 5  # of the geometric median from zero, enough for all digits compared
 
 
+class _Form(NamedTuple):
+    """NumPy's or PyTorch's arrays."""
+
+    name: str
+    random: Any  # draws by `random.randn`
+    array: Callable[[np.ndarray], Any]
+    copy: Callable[[Any], Any]
+    numpy: Callable[[Any], np.ndarray]
+    wait: Callable[[], None]  # until what was called is done
+
+
 def rounds(clients: Clients) -> Iterator[Round]:
     torch = importlib.import_module("torch")
     if len(clients.updates[0]) > 1:
         return
-    single = functools.partial(torch.tensor, dtype=torch.float32)
-    yield from _rounds("torch", torch, single(clients.stack), torch.clone, single)
-    yield from _rounds("NumPy", np.random, clients.stack, np.copy, np.asarray)
+    on_gpu = jax.default_backend() == "gpu"
+    device = "cuda" if on_gpu else "cpu"
+    array = functools.partial(torch.tensor, dtype=torch.float32, device=device)
+    wait = torch.cuda.synchronize if on_gpu else _go_on
+    back = torch.Tensor.cpu
+    yield from _rounds(
+        _Form("torch", torch, array, torch.clone, back, wait), clients.stack
+    )
+    if not on_gpu:
+        form = _Form("NumPy", np.random, np.asarray, np.copy, np.asarray, _go_on)
+        yield from _rounds(form, clients.stack)
 
 
-def _rounds(
-    form: str, random: Any, matrix: Any, copy: Callable, like: Callable
-) -> Iterator[Round]:
-    """In one of its forms, whose draws are by `random.randn`."""
+def _go_on() -> None:
+    """Of what is done when a call returns."""
+
+
+def _rounds(form: _Form, stack: np.ndarray) -> Iterator[Round]:
     byzfl = importlib.import_module("byzfl")
-    f = rules.liars(len(matrix))
+    matrix, f = form.array(stack), rules.liars(len(stack))
     clip, average, trim = byzfl.Clipping(c=1.0), byzfl.Average(), byzfl.TrMean(f)
 
     def after(mixing: Callable, rule: Callable) -> Callable:
         return lambda matrix: rule(mixing(matrix))
 
-    def of(aggregator: str, calls: str, run: Callable, **others: Any) -> Round:
-        return Round(aggregator, f"{calls} ({form})", run, matrix, **others)
+    def done(run: Callable) -> Callable:
+        def timed(matrix: Any) -> Any:
+            result = run(matrix)
+            form.wait()
+            return result
+
+        return timed
+
+    def of(
+        aggregator: str,
+        calls: str,
+        run: Callable,
+        compared: Callable | None = None,
+        **others: Any,
+    ) -> Round:
+        exact = compared or run
+        return Round(
+            aggregator,
+            f"{calls} ({form.name})",
+            done(run),
+            matrix,
+            compared=lambda matrix: form.numpy(exact(matrix)),
+            **others,
+        )
 
     def centered(radius: float) -> Callable:
         # It keeps its momentum, so that each round has one of its own.
@@ -57,12 +102,14 @@ def _rounds(
         rule = getattr(byzfl, name)(f)
 
         def exact(matrix: Any) -> Any:
-            with mock.patch.object(random, "randn", _dominant(like)):
+            with mock.patch.object(form.random, "randn", _dominant(form)):
                 return rule(matrix)
 
         return of(aggregator, name, rule, compared=exact)
 
-    yield of("clipped mean", "Clipping, Average", after(clip, average), copy=copy)
+    yield of(
+        "clipped mean", "Clipping, Average", after(clip, average), copy=done(form.copy)
+    )
     yield of("median", "Median", byzfl.Median())
     yield of("trimmed mean", "TrMean", trim)
     yield of("mean around median", "Meamed", byzfl.Meamed(f))
@@ -80,7 +127,7 @@ def _rounds(
         "adaptive clipping, trimmed mean",
         "ARC, TrMean",
         after(byzfl.ARC(f), trim),
-        copy=copy,
+        copy=done(form.copy),
     )
     yield of(
         "bucketing, centered clipping",
@@ -96,15 +143,15 @@ def _rounds(
     yield drawn("SMEA", "SMEA")
 
 
-def _dominant(like: Callable) -> Callable:
+def _dominant(form: _Form) -> Callable:
     """A draw that is the eigenvector of its caller's differences."""
 
     def draw(dimension: int, **device: Any) -> Any:
         there = sys._getframe(1).f_locals
-        away = np.asarray(there["diffs"], np.float64)
-        root = np.sqrt(np.asarray(there.get("c", np.ones(len(away))), np.float64))
-        scaled = root[:, None] * away
+        away = np.asarray(form.numpy(there["diffs"]), np.float64)
+        parts = form.numpy(there["c"]) if "c" in there else np.ones(len(away))
+        scaled = np.sqrt(np.asarray(parts, np.float64))[:, None] * away
         vector = np.linalg.eigh(scaled @ scaled.T)[1][:, -1] @ scaled
-        return like(vector)
+        return form.array(vector)
 
     return draw

@@ -1,6 +1,7 @@
 """Options that say which peers run, and the environments in which they do."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from benchmarks.peers.environments import (
@@ -28,15 +29,21 @@ def add_options(
 
 
 def prepare(
-    peers: dict[str, Peer], chosen: argparse.Namespace, report: Report
+    peers: dict[str, Peer],
+    chosen: argparse.Namespace,
+    report: Report,
+    here: bool = False,
 ) -> dict[str, Path]:
-    """Per peer that can run, the interpreter of its environment."""
+    """Per peer that can run, the interpreter of its environment, or this one `here`."""
     ready = {}
     for key in chosen.peers:
         peer = peers[key]
         try:
-            python = find_python(peer, chosen.python)
-            ready[key] = make_environment(peer, python, chosen.environments / key)
+            if here:
+                ready[key] = Path(sys.executable)
+            else:
+                python = find_python(peer, chosen.python)
+                ready[key] = make_environment(peer, python, chosen.environments / key)
             report.say(f"- {peer.name}: {versions(peer, ready[key])}")
         except CannotRun as reason:
             report.say(f"- {peer.name}: skipped, {reason}")

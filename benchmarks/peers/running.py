@@ -50,8 +50,12 @@ def measure(
     aggregators: list[str],
     end: float,
     log: Path,
+    settings: dict[str, str] = SETTINGS,
+    sampled: bool = False,
 ) -> Iterator[Line]:
     """The peer's lines as they come, until the clock is at `end`.
+
+    Of rules it is enough to compare a sample of the columns.
 
     Raises:
         CannotRun: if the worker fails; what it said is in `log`.
@@ -62,8 +66,9 @@ def measure(
         *(python, "-m", "benchmarks.peers.worker", peer.module),
         *("--sizes", *texts, "--leaves", *map(str, leaves), "--seconds", str(seconds)),
         *("--aggregators", *aggregators),
+        *(["--sampled"] if sampled else []),
     ]
-    for row in rows_of(command, log, seconds + _GRACE_SECONDS, SETTINGS):
+    for row in rows_of(command, log, seconds + _GRACE_SECONDS, settings):
         yield _line(peer, row)
 
 

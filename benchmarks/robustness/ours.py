@@ -28,6 +28,8 @@ from fedagg import attacks
 PyTree = Any
 Cell = tuple[str, str, int]  # rule, mixer, liars: a program
 _WIDTH = 100  # of the hidden layer
+# Experiments side by side, but on a CPU: a step of one is too little work for a launch.
+_TOGETHER = 64
 _MEAN, _DEVIATION = 0.1307, 0.3081  # of MNIST's pixels
 
 # Another rule is one more line here, and one in `byzfl.py`.
@@ -73,12 +75,18 @@ class Examples(NamedTuple):
 
 
 def runs(
-    grid: Grid, digits: Digits, done: Collection[Cell] = ()
+    grid: Grid,
+    digits: Digits,
+    done: Collection[Cell] = (),
+    together: int | None = None,
 ) -> Iterator[list[Run]]:
     """The runs of each cell that is not done, as they come.
 
-    As many programs run at a time as there are cores.
+    As many programs run at a time as there are cores, and in each so many experiments
+    `together`; if it is None, one on a CPU, 64 elsewhere.
     """
+    if together is None and jax.default_backend() != "cpu":
+        together = _TOGETHER
     axes = [range(len(grid.attacks)), range(len(grid.similarities)), range(grid.seeds)]
     crossed = [*itertools.product(*axes, grid.rates, grid.momenta)]
     settings = Setting(*(jnp.asarray(x) for x in zip(*crossed, strict=True)))
@@ -91,7 +99,7 @@ def runs(
     held = jnp.asarray([[validation for _, validation in x] for x in splits])
 
     def run_all(cell: Cell) -> list[Run]:
-        program = _program(*cell, grid)
+        program = _program(*cell, grid, together)
         found = jax.device_get(program(settings, train, test, owned, held))
         return [
             _run(grid, cell, setting, *accuracies)
@@ -118,8 +126,13 @@ def _run(
     return Run(rule, mixer, *where, rate, momentum, seed, *ends)
 
 
-def _program(rule: str, mixer: str, liars: int, grid: Grid) -> Callable:
-    """A function of settings `[e]` and data to accuracies `[e, looks]`, twice."""
+def _program(
+    rule: str, mixer: str, liars: int, grid: Grid, together: int | None
+) -> Callable:
+    """A function of settings `[e]` and data to accuracies `[e, looks]`, twice.
+
+    So many settings run side by side, or one after the other.
+    """
     ruled = MIXERS[mixer](liars, RULES[rule](liars))
     aggregator = fedagg.combining(ruled)
     branches = [_attack(name, ruled, liars) for name in grid.attacks]
@@ -163,7 +176,7 @@ def _program(rule: str, mixer: str, liars: int, grid: Grid) -> Callable:
     @jax.jit
     def program(settings, train, test, owned, held):
         one = functools.partial(experiment, train, test, owned, held)
-        return jax.lax.map(one, settings)
+        return jax.lax.map(one, settings, batch_size=together)
 
     return program
 

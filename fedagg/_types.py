@@ -17,9 +17,8 @@ WithMetrics = Callable[[PyTree, dict[str, Any]], tuple[PyTree, dict[str, Any]]]
 class Update(NamedTuple):
     """What one client contributes.
 
-    A client of weight zero is absent, and so is one whose weight is negative, infinite
-    or not a number. Stacked over clients, every leaf of `value` has a leading axis
-    `[n, ...]` and `weight` is `[n]`.
+    A client whose weight is zero, negative, infinite or NaN is absent. Stacked over
+    clients, every leaf of `value` is `[n, ...]`, and `weight` is `[n]`.
     """
 
     value: PyTree  # like the template given to `init`
@@ -48,6 +47,7 @@ class Traits(NamedTuple):
         varies: it sends a value in other coordinates every round, as turned ones.
         is_secret: the server learns the sum of its values, and of no client the value.
         is_private: noise hides what one client adds to the sum of its values.
+        wraps: it sends integers that wrap around, of which only the sum has a meaning.
         is_bound: it bounds a client's value, by a norm, say.
         weighs: it multiplies a client's value by the client's weight.
         divides: it divides the sum by the clients' own weights, or by their number.
@@ -70,6 +70,7 @@ class Traits(NamedTuple):
     varies: bool = False
     is_secret: bool = False
     is_private: bool = False
+    wraps: bool = False
     is_bound: bool = False
     weighs: bool = False
     divides: bool = False
@@ -223,8 +224,7 @@ class Rule(NamedTuple):
                 at = jnp.argmax(updates.weight)
                 is_anyone = updates.weight[at] > 0.0
                 value = jax.tree.map(
-                    lambda x: jnp.where(is_anyone, x[at], jnp.zeros_like(x[at])),
-                    updates.value,
+                    lambda x: jnp.where(is_anyone, x[at], 0), updates.value
                 )
                 return Output(state, value, {"heaviest/weight": updates.weight[at]})
 

@@ -31,7 +31,8 @@ def discretization(
     secure aggregation; the server multiplies by the step. A client with an entry of
     2**30 steps or more, or a NaN, is set to zero as a whole. Where the largest entries
     of all clients together reach 2**30 steps, an int32 may be about to wrap around, and
-    the value is NaN throughout: take a larger step, or clip before.
+    the value is NaN throughout: take a larger step, or clip before. Before a rule,
+    which sums no integers, it is not.
 
     Reports `{name}/count` `[]`, the number of clients set to zero.
 
@@ -77,8 +78,13 @@ def discretization(
     def server(total: PyTree, note: DiscretizationNote, key: jax.Array | None):
         del key
         whole = jnp.where(note.largest < _MOST, 1.0, jnp.nan)
-        value = jax.tree.map(lambda x: x.astype(jnp.float32) * (step * whole), total)
-        return value, {f"{name}/count": note.count}
+
+        def in_steps(x: jax.Array) -> jax.Array:
+            # What a rule makes of clients is no sum, comes in floats and wraps nowhere.
+            is_sum = jnp.issubdtype(x.dtype, jnp.integer)
+            return x.astype(jnp.float32) * (step * whole if is_sum else step)
+
+        return jax.tree.map(in_steps, total), {f"{name}/count": note.count}
 
     traits = Traits(name, tells=True, refused=lambda note: note.count > 0.0)
     return Stage.stateless(client, server, traits)

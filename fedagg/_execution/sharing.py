@@ -67,8 +67,9 @@ def shared_out(
 
 
 def _padded(x: jax.Array, axis: str) -> jax.Array:
-    """Coordinates filled up with zeros, for as many on each device."""
-    missing = -x.shape[-1] % jax.lax.axis_size(axis)
+    """Coordinates filled up with zeros, for as many on each device, one or more."""
+    devices = jax.lax.axis_size(axis)
+    missing = -x.shape[-1] % devices if x.shape[-1] else devices
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
 
 

@@ -42,6 +42,14 @@ def combining(
     notes are summed. The `add` of its steps puts values after one another, in memory
     for all clients.
 
+    | after | the rule sees of a client |
+    | --- | --- |
+    | `zeroing` | zeros that count; with `keep_weight=False` nobody |
+    | `quantization`, `top_k`, what codes | what is decoded, zero where nothing is sent |
+    | `rotation`, `random_k`, `eden`, `drive` | other coordinates, the same of all |
+    | `discretization` | whole steps, of which a `radius` is then one |
+    | `grouped`, of a part that set it aside | zeros that count |
+
     With `across(mesh)`, each device runs the stages of its own clients, and then the
     rule on its own coordinates of all clients: values go once from device to device,
     and none of them ever has more than its share. Norms and distances are sums over the
@@ -57,11 +65,12 @@ def combining(
     Raises:
         TypeError: if the rule, a stage or the way to sum is of another type.
         ValueError: if stages are in an order that `chain` refuses, or one of them is
-            made for a sum: a secure one, noise for privacy, `mean`, whose place the
-            rule takes; if a rule has no `combine_share` for `across`; in `init`, for a
-            rule that keeps a value, as `centered_clipping` does, after a stage whose
-            coordinates are others every round: `rotation`, `random_k`, `eden`, `drive`;
-            in `next`, as `aggregator` does.
+            made for a sum: a secure one, noise for privacy, `modular_clipping`, and
+            `mean`, whose place the rule takes; if a rule has no `combine_share` for
+            `across`; in `init`, for a rule that keeps a value, as `centered_clipping`
+            does, after a stage whose coordinates are others every round: `rotation`,
+            `random_k`, `eden`, `drive`; there also, where some leaves come in whole
+            steps and others do not; in `next`, as `aggregator` does.
     """
     check_kind(Rule, rule=rule)
     whole = chain(*stages)
@@ -77,9 +86,9 @@ def combining(
         seen = template
         if stages:  # which may change shapes
             message = message_of(shown, template)
-            seen = jax.eval_shape(
-                lambda x: floats_of(receive(x)[1].value, template), message
-            )
+            sent = jax.eval_shape(lambda x: receive(x)[1].value, message)
+            seen = jax.eval_shape(lambda x: floats_of(x, template), sent)
+            _check_units(sent, seen)
         kept = rule.init(seen)
         _check_kept(rule, kept, stages)
         return Remembered.of(template, (whole.init(template), kept))
@@ -123,6 +132,9 @@ def combining(
         stage_key, rule_key = split_key(key, 2)
         like = Remembered.template_of(state) if like is None else like
         stacked = stacked._replace(value=floats_of(stacked.value, like))
+        # Rules find entries again by comparing them. Without a barrier XLA works values
+        # out anew for each reading of them, and may round them otherwise.
+        stacked = jax.lax.optimization_barrier(stacked)
         combined = by(state[1], stacked, rule_key)
         total = total._replace(value=combined.value)
         output = server_step(whole, state[0], total, stage_key, like)
@@ -154,6 +166,23 @@ def combining(
     )
 
 
+def _check_units(sent: PyTree, seen: PyTree) -> None:
+    """Raises a ValueError if some leaves come in whole steps and others do not."""
+    leaves = pytree.leaves_with_names(sent)
+    stepped = [
+        name
+        for (name, x), (_, y) in zip(
+            leaves, pytree.leaves_with_names(seen), strict=True
+        )
+        if x.dtype != y.dtype
+    ]
+    if 0 < len(stepped) < len(leaves):
+        raise ValueError(
+            f"a rule takes all leaves for one vector, and {stepped[0]} comes in whole "
+            "steps beside others that do not: round all of them, or none."
+        )
+
+
 def _check_kept(rule: Rule, kept: PyTree, stages: tuple[Stage, ...]) -> None:
     """Raises a ValueError for what a rule keeps, where next round it means another."""
     names = [stage.traits.name for stage in stages if stage.traits.varies]
@@ -178,8 +207,13 @@ def _check_stage(stage: Stage) -> None:
             f"noise for privacy is made for a sum: {traits.name} does not go with a "
             "rule."
         )
-    if traits.divides:
+    if traits.wraps:
         raise ValueError(
-            f"{traits.name}() does not go with a rule, which takes its place. Leave "
-            f"{traits.name}() out."
+            "integers that wrap around are made for a sum, and of one client they mean "
+            f"nothing: {traits.name} does not go with a rule. Leave it out."
+        )
+    if traits.weighs or traits.divides:
+        raise ValueError(
+            f"{traits.name} multiplies by clients' weights, or divides by their sum, "
+            "and a rule takes the place of both. Leave out of it what does: mean()."
         )

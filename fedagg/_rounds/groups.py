@@ -65,7 +65,8 @@ def grouped(groups: Mapping[str, Stage | None], labels: Any = None) -> Stage:
     | of a group | |
     | --- | --- |
     | `mean` in it, `gaussian_noise` | divides this part; else it is a sum |
-    | a client that it sets aside | is absent in it, and stays in the others |
+    | a client that it sets aside | is absent in it, and stays in the others; before a |
+    | | rule its part is zeros, which count |
     | its key | is its own, so that noise is independent |
     | its metrics | come as `{group}/{metric}` |
     | None in place of a stage | is left out: not sent, zero in every sum and mean |

@@ -129,6 +129,7 @@ def traits_of_chain(stages: Sequence[Stage]) -> Traits:
         varies=any(x.varies for x in all_traits),
         is_secret=any(x.is_secret for x in all_traits),
         is_private=any(x.is_private for x in all_traits),
+        wraps=any(x.wraps for x in all_traits),
         is_bound=any(x.is_bound for x in all_traits),
         weighs=any(x.weighs for x in all_traits),
         divides=any(x.divides for x in all_traits),

@@ -161,11 +161,14 @@ def centered_clipping(radius: float, *, iterations: int = 1) -> Rule:
             ]
 
         center = layout.vectors(share.cut(state.value))
+        # Clients may send floats of more bits than the template has, or of fewer.
+        wide = [jax.eval_shape(pytree.wide, x).dtype for x in matrices]
+        center = [x.astype(dtype) for x, dtype in zip(center, wide, strict=True)]
         for _ in range(iterations):
             center = moved(center)
         value = layout.tree(center)
         somebody = jnp.any(present)
-        kept = ClippingCenter(share.join(value))
+        kept = ClippingCenter(pytree.cast_like(share.join(value), state.value))
         return Output(kept, pytree.keep(somebody, value), {})
 
     return rule_of_shares(init, combine)

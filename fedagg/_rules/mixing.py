@@ -1,5 +1,8 @@
 """What brings clients closer to each other before a rule: a rule made of a rule."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -11,7 +14,7 @@ from fedagg._trees.kinds import check_kind
 from fedagg._trees.matrix import Layout
 from fedagg._trees.shares import Share, mixed_before
 from fedagg._trees.weights import in_units, is_present
-from fedagg._types import Rule, Update
+from fedagg._types import Output, PyTree, Rule, Update
 
 
 @prints_as_its_call
@@ -105,7 +108,7 @@ def bucketing(size: int, rule: Rule) -> Rule:
         weight = jnp.sum(jnp.where(filled, weight, 0.0), axis=1)
         return Update(layout.tree(columns), weight), rule_key
 
-    return mixed_before(rule, mix)
+    return mixed_before(_of_buckets(size, rule), mix)
 
 
 @prints_as_its_call
@@ -149,6 +152,27 @@ def adaptive_robust_clipping(f: int, rule: Rule) -> Rule:
         return updates._replace(value=value), key
 
     return mixed_before(rule, mix)
+
+
+def _of_buckets(size: int, rule: Rule) -> Rule:
+    """The rule, whose errors say that what it counts are buckets."""
+
+    def of(combine: Callable[..., Output]) -> Callable[..., Output]:
+        def of_buckets(state: PyTree, updates: Update, *more: Any) -> Output:
+            try:
+                return combine(state, updates, *more)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error} These are the buckets of bucketing({size}, {rule})."
+                ) from None
+
+        return of_buckets
+
+    of_share = rule.combine_share
+    return rule._replace(
+        combine=of(rule.combine),
+        combine_share=None if of_share is None else of(of_share),
+    )
 
 
 def _dealt(key: jax.Array, present: jax.Array) -> jax.Array:

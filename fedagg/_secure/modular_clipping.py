@@ -73,4 +73,4 @@ def modular_clipping(
         stddev = jnp.sqrt(-2.0 * jnp.log(jnp.minimum(length, 1.0))) / angle
         return total, {f"{name}/estimated_stddev": stddev}
 
-    return Stage.stateless(client, server, Traits(name))
+    return Stage.stateless(client, server, Traits(name, wraps=True))

@@ -82,7 +82,7 @@ def federated_evaluation(
         metrics: pairs `(sums, finalize)` by their names. `sums(outputs, targets)` are
             numbers of each example, a tree of arrays `[b, ...]`, and `finalize(sums)`
             is a number, or an array, of their sum. `fedagg.metrics` has some.
-        aggregator: what sums, `aggregator()`. None that bounds clients without noise.
+        aggregator: what sums, `aggregator()`: no rule, no bound without noise.
         after: client work, that a client's model is trained by before it is evaluated
             again. A `RememberingWork` is given the server's model and the memory, other
             work the client's model.
@@ -96,9 +96,9 @@ def federated_evaluation(
     Raises:
         TypeError: if an argument is of another type; in `init` and `next`, for client
             data of another kind.
-        ValueError: if a number is out of range, clients are bounded, bins do not rise
-            or are of no metric; if work that remembers comes without `personal`; in
-            `next`, for sums that are not of each example.
+        ValueError: if a number is out of range, clients are bounded or combined by a
+            rule, bins do not rise or are of no metric; if work that remembers comes
+            without `personal`; in `next`, for sums that are not of each example.
 
     Reference: Wang et al., "Federated Evaluation of On-device Personalization", 2019,
         section 3; Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018.
@@ -115,6 +115,8 @@ def federated_evaluation(
             "after: work that remembers needs personal=, a client's model by its "
             "memory: lambda variables, memory: variables, if it is the server's."
         )
+    if aggregator.rule:
+        raise ValueError(f"aggregator: {aggregator} makes no sum: take aggregator().")
     traits = Traits() if aggregator.stage is None else aggregator.stage.traits
     if traits.is_bound and not traits.is_private:
         raise ValueError(
@@ -216,9 +218,8 @@ def federated_evaluation(
         )
 
     def server(state: EvaluationState, total: PyTree, key: Any = None) -> Output:
-        return finish(
-            state, aggregator.steps.server(state.aggregator, total, key), None
-        )
+        output = aggregator.steps.server(state.aggregator, total, key)
+        return finish(state, output, None)
 
     steps = Steps(broadcast, client, aggregator.steps.add, server)
     return aggregator._replace(init=init, next=next, steps=steps)

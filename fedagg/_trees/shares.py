@@ -45,8 +45,13 @@ def mixed_before(
 ) -> Rule:
     """A rule of what `mix` makes of the clients, and of the key that it leaves."""
 
+    def mixed(updates: Update, key: jax.Array | None, share: Share):
+        updates, key = mix(updates, key, share)
+        # As in `combining`: the same bits, wherever the rule reads them.
+        return jax.lax.optimization_barrier(updates), key
+
     def combine(state: PyTree, updates: Update, key: jax.Array | None) -> Output:
-        return rule.combine(state, *mix(updates, key, WHOLE))
+        return rule.combine(state, *mixed(updates, key, WHOLE))
 
     of_share = rule.combine_share
     if of_share is None:
@@ -55,6 +60,6 @@ def mixed_before(
     def combine_share(
         state: PyTree, updates: Update, key: jax.Array | None, share: Share
     ) -> Output:
-        return of_share(state, *mix(updates, key, share), share)
+        return of_share(state, *mixed(updates, key, share), share)
 
     return Rule(rule.init, combine, combine_share=combine_share)

@@ -9,6 +9,7 @@ import optax
 import fedagg
 from fedagg.algorithms._parts import (
     check_population,
+    check_sums,
     counted_training,
     loss_at,
     two_keys,
@@ -42,21 +43,23 @@ def ifca(
     Args:
         loss: as `local_training` takes it.
         optimizer: of clients.
-        aggregator: any. Weights are the numbers of examples.
+        aggregator: any but one of a rule, for which those who did not choose a model
+            would have sent zeros. Weights are the numbers of examples.
         models: how many, k in the paper.
         server_optimizer: from Optax. None is `optax.sgd(1.0)`. One with momentum moves
             models that nobody chose, too.
         **options: of `local_training`: `batch_size`, `epochs` and others.
 
     Raises:
-        ValueError: if `models` is no positive integer; in `init` and `next`, for models
-            that are not so many.
+        ValueError: if `models` is no positive integer, or for an aggregator of a rule;
+            in `init` and `next`, for models that are not so many.
         TypeError: if an argument is of another type.
 
     Reference: Ghosh et al., "An Efficient Framework for Clustered Federated Learning",
         2020, algorithm 1, model averaging.
     """
     check_population(models, "models")
+    check_sums(aggregator, "ifca")
     server = fedagg.ServerStep.of(server_optimizer or optax.sgd(1.0))
     train = counted_training(loss, optimizer, **options)
 

@@ -140,6 +140,16 @@ def weight_metric(aggregator: Any, algorithm: str) -> str:
     return stage.traits.weight
 
 
+def check_sums(aggregator: Any, algorithm: str) -> None:
+    """Raises a ValueError if a rule combines the clients, and not a sum."""
+    _stage_of(aggregator)  # for its error
+    if aggregator.rule:
+        raise ValueError(
+            f"{algorithm} divides sums by how many clients are in them, and "
+            f"{aggregator} takes none: give an aggregator of stages, with mean()."
+        )
+
+
 def check_weighs(aggregator: Any, algorithm: str) -> None:
     """Raises a ValueError if the aggregator does not take the weights of clients."""
     stage = _stage_of(aggregator)

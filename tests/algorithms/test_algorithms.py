@@ -204,6 +204,7 @@ def by_a_rule():
         ("agnostic", noised, "agnostic weighs clients by what they computed"),
         ("q_fedavg", noised, "q_fedavg weighs clients by what they computed"),
         ("agnostic", by_a_rule, "agnostic weighs clients by what they computed"),
+        ("ifca", by_a_rule, r"ifca divides sums .* combining\(median\(\)\) takes none"),
     ],
 )
 def test_what_would_be_wrong_is_refused_by_name(name, make, said):
@@ -211,7 +212,7 @@ def test_what_would_be_wrong_is_refused_by_name(name, make, said):
         training_of(CASES[name], make())
 
 
-OTHERS = sorted({*CASES} - COUNTING)
+OTHERS = sorted({*CASES} - COUNTING - {"ifca"})
 
 
 @pytest.mark.deep

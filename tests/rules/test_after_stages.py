@@ -25,6 +25,16 @@ def vector(value: dict[str, jax.Array]) -> np.ndarray:
     return np.concatenate([np.asarray(value["a"])[None], np.asarray(value["b"])])
 
 
+def weighing() -> fedagg.Stage:
+    """A user's own stage that multiplies a value by its weight, and divides nothing."""
+
+    def client(update: fedagg.Update, key: jax.Array | None):
+        value = jax.tree.map(lambda x: x * update.weight, update.value)
+        return update._replace(value=value), ()
+
+    return fedagg.Stage.stateless(client, traits=fedagg.Traits("weighing", weighs=True))
+
+
 def test_centered_clipping_after_a_stage_starts_where_the_last_round_ended():
     rule = fedagg.centered_clipping(0.7, iterations=2)
     aggregator = fedagg.combining(rule, fedagg.top_k(1.0))  # as one vector
@@ -115,3 +125,71 @@ def test_integers_of_clients_themselves_stay_refused():
 
     with pytest.raises(TypeError, match=r"median takes leaves of a float.*\['n'\]"):
         aggregator.next(aggregator.init(jax.tree.map(lambda x: x[0], values)), values)
+
+
+@pytest.mark.parametrize(
+    "large", [[5e6, -5e6, 4e6], [1.07e7, 1e5, 1.0]], ids=["three", "one"]
+)
+def test_large_clients_before_a_rule_do_not_spoil_a_sum_that_is_not_made(large):
+    # In steps, their sizes add up to more than an int32 holds.
+    aggregator = fedagg.combining(
+        fedagg.median(), fedagg.discretization(0.01, stochastic=False)
+    )
+    x = jnp.asarray([*large, 1.0, 2.0, 3.0, 4.0])
+
+    value = jit(aggregator.next)(aggregator.init(x[0]), x).value
+
+    assert_close(value, np.median(np.asarray(x, np.float64)))
+
+
+@pytest.mark.parametrize(
+    "stages, said",
+    [
+        (
+            (
+                fedagg.discretization(1.0, stochastic=False),
+                fedagg.modular_clipping(0, 8),
+            ),
+            "integers that wrap around .* modular does not go with a rule",
+        ),
+        (
+            (fedagg.chain(fedagg.clipping(1.0), fedagg.mean()),),
+            r"chain\(clipping, mean\) multiplies by clients' weights, or divides",
+        ),
+        (
+            (fedagg.grouped({"*": fedagg.mean(weighted=False)}),),
+            r"Leave out of it what does: mean\(\)",
+        ),
+        (
+            (weighing(),),
+            "weighing multiplies by clients' weights",
+        ),
+        (
+            (fedagg.gaussian_noise(1.0, 1.0, 10.0),),
+            "noise for privacy .* gaussian_noise does not go with a rule",
+        ),
+        (
+            (fedagg.secure_sum(fedagg.clipping(1.0), 1.0, largest_cohort=9),),
+            "a secure sum shows none: secure_sum does not go with a rule",
+        ),
+    ],
+    ids=["modular", "chain", "grouped", "weighing", "noise", "secure"],
+)
+def test_what_is_made_for_a_sum_is_refused_before_a_rule(stages, said):
+    with pytest.raises(ValueError, match=said):
+        fedagg.combining(fedagg.median(), *stages)
+
+
+def test_groups_of_which_some_come_in_steps_are_refused_before_a_rule():
+    rounded = fedagg.discretization(0.01, stochastic=False)
+    some = fedagg.grouped({"a": fedagg.clipping(1.0), "*": rounded})
+    every = fedagg.grouped({"*": rounded})
+
+    with pytest.raises(ValueError, match=r"\['\*'\]\['b'\] comes in whole steps"):
+        fedagg.combining(fedagg.krum(1), some).init(tree(clients(0)[0]))
+
+    aggregator = fedagg.combining(fedagg.krum(1), every)
+    x = clients(5)
+    value = jit(aggregator.next)(aggregator.init(tree(x[0])), tree(x)).value
+    exact = np.round(x.astype(np.float64) / 0.01) * 0.01
+    assert_close(vector(value), references.krum(exact, 1), rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Rules of trees with several leaves, as programs."""
+"""Rules of several leaves, as programs; leaves of other dtypes, and empty ones."""
 
 import re
 
@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 import fedagg
+from tests.compiling import jit
+from tests.helpers import first_now, mesh_of
+from tests.rules import references
 
 RULES = {
     "median": fedagg.median(),
@@ -58,3 +61,35 @@ def test_a_loop_over_large_blocks_is_not_made_one_kernel_of_a_cpu(name):
         for shape in re.findall(r"\[([\d,]+)\]", call.split(" call(")[0])
     ]
     assert max(sizes, default=0) < 10_000
+
+
+@pytest.mark.parametrize("name", ["float32", "float16"])
+def test_centered_clipping_keeps_its_dtype_for_clients_of_wider_floats(name):
+    x = np.random.default_rng(7).normal(size=(5, 3))
+    with jax.enable_x64(True):
+        aggregator = fedagg.combining(fedagg.centered_clipping(0.5))
+        state = aggregator.init(jnp.zeros(3, name))
+
+        output = aggregator.next(state, jnp.asarray(x))
+
+        kept = jax.tree.map(lambda x: x.dtype, output.state)
+        assert kept == jax.tree.map(lambda x: x.dtype, state)
+        assert output.value.dtype == jnp.float64
+        expected = references.centered_clipping(x, np.zeros(3), 0.5, 1)
+        np.testing.assert_allclose(output.value, expected, rtol=1e-12)
+
+
+@first_now("rule", [fedagg.median(), fedagg.krum(1), fedagg.centered_clipping(9.0)])
+def test_leaves_without_entries_come_back_from_devices_too(rule):
+    values = {"none": jnp.zeros((5, 0), jnp.float16), "x": jnp.arange(5.0)}
+    nothing = {"none": values["none"]}
+    for value in (values, nothing):
+        aggregator = fedagg.combining(rule, sum_over=fedagg.across(mesh_of(4)))
+        plain = fedagg.combining(rule)
+        state = aggregator.init(jax.tree.map(lambda x: x[0], value))
+
+        got = jit(aggregator.next)(state, value).value
+
+        assert got["none"].shape == (0,) and got["none"].dtype == jnp.float16
+        if "x" in value:
+            np.testing.assert_allclose(got["x"], plain.next(state, value).value["x"])

@@ -176,6 +176,13 @@ def test_too_many_liars_are_refused_while_tracing(name):
         combined(RULES[name][0](4), clients(8))
 
 
+def test_too_many_liars_for_the_buckets_are_refused_as_such():
+    rule = fedagg.bucketing(2, fedagg.krum(2))
+
+    with pytest.raises(ValueError, match=r"got 4. These are the buckets of bucketing"):
+        combined(rule, clients(8), key=jax.random.key(0))
+
+
 @pytest.mark.parametrize("f", [-1, 1.5, "1", True, None])
 @pytest.mark.parametrize(
     "make",

@@ -401,6 +401,11 @@ REFUSED = {
         "bins: expected edges",
     ),
     "percentiles": (lambda: make(percentiles=(101,)), ValueError, "percentiles"),
+    "a rule": (
+        lambda: make(aggregator=fedagg.combining(fedagg.median())),
+        ValueError,
+        r"aggregator: combining\(median\(\)\) makes no sum: take aggregator\(\)",
+    ),
     "memories": (
         lambda: make(after=remembering),
         ValueError,

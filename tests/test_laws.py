@@ -264,6 +264,7 @@ RULES: dict[str, tuple[tuple[fedagg.Stage, ...], fedagg.Rule]] = {
     "smea": ((), fedagg.smea(2)),
     "caf": ((), fedagg.caf(2)),
     "geometric_median": ((), fedagg.geometric_median()),
+    "geometric_median_unweighted": ((), fedagg.geometric_median(weighted=False)),
     "centered_clipping": ((), fedagg.centered_clipping(0.5, iterations=2)),
     "nearest_neighbor_mixing": (
         (),
@@ -344,6 +345,7 @@ KIN = {
     *("discrete_gaussian_noise", "tree_noise_of_a_learnt_clip"),
     *("robust_unweighted", "robust_without_zeroing", "robust_without_clipping"),
     *("median_after_stages", "median_weighted", "trimmed_mean_weighted"),
+    "geometric_median_unweighted",
 }
 
 ALL = (*STAGES, *RULES, *RECIPES)
@@ -402,7 +404,7 @@ def build(name: str, sum_over: Any = None) -> fedagg.Aggregator:
         return RECIPES[name](sum_over=sum_over)
     if name in RULES:
         stages, rule = RULES[name]
-        return fedagg.combining(rule, *stages)
+        return fedagg.combining(rule, *stages, sum_over=sum_over)
     return fedagg.aggregator(*STAGES[name], sum_over=sum_over)
 
 
@@ -460,6 +462,35 @@ def test_an_absent_client_changes_nothing_whatever_it_holds(name):
         compare(output, clean)
 
 
+@examples_now_and_all_but_kin_later
+def test_no_weights_are_weights_of_one(name):
+    updates = make_updates()
+    aggregator = compiled(name)
+    state = aggregator.init(TEMPLATE)
+
+    without = aggregator.next(state, updates.value, None, KEY)
+
+    assert_same_round(without, aggregator.next(state, updates.value, jnp.ones(N), KEY))
+
+
+@over(RULES, EXAMPLES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_rule_of_half_precision_is_that_of_the_same_numbers(name, dtype):
+    updates = with_absent(make_updates(), math.nan, [3])
+    half = jax.tree.map(lambda x: x.astype(dtype), updates.value)
+    same = jax.tree.map(lambda x: x.astype(jnp.float32), half)
+
+    expected = one_round(name, updates._replace(value=same))
+    aggregator = compiled(name)
+    state = aggregator.init(take(half, 0))
+    got = aggregator.next(state, half, updates.weight, KEY)
+
+    assert avals(got.value) == avals(take(half, 0))
+    rounding = float(jnp.finfo(dtype).eps)
+    assert_close(got.value, expected.value, rtol=rounding)
+    assert_close(got.metrics, expected.metrics)
+
+
 @over(x for x in ALL if x not in DRAWS_FOR_CLIENTS)
 def test_the_order_of_clients_does_not_matter(name):
     updates = with_absent(make_updates(), math.nan, [0, 5])
@@ -471,7 +502,7 @@ def test_the_order_of_clients_does_not_matter(name):
     assert_same_round(permuted, straight)
 
 
-@over([*STAGES, *RECIPES], EXAMPLES)
+@over(ALL, EXAMPLES)
 @first_now("way", [x for x in WAYS if x != "at_once"], quick=2)
 def test_every_way_to_sum_gives_the_same(name, way):
     # The last row is the one that chunks and devices fill up with.
@@ -508,7 +539,7 @@ def test_integers_and_draws_sum_to_the_same_bits_in_every_way(way, stages):
 @everything
 def test_a_round_is_the_same_with_full_optimization(name):
     updates = with_absent(make_updates(), math.nan, [0, 4])
-    if name in RULES:  # which have one way only
+    if name in RULES:  # whose values are compared as they are in one way
         aggregator = build(name)
         state, key = aggregator.init(TEMPLATE), jax.random.key(KEY)
         expected = aggregator.next(state, *updates, key)

@@ -45,7 +45,7 @@ def combining(
     | after | the rule sees of a client |
     | --- | --- |
     | `zeroing` | zeros that count; with `keep_weight=False` nobody |
-    | `quantization`, `top_k`, what codes | what is decoded, zero where nothing is sent |
+    | `quantization`, `top_k`, what codes | what is decoded, zero where none is sent |
     | `rotation`, `random_k`, `eden`, `drive` | other coordinates, the same of all |
     | `discretization` | whole steps, of which a `radius` is then one |
     | `grouped`, of a part that set it aside | zeros that count |

@@ -81,6 +81,8 @@ def federated_averaging(
 
     Without one the model and the optimizer stay as they are in a round with nobody, and
     where the aggregated change is not finite, which `training/not_finite` `[]` counts.
+    `weights` say who is there: where work or a stage makes all of them absent, the
+    change is zero, and a momentum moves on.
 
     `steps` is the same round taken apart: `client` trains, `server` takes the step.
 

@@ -15,6 +15,7 @@ RULES = {
     "median": fedagg.median(),
     "median_weighted": fedagg.median(weighted=True),
     "trimmed_mean": fedagg.trimmed_mean(2),
+    "trimmed_mean_weighted": fedagg.trimmed_mean(2, weighted=True),
     "mean_around_median": fedagg.mean_around_median(2),
     "krum": fedagg.krum(2),
     "multi_krum": fedagg.multi_krum(2),

@@ -1,6 +1,8 @@
 """Attacks: what they send, and what rules make of it."""
 
+import json
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import pytest
 
 import fedagg
 from fedagg import attacks
-from tests.helpers import assert_close, assert_same
+from tests.helpers import assert_close, assert_same, first_now
 
 
 def honest(n: int = 8, d: int = 12, seed: int = 0) -> np.ndarray:
@@ -194,3 +196,46 @@ def test_an_optimized_attack_is_as_bad_as_any_scale_of_it(attack, rule):
     others = [harm(rule, x, sent(attack(s), x, 2)) for s in scales]
     assert got >= 0.98 * max(others)
     assert max(others) > 1.2 * min(others)  # so that there was something to find
+
+
+@pytest.mark.deep
+def test_no_scale_is_above_the_largest():
+    rule = fedagg.centered_clipping(1e6)  # of which longer values take it farther
+    x = honest(4)
+    for number in (4, 13):
+        attack = attacks.optimized(
+            attacks.inner_product_manipulation, rule, largest=8.0, evaluations=number
+        )
+
+        scale = np.linalg.norm(sent(attack, x, 1)) / np.linalg.norm(x.mean(axis=0))
+
+        assert_close(scale, np.float64(8.0))
+
+
+# By the names that its cases have; the number of liars is two in all of them.
+RULES_OF_BYZFL = {
+    "median": fedagg.median(),
+    "trimmed_mean": fedagg.trimmed_mean(2),
+    "mean_around_median": fedagg.mean_around_median(2),
+    "krum": fedagg.krum(2),
+    "multi_krum": fedagg.multi_krum(2),
+    "geometric_median": fedagg.geometric_median(),
+    "nearest_neighbor_mixing": fedagg.nearest_neighbor_mixing(2, fedagg.median()),
+    "adaptive_robust_clipping": fedagg.adaptive_robust_clipping(
+        2, fedagg.trimmed_mean(2)
+    ),
+}
+BYZFL = json.loads(
+    (pathlib.Path(__file__).parents[1] / "data" / "byzfl_attacks.json").read_text()
+)["cases"]
+
+
+@first_now("case", BYZFL, ids=[x["name"] for x in BYZFL], quick=2)
+def test_an_optimized_attack_does_as_much_harm_as_that_of_byzfl(case):
+    rule = RULES_OF_BYZFL[case["rule"]]
+    attack = attacks.optimized(getattr(attacks, case["attack"]), rule)
+    x, theirs = np.array(case["honest"]), np.array(case["sent"])
+
+    ours = harm(rule, x, sent(attack, x, case["f"]))
+
+    assert ours >= 0.995 * harm(rule, x, np.tile(theirs, (case["f"], 1)))

@@ -1,9 +1,10 @@
 """What papers promise of rules, held against every attack; and where rules break down.
 
-`S` is any set of `n - f` clients, of which the mean is estimated, `V` the mean square of
-their distances to it, and `r = f / (n - 2f)`. A bound is on the square of the distance
-from a rule's value of all `n` to that mean, and made of the values in `S` alone. Those
-that are not cited are shown where they stand, since papers have none or larger ones.
+`S` is any set of `n - f` clients, of which the mean is estimated, `V` the mean square
+of their distances to it, and `r = f / (n - 2f)`. A bound is on the square of the
+distance from a rule's value of all `n` to that mean, and made of the values in `S`
+alone. Those that are not cited are shown where they stand, since papers have none or
+larger ones.
 """
 
 import itertools
@@ -56,7 +57,8 @@ def of_bulyan(rows: np.ndarray, f: int) -> np.ndarray:
     side of the median `M`. Its distance to the mean is at most `sqrt((2h - b) / b)`
     deviations, with `h = n - f`, by Cantelli. For each one kept that is not in `S`, one
     in `S` is not kept, and no nearer to `M`: nearer to the mean, if so, by at most
-    `2 |M - mean|`. The mean of `b` distances in `S` is `sqrt(h / b)` deviations or less.
+    `2 |M - mean|`. The mean of `b` distances in `S` is `sqrt(h / b)` deviations at
+    most.
     """
     h = rows.shape[-2]
     b = h - 3 * f
@@ -176,9 +178,9 @@ PROMISES = {
     "caf": Promise(fedagg.caf, of_caf, lambda f: 3 * f + 1),
     "bulyan": Promise(fedagg.bulyan, of_bulyan, lambda f: 4 * f + 3),
     # Allouah et al., "Adaptive Gradient Clipping for Robust Federated Learning", 2025,
-    # section 3: `2r` more than the rule's `k`. If clipping moves the mean of `S` by `e`,
-    # `V` loses `e**2 / 2r` or more, since at most `2 f (n - f) / n` are clipped; and
-    # `(sqrt(k V) + e)**2` is at most `(k + 2r) (V + e**2 / 2r)`.
+    # section 3: `2r` more than the rule's `k`. Where clipping moves the mean of `S` by
+    # `e`, `V` loses `e**2 / 2r` or more, since at most `2 f (n - f) / n` are clipped;
+    # and `(sqrt(k V) + e)**2` is at most `(k + 2r) (V + e**2 / 2r)`.
     "clipped_trimmed_mean": Promise(
         clipped(fedagg.trimmed_mean), in_all(lambda r: of_trimmed(r) + 2 * r)
     ),
@@ -274,14 +276,15 @@ def plain_mean() -> fedagg.Rule:
 
 
 @first_now("n, f", [(7, 1), (5, 2), (11, 2), (9, 4), (15, 3)])
-@first_now("name", PROMISES, quick=3)
+@first_now("name", PROMISES, quick=2)
 def test_no_attack_takes_a_rule_farther_than_is_shown(name, n, f):
     promise = PROMISES[name]
     if n >= promise.at_least(f):
         assert worst(promise.rule(f), n, f, promise.bound) <= 1.0
 
 
-@first_now("name", PROMISES)
+@pytest.mark.deep
+@pytest.mark.parametrize("name", PROMISES)
 def test_a_mean_and_a_rule_of_one_liar_fewer_go_farther(name):
     fewer = {
         "median": plain_mean(),  # which has no number of liars
@@ -306,7 +309,8 @@ def dealt(size: int, n: int, key: jax.Array) -> jax.Array:
     return fedagg.bucketing(size, shown).combine((), updates, key).value > 0.0
 
 
-@first_now("n, f, size", [(10, 2, 2), (13, 1, 3)])
+@pytest.mark.deep
+@pytest.mark.parametrize("n, f, size", [(10, 2, 2), (13, 1, 3)])
 def test_a_rule_of_buckets_keeps_its_bound_of_their_means(n, f, size):
     rule, bound = fedagg.trimmed_mean(f), PROMISES["trimmed_mean"].bound
     run = rounds_of(fedagg.bucketing(size, rule), f)

@@ -13,7 +13,7 @@ from fedagg._types import PyTree, Rule, Update
 from fedagg.attacks._attacks import Attack
 
 _SMALLEST = 1e-4  # of the scales tried, as a part of the largest
-_ROUNDS = 3  # in which scales beside the best are tried
+_ROUNDS = 3  # at most, of scales beside the best
 
 
 @prints_as_its_call
@@ -75,7 +75,9 @@ def optimized(
         best = jnp.argmax(harms)
         # As far as the next one tried, on either side.
         step = exponents[1] - exponents[0] if half > 1 else jnp.float32(1.0)
-        number = (evaluations - 2 * half) // _ROUNDS
+        left = evaluations - 2 * half
+        rounds = min(_ROUNDS, left)
+        number = left // rounds
         # Without both ends, which have been tried.
         beside = jnp.linspace(-1.0, 1.0, number + 2, dtype=jnp.float32)[1:-1]
 
@@ -90,7 +92,7 @@ def optimized(
 
         # What is between two of one round is the step of the next.
         between = 2.0 / (number + 1)
-        steps = step * between ** jnp.arange(_ROUNDS, dtype=jnp.float32)
+        steps = step * between ** jnp.arange(rounds, dtype=jnp.float32)
         (best, _), _ = jax.lax.scan(nearer, (scales[best], harms[best]), steps)
         return attack(best)(honest, liars, _again(attack_key))
 

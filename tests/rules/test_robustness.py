@@ -245,8 +245,8 @@ def excess(value: np.ndarray, everyone: np.ndarray, f: int, bound: Bound) -> flo
     """
     n = len(everyone)
     sets = np.array(list(itertools.combinations(range(n), n - f)))
-    finite = np.isfinite(everyone).all(axis=-1)
-    rows = everyone[sets[finite[sets].all(axis=-1)]]
+    of_numbers = np.isfinite(everyone[sets]).all(axis=(-2, -1))
+    rows = everyone[sets[of_numbers]]
     most = np.sqrt(bound(rows, f))
     apart = np.abs(value - rows.mean(axis=-2))
     rounded = 1e-5 * np.abs(rows).max(axis=-2)

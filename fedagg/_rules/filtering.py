@@ -21,11 +21,11 @@ def caf(f: int) -> Rule:
     Every client begins with one. Time and again those far from the mean, along the
     direction of the largest variance, lose in proportion to the square of how far, the
     farthest all, until no more than `n - 2f` is left. Of all these means it takes that
-    with the smallest largest variance: the covariance-bound agnostic filter. Where one
-    who has lost all is so far that the others would lose less than a hundredth, as in
-    the paper, the farthest of the others is the farthest: it takes fewer steps, with
-    the same bound. Where many variances are nearly equal, roundings decide which is
-    first, and the value has few digits; the bound holds.
+    with the smallest largest variance: the covariance-bound agnostic filter. In the
+    paper, who has lost all still counts as the farthest. Where the others would then
+    lose less than a hundredth, the farthest of them counts here, which saves steps, and
+    no bound on the error depends on it. Where many variances are nearly equal, rounding
+    decides which is reduced first, and two or three digits of the value are sure.
 
     Weights have no part. A client with a NaN or an infinity in its value, or with a
     norm beyond 2e18, begins with nothing. Nobody present gives zeros.

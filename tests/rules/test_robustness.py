@@ -310,7 +310,7 @@ def test_a_mean_and_a_rule_of_one_liar_fewer_go_farther(name):
         "median": plain_mean(),  # which has no number of liars
         "geometric_median": plain_mean(),
         "centered_clipping": fedagg.centered_clipping(2.2),
-        "iterated_clipping": fedagg.centered_clipping(2.2, iterations=3),
+        "iterated_clipping": fedagg.centered_clipping(3.0, iterations=3),
     }
     promise = PROMISES[name]
     n, f = (7, 1) if name == "bulyan" else (11, 2)

@@ -31,7 +31,8 @@ SUBSETS = "minimum diameter", "SMEA"
 BESIDE = "nearest neighbors, trimmed mean", *SUBSETS
 SLOW = 150  # leaves, which take longest to compile and come last
 MANY = 128  # clients, of whom the time to compile is shown
-# Of more, float32 has too few digits for what is left of liars that far out.
+# Of more, liars make many variances that are nearly equal, and which of them is taken
+# first is a matter of the last digits, on which all further steps depend.
 MOST = {"CAF": 128}
 
 

@@ -1,6 +1,7 @@
-"""Records what ByzFL's aggregators make of random vectors, for the tests to replay.
+"""Records what ByzFL's aggregators and attacks make of random vectors, for the tests.
 
-It runs in ByzFL's environment: `python -m benchmarks.peers.record_byzfl FILE`.
+It runs in ByzFL's environment: `python -m benchmarks.peers.record_byzfl FILE ATTACKS`,
+with a file for either.
 """
 
 import importlib
@@ -21,10 +22,11 @@ _SIZES = [(5, 3, 1), (8, 4, 3), (9, 6, 2), (11, 5, 4), (12, 20, 3)]  # clients, 
 def main() -> None:
     versions = {x: importlib.metadata.version(x) for x in ("byzfl", "numpy")}
     source = {"python": platform.python_version(), **versions}
-    lines = ",\n ".join(json.dumps(case) for case in _cases())
-    Path(sys.argv[1]).write_text(
-        f'{{"source": {json.dumps(source)}, "cases": [\n {lines}\n]}}\n'
-    )
+    for file, cases in zip(sys.argv[1:], (_cases(), _attacks()), strict=True):
+        lines = ",\n ".join(json.dumps(case) for case in cases)
+        Path(file).write_text(
+            f'{{"source": {json.dumps(source)}, "cases": [\n {lines}\n]}}\n'
+        )
 
 
 def _cases() -> Iterator[dict[str, Any]]:
@@ -58,6 +60,41 @@ def _cases() -> Iterator[dict[str, Any]]:
                 **case,
                 "result": result.tolist(),
             }
+
+
+def _attacks() -> Iterator[dict[str, Any]]:
+    """What liars send by the scale that ByzFL's search finds worst for a rule."""
+    byzfl = importlib.import_module("byzfl")
+    f, n = 2, 9
+    rules = {
+        "median": (byzfl.Median(), []),
+        "trimmed_mean": (byzfl.TrMean(f), []),
+        "mean_around_median": (byzfl.Meamed(f), []),
+        "krum": (byzfl.Krum(f), []),
+        "multi_krum": (byzfl.MultiKrum(f), []),
+        "geometric_median": (byzfl.GeometricMedian(nu=1e-6, T=100), []),
+        "nearest_neighbor_mixing": (byzfl.Median(), [byzfl.NNM(f)]),
+        "adaptive_robust_clipping": (byzfl.TrMean(f), [byzfl.ARC(f)]),
+    }
+    attacks = {
+        "inner_product_manipulation": byzfl.Optimal_InnerProductManipulation,
+        "a_little_is_enough": byzfl.Optimal_ALittleIsEnough,
+    }
+    for seed, d in enumerate((5, 5, 30)):
+        draw = np.random.default_rng(seed)
+        honest = 1.0 + draw.normal(size=(n - f, d)) * draw.uniform(0.1, 4.0, (n - f, 1))
+        honest = honest.astype(np.float32).astype(np.float64)
+        for rule, (aggregator, before) in rules.items():
+            for attack, make in attacks.items():
+                sent = make(aggregator, pre_agg_list=before, f=f)(honest)
+                yield {
+                    "name": f"{rule}_{attack}_{seed}",
+                    "rule": rule,
+                    "attack": attack,
+                    "f": f,
+                    "honest": honest.round(7).tolist(),
+                    "sent": sent.round(7).tolist(),
+                }
 
 
 def _after(mixing: Any, rule: Any) -> Any:

@@ -21,9 +21,14 @@ def caf(f: int) -> Rule:
     Every client begins with one. Time and again those far from the mean, along the
     direction of the largest variance, lose in proportion to the square of how far, the
     farthest all, until no more than `n - 2f` is left. Of all these means it takes that
-    with the smallest largest variance: the covariance-bound agnostic filter. Weights
-    have no part. A client with a NaN or an infinity in its value, or with a norm beyond
-    2e18, begins with nothing. Nobody present gives zeros.
+    with the smallest largest variance: the covariance-bound agnostic filter. In the
+    paper, who has lost all still counts as the farthest. Where the others would then
+    lose less than a hundredth, the farthest of them counts here, which saves steps, and
+    no bound on the error depends on it. Where many variances are nearly equal, rounding
+    decides which is reduced first, and two or three digits of the value are sure.
+
+    Weights have no part. A client with a NaN or an infinity in its value, or with a
+    norm beyond 2e18, begins with nothing. Nobody present gives zeros.
 
     Args:
         f: how many clients may lie, fewer than half. Where fewer than that are present,

@@ -13,6 +13,7 @@ from fedagg._types import PyTree, Rule, Update
 from fedagg.attacks._attacks import Attack
 
 _SMALLEST = 1e-4  # of the scales tried, as a part of the largest
+_ROUNDS = 3  # at most, of scales beside the best
 
 
 @prints_as_its_call
@@ -21,20 +22,21 @@ def optimized(
     rule: Rule,
     *,
     largest: float = 100.0,
-    evaluations: int = 80,
+    evaluations: int = 120,
 ) -> Attack:
     """An attack whose scale takes the rule farthest from the honest mean.
 
     Three quarters of the evaluations try scales of both signs, from `largest` down to
     a ten-thousandth, evenly by their logarithm: the harm may fall at once where a rule
-    begins to leave liars out. The others search beside the best. Scales that give NaN
-    are passed over. The rule starts from its first state.
+    begins to leave liars out. The others search beside the best in three rounds, each
+    nearer to it: of 120, to a part in a thousand of a scale. Scales that give NaN are
+    passed over. The rule starts from its first state.
 
     Args:
         attack: one of a scale: `inner_product_manipulation`, `a_little_is_enough`.
         rule: what the adversary knows to be used.
         largest: the largest scale tried. Positive.
-        evaluations: how often the rule is tried.
+        evaluations: how often the rule is tried at most.
 
     Raises:
         ValueError: if `largest` is not positive, or `evaluations` is below four.
@@ -70,14 +72,29 @@ def optimized(
         scales = largest * jnp.exp(exponents)
         scales = jnp.concatenate([scales, -scales])
         harms = jax.lax.map(harm, scales)
-        best = scales[jnp.argmax(harms)]
+        best = jnp.argmax(harms)
         # As far as the next one tried, on either side.
         step = exponents[1] - exponents[0] if half > 1 else jnp.float32(1.0)
-        around = jnp.linspace(-1.0, 1.0, evaluations - 2 * half, dtype=jnp.float32)
-        near = best * jnp.exp(step * around)
-        scales = jnp.concatenate([scales, near])
-        harms = jnp.concatenate([harms, jax.lax.map(harm, near)])
-        return attack(scales[jnp.argmax(harms)])(honest, liars, _again(attack_key))
+        left = evaluations - 2 * half
+        rounds = min(_ROUNDS, left)
+        number = left // rounds
+        # Without both ends, which have been tried.
+        beside = jnp.linspace(-1.0, 1.0, number + 2, dtype=jnp.float32)[1:-1]
+
+        def nearer(carry: tuple, step: jax.Array) -> tuple[tuple, None]:
+            best, most = carry
+            scales = jnp.clip(best * jnp.exp(step * beside), -largest, largest)
+            harms = jax.lax.map(harm, scales)
+            at = jnp.argmax(harms)
+            is_worse = harms[at] > most
+            found = jnp.where(is_worse, scales[at], best), jnp.maximum(harms[at], most)
+            return found, None
+
+        # What is between two of one round is the step of the next.
+        between = 2.0 / (number + 1)
+        steps = step * between ** jnp.arange(rounds, dtype=jnp.float32)
+        (best, _), _ = jax.lax.scan(nearer, (scales[best], harms[best]), steps)
+        return attack(best)(honest, liars, _again(attack_key))
 
     return made
 

@@ -21,6 +21,9 @@ _OfColumns = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 # `(x, weight, f)`, of `[n, k]` and `[n]`, to `[k]`: the same without a sort.
 _Quick = Callable[[jax.Array, jax.Array, int], jax.Array]
 
+# Of `[n, k]`, and what else it needs, to `[k]`.
+_OfBlock = Callable[..., jax.Array]
+
 
 @prints_as_its_call
 def median(*, weighted: bool = False) -> Rule:
@@ -147,41 +150,68 @@ def _coordinatewise(
             liars = jnp.clip(f - found, 0, jnp.maximum(number - 1, 0) // 2)
             return of_columns(x, given, liars, weight)
 
-        def quickly(x: jax.Array, weight: jax.Array) -> jax.Array:
-            # Written to a cache, instead of read anew from the whole matrix.
-            x = jax.lax.optimization_barrier(x)
-            if few is not None and n <= network.MOST:
-                return few(x, weight, f)
-            return many(x, weight, f) if x.dtype.itemsize <= 4 else exactly(x, weight)
-
-        def on_cpu(matrices: list[jax.Array], weight: jax.Array) -> list[jax.Array]:
-            is_one = len(layout.shapes) == 1
-            if few is not None and n <= network.MOST and is_one:
-                return [few(matrices[0], weight, f)]  # read once, whole
-            return over_blocks(lambda x: quickly(x, weight), matrices, apart=not is_one)
-
-        def anywhere(matrices: list[jax.Array], weight: jax.Array) -> list[jax.Array]:
-            return over_blocks(lambda x: exactly(x, weight), matrices)
-
         layout = Layout.of(updates.value)
-        run = _quick_on_cpu(on_cpu, anywhere)
-        columns = run(layout.matrices(updates.value), updates.weight)
+        columns = in_columns(
+            layout,
+            layout.matrices(updates.value),
+            (updates.weight,),
+            exactly,
+            lambda x, weight: many(x, weight, f),
+            few and (lambda x, weight: few(x, weight, f)),
+        )
         return Output(state, layout.tree(columns), {})
 
     return rule_of_shares(lambda template: (), combine)
 
 
-def _quick_on_cpu(quickly: Callable, exactly: Callable) -> Callable:
-    """The quick way on a CPU; elsewhere, and for derivatives, the other."""
+def in_columns(
+    layout: Layout,
+    matrices: list[jax.Array],
+    operands: tuple[jax.Array, ...],
+    exactly: _OfBlock,
+    many: _OfBlock,
+    few: _OfBlock | None = None,
+) -> list[jax.Array]:
+    """What the quickest way makes of each column `[n]` and the operands: `[k]` each.
+
+    Derivatives are those of `exactly`, which is also what runs where neither of the
+    others is quicker.
+    """
+    n = len(matrices[0])
+    by_network = few if n <= network.MOST else None
+
+    def in_blocks(of_block: _OfBlock, matrices: list, operands: tuple) -> list:
+        if of_block is by_network and len(layout.shapes) == 1:
+            return [of_block(matrices[0], *operands)]  # read once, whole
+        apart = len(layout.shapes) > 1
+
+        def of_held(x: jax.Array) -> jax.Array:
+            # Written to a cache, instead of read anew from the whole matrix.
+            return of_block(jax.lax.optimization_barrier(x), *operands)
+
+        return over_blocks(of_held, matrices, apart=apart)
+
+    def counted(x: jax.Array, *operands: jax.Array) -> jax.Array:
+        return (many if x.dtype.itemsize <= 4 else exactly)(x, *operands)
+
+    def on_cpu(matrices: list, operands: tuple) -> list:
+        return in_blocks(by_network or counted, matrices, operands)
+
+    def elsewhere(matrices: list, operands: tuple) -> list:
+        quick = by_network if n <= network.MOST_ELSEWHERE else None
+        return in_blocks(quick or exactly, matrices, operands)
 
     @jax.custom_jvp
-    def run(matrices: list[jax.Array], weight: jax.Array) -> list[jax.Array]:
+    def run(matrices: list, operands: tuple) -> list:
         return jax.lax.platform_dependent(
-            matrices, weight, cpu=quickly, default=exactly
+            matrices, operands, cpu=on_cpu, default=elsewhere
         )
 
     @run.defjvp
     def derivative(primals: tuple, tangents: tuple) -> tuple[list, list]:
-        return jax.jvp(exactly, primals, tangents)
+        def by_sorting(matrices: list, operands: tuple) -> list:
+            return over_blocks(lambda x: exactly(x, *operands), matrices)
 
-    return run
+        return jax.jvp(by_sorting, primals, tangents)
+
+    return run(matrices, operands)

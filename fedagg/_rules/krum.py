@@ -1,13 +1,15 @@
 """Rules that score a client by its distances to those near it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from fedagg._rules import ordering
+from fedagg._rules import network, ordering, selection
+from fedagg._rules.coordinatewise import in_columns
 from fedagg._rules.geometry import Cohort, check_cohort, closest, count, geometry
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
-from fedagg._trees.blocks import over_blocks
 from fedagg._trees.shares import Share, rule_of_shares
 from fedagg._types import Output, PyTree, Rule, Update
 
@@ -118,11 +120,18 @@ def bulyan(f: int) -> Rule:
         liars = jnp.minimum(cohort.liars(f), most)
         chosen = _one_after_another(cohort, liars)
 
-        def of_block(x: jax.Array) -> jax.Array:
-            given = jnp.broadcast_to(chosen[:, None], x.shape)
-            return ordering.mean_around_median_of(x, given, 2 * liars)
+        def exactly(x: jax.Array, chosen: jax.Array, left_out: jax.Array) -> jax.Array:
+            given = jnp.broadcast_to(chosen[:, None] > 0.0, x.shape)
+            return ordering.mean_around_median_of(x, given, left_out)
 
-        columns = over_blocks(of_block, cohort.matrices)
+        columns = in_columns(
+            cohort.layout,
+            cohort.matrices,
+            (chosen.astype(jnp.float32), 2 * liars),
+            exactly,
+            selection.mean_of_nearest,
+            functools.partial(network.mean_of_nearest, most=2 * f),
+        )
         return Output(state, cohort.layout.tree(columns), {})
 
     return rule_of_shares(lambda template: (), combine)

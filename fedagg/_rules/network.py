@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._rules.geometry import liars_left
+from fedagg._rules.ordering import between
 from fedagg._trees import pytree
 from fedagg._trees.weights import is_present
 
-MOST = 64  # clients, beyond which it takes seconds to compile
+MOST = 64  # clients, beyond which it takes seconds to compile for a CPU
+MOST_ELSEWHERE = 16  # and for a GPU, where it is as quick as a read
 
 _Rows = list[jax.Array]
 
@@ -39,8 +41,7 @@ def median(x: jax.Array, weight: jax.Array, f: int = 0) -> jax.Array:
         low, high = jnp.where(odd, before, middle), middle
     else:
         low, high = middle, jnp.where(odd, middle, ordered[n // 2])
-    # Halved before they are added, so that two large entries do not overflow.
-    return jnp.where(jnp.isfinite(low), low / 2.0 + high / 2.0, 0.0)
+    return jnp.where(jnp.isfinite(low), between(low, high), 0.0)
 
 
 def trimmed_mean(x: jax.Array, weight: jax.Array, f: int) -> jax.Array:
@@ -67,13 +68,28 @@ def mean_around_median(x: jax.Array, weight: jax.Array, f: int) -> jax.Array:
     """
     rows, given = _given(x, weight)
     number, left_out = _number_and_liars(given, weight, f, rows[0].dtype)
-    ordered = _sorted(_keyed(rows, given))
+    return _around(_sorted(_keyed(rows, given)), number, left_out, f)
+
+
+def mean_of_nearest(
+    x: jax.Array, weight: jax.Array, left_out: jax.Array, most: int
+) -> jax.Array:
+    """The same without so many `[]`, which are `most` or fewer."""
+    rows, given = _given(x, weight)
+    number, _ = _number_and_liars(given, weight, 0, rows[0].dtype)
+    left_out = jnp.broadcast_to(left_out.astype(number.dtype), number.shape)
+    return _around(_sorted(_keyed(rows, given)), number, left_out, most)
+
+
+def _around(
+    ordered: _Rows, number: jax.Array, left_out: jax.Array, most: int
+) -> jax.Array:
     low, following = _window(ordered, jnp.floor((number - 1.0) / 2.0), 2)
     odd = jnp.floor(number / 2.0) * 2.0 < number
-    middle = low / 2.0 + jnp.where(odd, low, following) / 2.0
-    # Those kept stand side by side, from one of the first `f + 1` on.
+    middle = between(low, jnp.where(odd, low, following))
+    # Those kept stand side by side, from one of the first `most + 1` on.
     kept = jnp.maximum(number - left_out, 1.0)
-    starts = min(f, (len(rows) - 1) // 2) + 1
+    starts = min(most, len(ordered) - 1) + 1
     farthest = jnp.full_like(middle, jnp.inf)
     ends = _window(ordered, kept - 1.0, starts)
     for first, last in zip(ordered[:starts], ends, strict=True):

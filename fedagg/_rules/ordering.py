@@ -51,7 +51,7 @@ def weighted_median_of(x: jax.Array, given: jax.Array, weight: jax.Array) -> jax
     total = up_to[-1]
     low = _at(ordered, _count(up_to <= ((total - 1) // 2)[None]))
     high = _at(ordered, _count(up_to <= (total // 2)[None]))
-    return jnp.where(jnp.any(given, axis=0), low / 2.0 + high / 2.0, 0.0)
+    return jnp.where(jnp.any(given, axis=0), between(low, high), 0.0)
 
 
 def weighted_trimmed_mean_of(
@@ -103,10 +103,21 @@ def _at(ordered: jax.Array, rank: jax.Array) -> jax.Array:
 
 def _middle(ordered: jax.Array, number: jax.Array) -> jax.Array:
     low, high = _at(ordered, (number - 1) // 2), _at(ordered, number // 2)
-    # Halved before they are added, so that two large entries do not overflow.
-    return low / 2.0 + jnp.where(number > 0, high, low) / 2.0
+    return between(low, jnp.where(number > 0, high, low))
+
+
+def between(low: jax.Array, high: jax.Array) -> jax.Array:
+    """The mean of two. Large ones do not overflow."""
+    # If their sum does, they have one sign, and their difference does not. XLA adds
+    # halves before it halves them.
+    total = low + high
+    return jnp.where(jnp.isfinite(total), total / 2.0, low + (high - low) / 2.0)
 
 
 def _ordered(x: jax.Array, given: jax.Array) -> jax.Array:
-    """Columns in ascending order, with infinity for what is not given."""
-    return jnp.sort(jnp.where(given, x, jnp.inf), axis=0)
+    """Columns in ascending order, with infinity for what is not given.
+
+    A GPU sorts rows in half the time, and what is equal in any order.
+    """
+    rows = jnp.where(given, x, jnp.inf).T
+    return jax.lax.sort(rows, dimension=1, is_stable=False).T

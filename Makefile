@@ -16,7 +16,7 @@ VERSIONED += tests/secagg/test_transport.py tests/secagg/test_threads.py
 VERSIONED += tests/rules/test_leaves.py
 
 .PHONY: demo secagg-demo private-training notebooks docs test test-all test-versions
-.PHONY: test-flower
+.PHONY: test-flower environments
 .PHONY: check bench dist release-notes clean
 
 demo: $(VENV)/.demo
@@ -40,6 +40,10 @@ docs: $(VENV)/.docs
 # The quick half, in under five minutes on two quiet cores.
 test: $(VENV)/.all
 	$(PYTEST) -m "not deep and not thorough"
+
+# All that `make test-all` needs. With -j4 at once: installing waits for the network.
+environments: $(VENV)/.all $(VENV)-oldest/.all $(VENV)-newest/.all
+environments: $(VENV)-flower/.flower
 
 # The other half, and some folders with other versions.
 test-all: $(VENV)/.all test-versions test-flower

@@ -27,6 +27,9 @@ collect_ignore = [] if importlib.util.find_spec("flwr") else ["flower"]
 
 done: Counter[pathlib.Path] = Counter()  # tests of each file
 
+# Few tests, each of which takes long.
+FIRST = {"test_packaging.py", "test_programs.py", "test_pages.py"}
+
 # What is drawn must not change from run to run, and an example costs a compilation.
 hypothesis.settings.register_profile(
     "fedagg", deadline=None, derandomize=True, database=None, max_examples=10
@@ -42,6 +45,13 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     set_haste(True)  # for what modules make when they are imported
+
+
+@pytest.hookimpl(trylast=True)  # when what `-m` leaves out has gone
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Starts what takes long first, a file at a time, so that workers end together."""
+    size = Counter(item.path for item in items)
+    items.sort(key=lambda x: (x.path.name not in FIRST, -size[x.path], x.path))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -16,7 +16,7 @@ import hypothesis
 import jax
 import pytest
 
-from tests.compiling import set_haste
+from tests.compiling import FLAGS, set_haste
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -37,14 +37,28 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("fedagg")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--hasty",
+        action="store_true",
+        help="compile everything with the quickest options; not for thorough tests",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """A worker compiles nothing twice, and reads nothing that another writes."""
+    if config.getoption("hasty"):
+        os.environ["XLA_FLAGS"] += f" {FLAGS}"  # which are read when JAX first compiles
     folder = tempfile.TemporaryDirectory(prefix="fedagg-compiled-")
     config.add_cleanup(folder.cleanup)
     jax.config.update("jax_compilation_cache_dir", folder.name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     set_haste(True)  # for what modules make when they are imported
+
+
+def is_thorough(item: pytest.Item) -> bool:
+    return item.get_closest_marker("thorough") is not None
 
 
 @pytest.hookimpl(trylast=True)  # when what `-m` leaves out has gone
@@ -57,8 +71,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Any:
     """Compiles as users have it for a test that is marked thorough."""
-    set_haste(item.get_closest_marker("thorough") is None)
+    set_haste(not is_thorough(item))
     return (yield)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.config.getoption("hasty") and is_thorough(item):
+        pytest.fail("A thorough test is compiled as users have it: without --hasty.")
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:

@@ -521,8 +521,25 @@ def test_the_order_of_clients_does_not_matter(name):
     assert_same_round(permuted, straight)
 
 
-@over(ALL, EXAMPLES)
-@first_now("way", [x for x in WAYS if x != "at_once"], quick=2)
+# One by one is what full optimization is compared with, but for rules, and a chunk that
+# is too large splits nothing.
+FOR_FEW = {"one_by_one", "chunk_too_large"}
+
+
+def splits() -> list[Any]:
+    """Names with ways to sum, some of which are tried with a few alone."""
+    return [
+        pytest.param(
+            *(name, way),
+            marks=[pytest.mark.deep] * (name not in EXAMPLES or way not in [*WAYS][:2]),
+        )
+        for name in ALL
+        for way in WAYS
+        if way != "at_once" and (name in NOW or name in RULES or way not in FOR_FEW)
+    ]
+
+
+@pytest.mark.parametrize("name, way", splits())
 def test_every_way_to_sum_gives_the_same(name, way):
     # The last row is the one that chunks and devices fill up with.
     updates = with_absent(make_updates(), math.nan, [0, 4])

@@ -16,7 +16,7 @@ VERSIONED += tests/secagg/test_transport.py tests/secagg/test_threads.py
 VERSIONED += tests/rules/test_leaves.py
 
 .PHONY: demo secagg-demo private-training notebooks docs test test-all test-versions
-.PHONY: test-flower
+.PHONY: test-flower environments
 .PHONY: check bench dist release-notes clean
 
 demo: $(VENV)/.demo
@@ -39,15 +39,20 @@ docs: $(VENV)/.docs
 
 # The quick half, in under five minutes on two quiet cores.
 test: $(VENV)/.all
-	$(PYTEST) -m "not deep and not thorough"
+	$(PYTEST) --hasty -m "not deep and not thorough"
+
+# All that `make test-all` needs. With -j4 at once: installing waits for the network.
+environments: $(VENV)/.all $(VENV)-oldest/.all $(VENV)-newest/.all
+environments: $(VENV)-flower/.flower
 
 # The other half, and some folders with other versions.
 test-all: $(VENV)/.all test-versions test-flower
-	$(PYTEST) -m "deep or thorough"
+	$(PYTEST) --hasty -m "deep and not thorough"
+	$(PYTEST) -m thorough
 
 test-versions: $(VENV)-oldest/.all $(VENV)-newest/.all
-	$(VENV)-oldest/bin/python -m pytest -n 2 -m "not thorough" $(VERSIONED)
-	$(VENV)-newest/bin/python -m pytest -n 2 -m "not thorough" $(VERSIONED)
+	$(VENV)-oldest/bin/python -m pytest -n 2 --hasty -m "not thorough" $(VERSIONED)
+	$(VENV)-newest/bin/python -m pytest -n 2 --hasty -m "not thorough" $(VERSIONED)
 
 # Flower and what the other tests need cannot be installed together.
 test-flower: $(VENV)-flower/.flower

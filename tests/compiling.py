@@ -1,6 +1,7 @@
 """How hard the compiler tries: in haste, but for tests that are marked `thorough`."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,6 +18,9 @@ OPTIONS: dict[str, Any] = {
 if jaxlib.__version__.startswith("0.10."):  # gone since
     OPTIONS["xla_cpu_use_fusion_emitters"] = False
 
+# The same for all that a process compiles, steps outside of `jit` among it.
+FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in OPTIONS.items())
+
 
 def set_haste(is_in_haste: bool) -> None:
     """Whether what is compiled from now on is compiled without optimization.
@@ -29,6 +33,17 @@ def set_haste(is_in_haste: bool) -> None:
         jax.config.update("jax_enable_compilation_cache", is_in_haste)
         compilation_cache.reset_cache()  # which would go by what was so at first
         HASTE.set_global(is_in_haste)
+
+
+@contextlib.contextmanager
+def in_haste() -> Iterator[None]:
+    """For what a thorough test compares its own programs with."""
+    was_in_haste = HASTE.value
+    set_haste(True)
+    try:
+        yield
+    finally:
+        set_haste(was_in_haste)
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:

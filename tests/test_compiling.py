@@ -1,9 +1,11 @@
 """Tests are compiled as their marks say."""
 
+import os
+
 import jax
 import pytest
 
-from tests.compiling import HASTE, jit, set_haste
+from tests.compiling import FLAGS, HASTE, jit, set_haste
 
 
 def test_a_test_without_a_mark_is_compiled_in_haste():
@@ -14,6 +16,7 @@ def test_a_test_without_a_mark_is_compiled_in_haste():
 def test_a_thorough_test_is_compiled_as_users_have_it():
     assert not jax.config.read("jax_disable_most_optimizations")
     assert not jax.config.values["jax_enable_compilation_cache"]
+    assert not any(flag in os.environ["XLA_FLAGS"] for flag in FLAGS.split())
 
 
 @pytest.mark.parametrize("compiled", [jax.jit, jit])

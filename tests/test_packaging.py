@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -121,14 +123,28 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel):
     assert {x for x in names if x.startswith("fedagg/")} == here
 
 
-@pytest.mark.deep
-@pytest.mark.parametrize("python", PYTHONS)
-def test_the_wheel_alone_runs_a_round_without_a_warning(python, wheel, tmp_path):
+def environment(python: str, wheel: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """That Python with the wheel and what it asks for, in a new environment."""
     interpreter = shutil.which(f"python{python}")
     assert interpreter, f"python{python} is not there: each that is supported has to be"
-    alone = tmp_path / "venv" / "bin" / "python"
-    run(interpreter, "-m", "venv", tmp_path / "venv")
+    alone = folder / "bin" / "python"
+    run(interpreter, "-m", "venv", folder)
     run(alone, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel)
+    return alone
+
+
+@pytest.fixture(scope="module")
+def environments(wheel, tmp_path_factory) -> Iterator[dict[str, Future[pathlib.Path]]]:
+    """One for each Python, made at once: installing waits for the network."""
+    folders = {x: tmp_path_factory.mktemp("venv") for x in PYTHONS}
+    with ThreadPoolExecutor(len(PYTHONS)) as pool:
+        yield {x: pool.submit(environment, x, wheel, folders[x]) for x in PYTHONS}
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_wheel_alone_runs_a_round_without_a_warning(python, environments, tmp_path):
+    alone = environments[python].result()
 
     shown = run(
         *[alone, "-W", "error", "-c", FIRST_ROUND],

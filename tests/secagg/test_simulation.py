@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Iterable
 
 import hypothesis
 import hypothesis.strategies as st
@@ -86,12 +87,26 @@ def has_a_sum(plan: secagg.Plan, fates) -> bool:
     )
 
 
-# All of up to five clients in the deep half, a few of the same in the quick one.
+# Up to five clients in the deep half, a few of the same in the quick one.
 EXHAUSTED = [
     pytest.param(kind, n, marks=() if n == 2 else pytest.mark.deep)
     for kind in ("complete", "sparse", "signed", "signed sparse", "hybrid")
     for n in range(4 if "sparse" in kind else 2, 6)
 ]
+
+
+def all_fates(one: list[str | None], kind: str, clients: int) -> Iterable[tuple]:
+    """In every order, or, of five clients whose rounds take long, each in one order.
+
+    These are neighbours of all others, so that only its place tells a client from them.
+    """
+    if clients < 5 or kind not in ("signed", "hybrid"):
+        return itertools.product(one, repeat=clients)
+    order = np.random.default_rng(clients)
+    return (
+        tuple(fates[i] for i in order.permutation(clients))
+        for fates in itertools.combinations_with_replacement(one, clients)
+    )
 
 
 @pytest.mark.parametrize("kind, clients", EXHAUSTED)
@@ -100,7 +115,7 @@ def test_every_fate_of_every_client_gives_the_sum_or_an_error(kind, clients):
     vectors, summed = make_vectors(plan), 0
     fates_of_one = [None, *(x for x in STEPS if plan.signed or x != "signatures")]
 
-    for fates in itertools.product(fates_of_one, repeat=clients):
+    for fates in all_fates(fates_of_one, kind, clients):
         drop = {i: step for i, step in enumerate(fates) if step is not None}
         try:
             total, survivors = secagg.simulate(plan, vectors, drop=drop)

@@ -10,7 +10,7 @@ from fedagg._trees import checks
 from fedagg._trees.shares import Share, rule_of_shares
 from fedagg._types import Output, PyTree, Rule, Update
 
-_STALLED = 0.01  # the part of what they have that those left lose at least, but for one
+_LOST = 0.01  # the part of what they have that those left lose at least, but for one
 _MOST = 1000  # steps
 
 
@@ -21,11 +21,11 @@ def caf(f: int) -> Rule:
     Every client begins with one. Time and again those far from the mean, along the
     direction of the largest variance, lose in proportion to the square of how far, the
     farthest all, until no more than `n - 2f` is left. Of all these means it takes that
-    with the smallest largest variance: the covariance-bound agnostic filter. In the
-    paper, who has lost all still counts as the farthest. Where the others would then
-    lose less than a hundredth, the farthest of them counts here, which saves steps, and
-    no bound on the error depends on it. Where many variances are nearly equal, rounding
-    decides which is reduced first, and two or three digits of the value are sure.
+    with the smallest largest variance: the covariance-bound agnostic filter. Who has
+    lost all still counts as the farthest. Where the others would then lose less than a
+    hundredth, so many steps are made at once that one of them loses as much, which
+    changes the value by a few thousandths of its norm. Where many variances are nearly
+    equal, rounding decides which is reduced first, and two or three digits are sure.
 
     Weights have no part. A client with a NaN or an infinity in its value, or with a
     norm beyond 2e18, begins with nothing. Nobody present gives zeros.
@@ -74,11 +74,14 @@ def caf(f: int) -> Rule:
                 jnp.max(square),
                 jnp.max(square, where=left > 0.0, initial=0),
             )
-            # Beside one who has lost all, and is far out, nobody would lose anything.
-            largest = jnp.where(of_left < _STALLED * largest, of_left, largest)
-            # Where nobody differs from the mean, all are the farthest. The quotient of
-            # two equal numbers need not be one.
-            kept = jnp.where(square < largest, 1.0 - square / largest, 0.0)
+            # Where nobody left differs from the mean, all are the farthest.
+            largest = jnp.where(of_left > 0.0, largest, 0.0)
+            # Beside one who has lost all, and is far out, a step would change nothing.
+            steps = jnp.maximum(_LOST * largest / of_left, 1.0)
+            # The quotient of two equal numbers need not be one.
+            is_less = square < largest
+            lost = jnp.where(is_less, square / largest, 0.0)
+            kept = jnp.where(is_less, jnp.exp(steps * jnp.log1p(-lost)), 0.0)
             return left * kept, best, least, i + 1
 
         begin = cohort.given.astype(gram.dtype)

@@ -274,6 +274,18 @@ def test_caf_follows_its_paper_where_one_who_lost_all_is_far_out():
     assert_close(combined(fedagg.caf(1), x), references.caf(x, 1), rtol=2e-5)
 
 
+@pytest.mark.deep
+def test_many_small_steps_of_caf_at_once_lead_to_nearly_the_same():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 30))
+    x[:10] += 60.0 * rng.normal(size=(10, 30))
+
+    expected = references.caf(x, 10)
+
+    apart = combined(fedagg.caf(10), x.astype(np.float32)) - expected
+    assert np.linalg.norm(apart) < 0.01 * np.linalg.norm(expected)
+
+
 @pytest.mark.parametrize(
     "rule", [fedagg.median, fedagg.trimmed_mean, fedagg.geometric_median]
 )

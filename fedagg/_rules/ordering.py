@@ -29,11 +29,16 @@ def mean_around_median_of(
 
     Of entries that are equally far from it, each counts for a part.
     """
-    number = _count(given)
-    away = jnp.abs(x - _middle(_ordered(x, given), number)[None])
-    away = jnp.where(given, away, jnp.inf)
+    number, ordered = _count(given), _ordered(x, given)
+    middle = _middle(ordered, number)
     kept = jnp.maximum(number - left_out, 1)
-    farthest = _at(_ordered(away, given), kept - 1)[None]
+    # Those kept stand side by side, from one of the first on.
+    end = _ranks(len(x)) + kept[None] - 1
+    last = jnp.take_along_axis(ordered, jnp.clip(end, 0, len(x) - 1), axis=0)
+    reach = jnp.maximum(middle[None] - ordered, last - middle[None])
+    reach = jnp.where(end < number[None], reach, jnp.inf)
+    farthest = jnp.min(reach, axis=0, keepdims=True)
+    away = jnp.abs(x - middle[None])
     inside, edge = given & (away < farthest), given & (away == farthest)
     room = ratio(kept - _count(inside), _count(edge), x.dtype)
     part = jnp.where(inside, 1.0, jnp.where(edge, room[None], 0.0)).astype(x.dtype)
@@ -45,8 +50,9 @@ def weighted_median_of(x: jax.Array, given: jax.Array, weight: jax.Array) -> jax
     """The value with half of the weight `[n]` on either side; zero of no entry."""
     # As whole numbers, of which sums are exact: the median with so many of each entry.
     times = jnp.where(given, in_parts(weight)[:, None], 0)
-    keyed = jnp.where(given, x, jnp.inf)
-    ordered, times = jax.lax.sort((keyed, times), dimension=0, num_keys=1)
+    pair = jnp.where(given, x, jnp.inf).T, times.T
+    pair = jax.lax.sort(pair, dimension=1, num_keys=1, is_stable=False)
+    ordered, times = (rows.T for rows in pair)
     up_to = jnp.cumsum(times, axis=0)
     total = up_to[-1]
     low = _at(ordered, _count(up_to <= ((total - 1) // 2)[None]))

@@ -23,6 +23,9 @@ RULES = {
     "centered_clipping": fedagg.centered_clipping(1.0),
 }
 rules = pytest.mark.parametrize("name", RULES)
+pytestmark = pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="programs of accelerators are others"
+)
 
 
 def program(name: str, widths: list[int]) -> str:

@@ -11,6 +11,7 @@ from benchmarks.robustness.table import agreement, times, worst_cases
 
 # Of peers in environments of their own, which of their rows stands for each.
 _BEST = min
+_GPU = "nvidia-h200"  # on which rules were recorded
 _SIZES = [(64, 1_000_000), (256, 100_000), (1000, 10_000)]
 
 
@@ -21,6 +22,7 @@ def tables(folder: Path) -> dict[str, str]:
         "reads": _of(folder, "cpu", _reads),
         "beside": _beside(folder),
         "rules": _rules(folder, "cpu", "peers"),
+        "rules_accelerator": _rules(folder, _GPU, f"{_GPU}-peers"),
         "rules_on_trees": _of(folder, "rules/cpu", rules.on_trees),
         "rules_growth": _of(folder, "rules/cpu", rules.growth),
         "robustness": _robustness(folder),

@@ -16,6 +16,7 @@ KINDS |= {"wires-cpu": "wires", "asynchronous-cpu": "asynchronous"}
 KINDS |= {"nvidia-h200-accelerator": "accelerator", "training-cpu": "training"}
 KINDS |= {"training-nvidia-h200": "training", "robustness-cpu": "robustness"}
 KINDS |= {"rules/cpu": "rules", "rules/peers": "peers"}
+KINDS |= {"rules/nvidia-h200": "rules", "rules/nvidia-h200-peers": "peers"}
 
 
 def test_a_report_keeps_rows_after_the_machine_and_versions(tmp_path):

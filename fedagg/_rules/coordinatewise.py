@@ -183,15 +183,13 @@ def in_columns(
     def in_blocks(of_block: _OfBlock, matrices: list, operands: tuple) -> list:
         if of_block is by_network and len(layout.shapes) == 1:
             return [of_block(matrices[0], *operands)]  # read once, whole
-        apart = len(layout.shapes) > 1
-
-        def of_held(x: jax.Array) -> jax.Array:
-            # Written to a cache, instead of read anew from the whole matrix.
-            return of_block(jax.lax.optimization_barrier(x), *operands)
-
-        return over_blocks(of_held, matrices, apart=apart)
+        return over_blocks(
+            lambda x: of_block(x, *operands), matrices, apart=len(layout.shapes) > 1
+        )
 
     def counted(x: jax.Array, *operands: jax.Array) -> jax.Array:
+        # Written to a cache, instead of read anew from the whole matrix.
+        x = jax.lax.optimization_barrier(x)
         return (many if x.dtype.itemsize <= 4 else exactly)(x, *operands)
 
     def on_cpu(matrices: list, operands: tuple) -> list:

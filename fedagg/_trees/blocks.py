@@ -119,7 +119,8 @@ def over_blocks(
     """`fn` of every block of columns, side by side: of `[n, k]`, `[..., k]`.
 
     A block has up to so many entries, or as many as suit the device. With `apart` what
-    makes the matrices, and what is made of results, is not compiled into the same loop.
+    makes the matrices, and what is made of results, is not compiled into the same loop
+    of a CPU.
     """
     found: list[Any] = [None] * len(matrices[0])
     for places, alike in _by_dtype(matrices):
@@ -127,7 +128,8 @@ def over_blocks(
         n = len(alike[0][0])
         most = max(entries // n, 1) if entries else _most(n)
         # A loop of one turn is no loop.
-        most = min(most, max(-(-columns // 2), 1)) if apart else most
+        on_cpu = jax.default_backend() == "cpu"
+        most = min(most, max(-(-columns // 2), 1)) if apart and on_cpu else most
         for place, x in zip(places, _over(fn, alike, most), strict=True):
             found[place] = x
     return found

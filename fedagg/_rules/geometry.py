@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from fedagg._trees import checks, pytree
 from fedagg._trees.blocks import over_blocks, over_each, sum_over_blocks
+from fedagg._trees.cutting import PIECE
 from fedagg._trees.matrix import Layout, norms_of
 from fedagg._trees.reductions import added
 from fedagg._trees.shares import Share
@@ -24,8 +25,6 @@ _NEAR = 1e-2
 
 # Sums of squares to the largest float over this leave room for those of differences.
 _ROOM = 64.0
-
-_PIECE = 256  # columns that are multiplied at once on a CPU
 
 
 class Cohort(NamedTuple):
@@ -133,8 +132,8 @@ def _inner_products(x: jax.Array) -> jax.Array:
     def in_pieces(x: jax.Array) -> jax.Array:
         """Each half of the clients with the other once, and pieces for all cores."""
         n, k = x.shape
-        x = jnp.pad(x, ((0, 0), (0, -k % _PIECE)))
-        x = x.reshape(n, -1, _PIECE).transpose(1, 0, 2)
+        width = PIECE if k % PIECE == 0 else k
+        x = x.reshape(n, k // max(width, 1), width).transpose(1, 0, 2)
         # What is written once, for each product to read.
         halves = jax.lax.optimization_barrier((x[:, : n // 2], x[:, n // 2 :]))
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._trees import pytree
-from fedagg._trees.blocks import narrow
+from fedagg._trees.cutting import narrow
 from fedagg._trees.reductions import pack
 from fedagg._types import PyTree
 

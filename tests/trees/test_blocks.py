@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedagg._trees import blocks
+from fedagg._trees import blocks, cutting
 from fedagg._trees.matrix import Layout
 
 N = 3  # clients
@@ -24,7 +24,8 @@ cases = pytest.mark.parametrize("widths, dtype", LEAVES)
 def small_blocks():
     """Of 32 columns at most, so that there are many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "_ENTRIES", {"cpu": 32 * N})
+        for entries in (cutting.ENTRIES, cutting.SUMMED):
+            patch.setitem(entries, "cpu", 32 * N)
         yield
 
 
@@ -69,9 +70,9 @@ def test_results_of_blocks_are_where_their_columns_are(widths, dtype, apart):
         np.testing.assert_array_equal(two, np.asarray(x[:2], np.float32))
 
 
-@given(st.integers(33, 500), st.integers(33, 500), st.integers(0, 14))
+@given(st.integers(32, 500), st.integers(32, 500), st.integers(0, 31))
 @settings(max_examples=200, deadline=None)
-def test_no_matrix_is_cut_into_blocks_wider_than_it_is(one, other, beside):
-    width = blocks._width([one, other, beside], 32, N)
+def test_no_matrix_but_that_of_small_leaves_is_narrower_than_a_block(one, other, few):
+    width = cutting._width([one, other, few], 32, N, cutting.ODD_LINES)
 
     assert 1 <= width <= min(one, other, 32)

@@ -215,5 +215,5 @@ def _check_stage(stage: Stage) -> None:
     if traits.weighs or traits.divides:
         raise ValueError(
             f"{traits.name} multiplies by clients' weights, or divides by their sum, "
-            "and a rule takes the place of both. Leave out of it what does: mean()."
+            "and a rule takes the place of both. Leave mean() out."
         )

@@ -158,7 +158,7 @@ def test_large_clients_before_a_rule_do_not_spoil_a_sum_that_is_not_made(large):
         ),
         (
             (fedagg.grouped({"*": fedagg.mean(weighted=False)}),),
-            r"Leave out of it what does: mean\(\)",
+            r"Leave mean\(\) out",
         ),
         (
             (weighing(),),

@@ -65,7 +65,7 @@ def _of_rank(x: jax.Array, rank: jax.Array, times: jax.Array | None) -> jax.Arra
 
     def narrowed(i: jax.Array, least: jax.Array) -> jax.Array:
         """One more bit of the largest number below which there are up to `rank`."""
-        up = least + (jnp.int32(2**15) >> in_steps(i))
+        up = least + (jnp.int32(2**15) >> in_steps(i).astype(jnp.int32))
         threshold = jax.lax.optimization_barrier(up.astype(jnp.int16))
         below = count(x, lambda row: row < threshold, times)
         return jnp.where(below <= rank, up, least)

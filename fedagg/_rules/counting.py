@@ -17,6 +17,7 @@ from fedagg._trees.loops import in_steps
 from fedagg._trees.weights import is_present
 
 _TOGETHER = 32  # rows that one loop over columns reads
+_WORTH = 2**17  # entries of these, from which on it is worth more cores
 
 _ALL_BUT_SIGN = np.int32(2**31 - 1)
 
@@ -65,7 +66,7 @@ def _of_rank(x: jax.Array, rank: jax.Array, times: jax.Array | None) -> jax.Arra
 
     def narrowed(i: jax.Array, least: jax.Array) -> jax.Array:
         """One more bit of the largest number below which there are up to `rank`."""
-        up = least + (jnp.int32(2**15) >> in_steps(i).astype(jnp.int32))
+        up = least + (jnp.int32(2**15) >> _shared(i, x).astype(jnp.int32))
         threshold = jax.lax.optimization_barrier(up.astype(jnp.int16))
         below = count(x, lambda row: row < threshold, times)
         return jnp.where(below <= rank, up, least)
@@ -131,6 +132,11 @@ def over_rows(
     return jax.lax.fori_loop(
         0,
         groups,
-        lambda i, total: joined(in_steps(i) * _TOGETHER, _TOGETHER, total),
+        lambda i, total: joined(_shared(i, x) * _TOGETHER, _TOGETHER, total),
         total,
     )
+
+
+def _shared(i: jax.Array, x: jax.Array) -> jax.Array:
+    """The index of a loop over rows, which all cores share if they are wide."""
+    return in_steps(i) if _TOGETHER * x.shape[1] >= _WORTH else i

@@ -79,12 +79,12 @@ def discretization(
         del key
         whole = jnp.where(note.largest < _MOST, 1.0, jnp.nan)
 
-        def in_steps(x: jax.Array) -> jax.Array:
+        def in_units(x: jax.Array) -> jax.Array:
             # What a rule makes of clients is no sum, comes in floats and wraps nowhere.
             is_sum = jnp.issubdtype(x.dtype, jnp.integer)
             return x.astype(jnp.float32) * (step * whole if is_sum else step)
 
-        return jax.tree.map(in_steps, total), {f"{name}/count": note.count}
+        return jax.tree.map(in_units, total), {f"{name}/count": note.count}
 
     traits = Traits(name, tells=True, refused=lambda note: note.count > 0.0)
     return Stage.stateless(client, server, traits)

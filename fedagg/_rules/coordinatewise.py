@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedagg._rules import network, ordering, selection
-from fedagg._rules.geometry import check_cohort
+from fedagg._rules.geometry import check_cohort, liars_left
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks
 from fedagg._trees.blocks import over_blocks
@@ -147,8 +147,7 @@ def _coordinatewise(
             given = present[:, None] & jnp.isfinite(x)
             number = jnp.sum(given, axis=0, dtype=jnp.int32)
             found = jnp.sum(present, dtype=jnp.int32) - number
-            liars = jnp.clip(f - found, 0, jnp.maximum(number - 1, 0) // 2)
-            return of_columns(x, given, liars, weight)
+            return of_columns(x, given, liars_left(f, number, found), weight)
 
         layout = Layout.of(updates.value)
         columns = in_columns(

@@ -21,7 +21,7 @@ from fedagg._trees.cutting import (
     most_columns,
 )
 from fedagg._trees.loops import in_steps
-from fedagg._trees.reductions import added
+from fedagg._trees.reductions import added, by_dtype
 
 _MANY = 2**22  # entries of a block that no cache holds
 _UNROLLED = 4
@@ -93,13 +93,8 @@ def over_each(
 
 def _by_dtype(matrices: tuple[list[jax.Array], ...]) -> list[tuple[list[int], list]]:
     """Of each dtype, the places of its matrices, and the matrices with those beside."""
-    dtypes = [x.dtype for x in matrices[0]]
     alike = list(zip(*matrices, strict=True))
-    places = [
-        [i for i, x in enumerate(dtypes) if x == dtype]
-        for dtype in dict.fromkeys(dtypes)
-    ]
-    return [(chosen, [alike[i] for i in chosen]) for chosen in places]
+    return [(chosen, [alike[i] for i in chosen]) for chosen in by_dtype(matrices[0])]
 
 
 def _sum(

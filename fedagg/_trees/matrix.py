@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fedagg._trees import pytree
 from fedagg._trees.cutting import narrow
-from fedagg._trees.reductions import pack
+from fedagg._trees.reductions import by_dtype, pack
 from fedagg._types import PyTree
 
 
@@ -23,8 +23,7 @@ class Layout(NamedTuple):
     def of(cls, stacked: PyTree) -> "Layout":
         leaves, structure = pytree.flatten(stacked)
         shapes, groups = [x.shape[1:] for x in leaves], []
-        for dtype in dict.fromkeys(x.dtype for x in leaves):
-            places = [i for i, x in enumerate(leaves) if x.dtype == dtype]
+        for places in by_dtype(leaves):
             sizes = [math.prod(shapes[i]) for i in places]
             together = pack(sizes, narrow(len(leaves[0])))
             groups += [[places[j] for j in group] for group in together]
@@ -34,11 +33,7 @@ class Layout(NamedTuple):
     def by_dtype(cls, stacked: PyTree) -> "Layout":
         """One matrix of a dtype, which is a copy where there are several leaves."""
         leaves, structure = pytree.flatten(stacked)
-        groups = [
-            [i for i, x in enumerate(leaves) if x.dtype == dtype]
-            for dtype in dict.fromkeys(x.dtype for x in leaves)
-        ]
-        return cls(structure, [x.shape[1:] for x in leaves], groups)
+        return cls(structure, [x.shape[1:] for x in leaves], by_dtype(leaves))
 
     def matrices(self, stacked: PyTree) -> list[jax.Array]:
         """`[n, k]` each, in the dtypes of the leaves."""

@@ -10,6 +10,15 @@ import jax.numpy as jnp
 _SMALL = 2**18
 
 
+def by_dtype(arrays: list[jax.Array]) -> list[list[int]]:
+    """Positions of arrays, of each dtype together, in the order in which they come."""
+    dtypes = [x.dtype for x in arrays]
+    return [
+        [i for i, x in enumerate(dtypes) if x == dtype]
+        for dtype in dict.fromkeys(dtypes)
+    ]
+
+
 def small(n: int) -> int:
     """The most entries of a small leaf of each of `n` clients."""
     return _SMALL // (4 * max(n, 1))

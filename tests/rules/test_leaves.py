@@ -23,7 +23,7 @@ RULES = {
     "centered_clipping": fedagg.centered_clipping(1.0),
 }
 rules = pytest.mark.parametrize("name", RULES)
-pytestmark = pytest.mark.skipif(
+of_cpus = pytest.mark.skipif(
     jax.default_backend() != "cpu", reason="programs of accelerators are others"
 )
 
@@ -38,6 +38,7 @@ def program(name: str, widths: list[int]) -> str:
     return text
 
 
+@of_cpus
 @pytest.mark.parametrize("name", ["median", "trimmed_mean", "mean_around_median"])
 def test_a_program_compares_as_often_for_six_leaves_as_for_one(name):
     def selections(widths: list[int]) -> int:
@@ -51,6 +52,7 @@ def test_a_program_compares_as_often_for_six_leaves_as_for_one(name):
     assert selections([70_000, 80_000, 20, 30]) < one + 10
 
 
+@of_cpus
 @rules
 @pytest.mark.deep
 def test_a_loop_over_large_blocks_is_not_made_one_kernel_of_a_cpu(name):

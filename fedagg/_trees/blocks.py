@@ -56,8 +56,9 @@ def sum_along_rows(
 
 
 def over_blocks(
-    fn: Callable[..., jax.Array],
-    *matrices: list[jax.Array],
+    fn: Callable[[jax.Array], jax.Array],
+    matrices: list[jax.Array],
+    *,
     entries: int | None = None,
     apart: bool = False,
 ) -> list[jax.Array]:
@@ -67,8 +68,8 @@ def over_blocks(
     makes the matrices, and what is made of results, is not compiled into the same loop
     of a CPU.
     """
-    found: list[Any] = [None] * len(matrices[0])
-    for places, alike in _by_dtype(matrices):
+    found: list[Any] = [None] * len(matrices)
+    for places, alike in _by_dtype((matrices,)):
         columns = sum(x[0].shape[-1] for x in alike)
         n = len(alike[0][0])
         most = max(entries // n, 1) if entries else most_columns(n, ENTRIES)

@@ -44,7 +44,8 @@ class Traits(NamedTuple):
         name: what errors call the stage.
         only_reads: it leaves every update and every sum as it is.
         codes: the server must decode its values, client by client, before it adds them.
-        varies: it sends a value in other coordinates every round, as turned ones.
+        transforms: it sends a value in other coordinates or units, and its `server`
+            turns a single client's back as it does a sum; `combining` has it do so.
         is_secret: the server learns the sum of its values, and of no client the value.
         is_private: noise hides what one client adds to the sum of its values.
         wraps: it sends integers that wrap around, of which only the sum has a meaning.
@@ -67,7 +68,7 @@ class Traits(NamedTuple):
     name: str = ""
     only_reads: bool = False
     codes: bool = False
-    varies: bool = False
+    transforms: bool = False
     is_secret: bool = False
     is_private: bool = False
     wraps: bool = False

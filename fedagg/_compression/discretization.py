@@ -32,7 +32,7 @@ def discretization(
     2**30 steps or more, or a NaN, is set to zero as a whole. Where the largest entries
     of all clients together reach 2**30 steps, an int32 may be about to wrap around, and
     the value is NaN throughout: take a larger step, or clip before. Before a rule,
-    which sums no integers, it is not.
+    which sums no integers, a client's own size decides.
 
     Reports `{name}/count` `[]`, the number of clients set to zero.
 
@@ -77,14 +77,12 @@ def discretization(
 
     def server(total: PyTree, note: DiscretizationNote, key: jax.Array | None):
         del key
-        whole = jnp.where(note.largest < _MOST, 1.0, jnp.nan)
+        unit = jnp.where(note.largest < _MOST, step, jnp.nan)
+        value = jax.tree.map(lambda x: x.astype(jnp.float32) * unit, total)
+        return value, {f"{name}/count": note.count}
 
-        def in_units(x: jax.Array) -> jax.Array:
-            # What a rule makes of clients is no sum, comes in floats and wraps nowhere.
-            is_sum = jnp.issubdtype(x.dtype, jnp.integer)
-            return x.astype(jnp.float32) * (step * whole if is_sum else step)
+    def refused(note: DiscretizationNote) -> jax.Array:
+        return note.count > 0.0
 
-        return jax.tree.map(in_units, total), {f"{name}/count": note.count}
-
-    traits = Traits(name, tells=True, refused=lambda note: note.count > 0.0)
+    traits = Traits(name, transforms=True, tells=True, refused=refused)
     return Stage.stateless(client, server, traits)

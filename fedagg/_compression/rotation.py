@@ -80,7 +80,7 @@ def rotation(kind: str, *, seed: int = 0, name: str = "rotation") -> Stage:
         vector = family.back(turn, total)[: template.size]
         return Output(state.after(note), template.unravel(vector), {})
 
-    return Stage(init, broadcast, client, server, Traits(name, varies=True))
+    return Stage(init, broadcast, client, server, Traits(name, transforms=True))
 
 
 def check_rotation(**arguments: str) -> None:

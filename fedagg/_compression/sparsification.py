@@ -132,7 +132,7 @@ def random_k(fraction: float, *, seed: int = 0, name: str = "random_k") -> Stage
         vector = vector.at[positions_of(state)].set(total * lengths.astype(jnp.float32))
         return Output(state.after(note), state.template.unravel(vector), {})
 
-    traits = Traits(name, varies=True)
+    traits = Traits(name, transforms=True)
     return Stage(PublicRound.first, broadcast, client, server, traits)
 
 

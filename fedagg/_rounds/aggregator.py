@@ -75,7 +75,8 @@ def aggregator(*stages: Stage, sum_over: SumOver | None = None) -> Aggregator:
         _check_guarantee(whole, template)
         return Remembered.of(template, whole.init(template))
 
-    def receive(message: Message) -> tuple[Message, PyTree]:
+    def receive(message: Message, told: PyTree, key: Any) -> tuple[Message, PyTree]:
+        del told, key
         return added(message), ()
 
     def finish(

@@ -12,8 +12,9 @@ from fedagg._execution.ways import SumOver, at_once
 from fedagg._messages.marks import Single
 from fedagg._messages.message import Message, added
 from fedagg._rounds.aggregator import checked_way
-from fedagg._rounds.chain import chain, check_length, merge_metrics
-from fedagg._rounds.driver import Server, driven
+from fedagg._rounds.chain import check_length, merge_metrics
+from fedagg._rounds.driver import RECEIVE, Server, driven
+from fedagg._rounds.parting import Parted
 from fedagg._rounds.steps import (
     check_message,
     message_of,
@@ -23,7 +24,7 @@ from fedagg._rounds.steps import (
 )
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import pytree, rowwise
-from fedagg._trees.keys import as_key, split_key
+from fedagg._trees.keys import as_key, fold_key, split_key
 from fedagg._trees.kinds import array_leaves, check_kind, floats_of
 from fedagg._trees.remembered import Remembered
 from fedagg._types import Output, PyTree, Rule, Stage, Update
@@ -73,7 +74,8 @@ def combining(
             steps and others do not; in `next`, as `aggregator` does.
     """
     check_kind(Rule, rule=rule)
-    whole = chain(*stages)
+    parted = Parted.of(stages)
+    whole = parted.whole
     for stage in stages:
         _check_stage(stage)
     sum_over = at_once() if sum_over is None else checked_way(sum_over)
@@ -83,15 +85,17 @@ def combining(
 
     def init(template: PyTree) -> PyTree:
         template = array_leaves(template, "template")
-        seen = template
+        state, seen = whole.init(template), template
+
+        def value_of(state: PyTree, message: Message, key: jax.Array) -> PyTree:
+            _, row = receive(message, parted.states(state), key)
+            return floats_of(row.value, template)
+
         if stages:  # which may change shapes
+            key = jax.random.key(0)
             message = message_of(shown, template)
-            sent = jax.eval_shape(lambda x: receive(x)[1].value, message)
-            seen = jax.eval_shape(lambda x: floats_of(x, template), sent)
-            _check_units(sent, seen)
-        kept = rule.init(seen)
-        _check_kept(rule, kept, stages)
-        return Remembered.of(template, (whole.init(template), kept))
+            seen = jax.eval_shape(value_of, state, message, key)
+        return Remembered.of(template, (state, rule.init(seen)))
 
     def broadcast(state: PyTree) -> PyTree:
         check_length(state, 2)
@@ -101,19 +105,25 @@ def combining(
         update, note = whole.client(shared, update, key)
         return update._replace(value=Single(update.value, update.weight)), note
 
-    def receive(message: Message) -> tuple[Message, Update]:
+    def but_values(message: Message) -> Message:
+        """What is summed of a client."""
+        return added(message._replace(value=(), present=()))
+
+    def receive(message: Message, states: PyTree, key: Any) -> tuple[Message, Update]:
         """What is summed of a client, and what the rule gets of it."""
-        summed = added(message._replace(value=(), present=()))
-        weight = pytree.keep(message.present, message.value.weight)
-        return summed, Update(message.value.decode(), weight)
+        summed, row = but_values(message), parted.row(message)
+        if parted.undoes:
+            value, row = parted.alone(states, row, key)
+            summed = summed._replace(value=value)
+        return summed, row
 
     def add(total: Message | None, message: Message) -> Message:
         check_message("message", message)
         if isinstance(message.value, Update):  # of a total
             summed, value = message._replace(value=()), message.value
         else:
-            summed, update = receive(message)
-            value = jax.tree.map(lambda x: x[None], update)
+            summed = but_values(message)
+            value = jax.tree.map(lambda x: x[None], parted.row(message))
         if total is not None:
             check_message("total", total)
             value = rowwise.append_rows(total.value, value)
@@ -136,13 +146,19 @@ def combining(
         # out anew for each reading of them, and may round them otherwise.
         stacked = jax.lax.optimization_barrier(stacked)
         combined = by(state[1], stacked, rule_key)
-        total = total._replace(value=combined.value)
-        output = server_step(whole, state[0], total, stage_key, like)
+        value = combined.value
+        if parted.undoes:
+            value = total.value, value
+        total = total._replace(value=value)
+        output = server_step(ending, state[0], total, stage_key, like)
         return Output(
             Remembered.like(state, (output.state, combined.state)),
             output.value,
             merge_metrics(output.metrics, combined.metrics),
         )
+
+    def told(state: PyTree) -> PyTree:
+        return parted.states(state[0])
 
     def server(
         state: PyTree, total: Message | None, key: jax.Array | None = None
@@ -152,46 +168,25 @@ def combining(
             message = message_of_nobody(shown, state)
             total = pytree.zeros(jax.eval_shape(lambda x: add(None, x), message))
         check_message("total", total)
-        return finish(state, total, total.value, key, by=rule.combine)
+        stacked = total.value
+        if parted.undoes:
+            check_length(state, 2)
+            one_by_one = fold_key(key, RECEIVE)
+            value, stacked = parted.each_alone(told(state), stacked, one_by_one)
+            total = total._replace(value=value)
+        return finish(state, total, stacked, key, by=rule.combine)
 
-    shown = Stage(whole.init, whole.broadcast, client, whole.server, whole.traits)
+    shown = whole._replace(client=client)
+    ending = whole._replace(server=parted.server)
     steps = Steps(broadcast, steps_of(shown).client, add, server)
     # A rule leaves absent clients out itself. To write zeros for them would be a copy
     # of all values, which stages make anyway.
-    to_server = Server(broadcast, receive, finish, as_it_is=not stages)
+    to_server = Server(broadcast, receive, finish, not stages, told)
     next = driven(shown, to_server, sum_over)
     printed = ", ".join(map(repr, (rule, *stages)))
     return Aggregator(
         init, next, steps, lambda x: message_of(shown, x), rule=f"combining({printed})"
     )
-
-
-def _check_units(sent: PyTree, seen: PyTree) -> None:
-    """Raises a ValueError if some leaves come in whole steps and others do not."""
-    leaves = pytree.leaves_with_names(sent)
-    stepped = [
-        name
-        for (name, x), (_, y) in zip(
-            leaves, pytree.leaves_with_names(seen), strict=True
-        )
-        if x.dtype != y.dtype
-    ]
-    if 0 < len(stepped) < len(leaves):
-        raise ValueError(
-            f"a rule takes all leaves for one vector, and {stepped[0]} comes in whole "
-            "steps beside others that do not: round all of them, or none."
-        )
-
-
-def _check_kept(rule: Rule, kept: PyTree, stages: tuple[Stage, ...]) -> None:
-    """Raises a ValueError for what a rule keeps, where next round it means another."""
-    names = [stage.traits.name for stage in stages if stage.traits.varies]
-    if names and pytree.count(kept):
-        raise ValueError(
-            f"{rule!r} keeps a value for the next round, in which {names[0]} sends "
-            "values in other coordinates. Leave that stage out, or take a rule that "
-            "keeps nothing."
-        )
 
 
 def _check_stage(stage: Stage) -> None:

@@ -126,7 +126,7 @@ def traits_of_chain(stages: Sequence[Stage]) -> Traits:
         name=f"chain({', '.join(x.name or 'a stage' for x in all_traits)})",
         only_reads=all(x.only_reads for x in all_traits),
         codes=any(x.codes for x in all_traits),
-        varies=any(x.varies for x in all_traits),
+        transforms=any(x.transforms for x in all_traits),
         is_secret=any(x.is_secret for x in all_traits),
         is_private=any(x.is_private for x in all_traits),
         wraps=any(x.wraps for x in all_traits),

@@ -32,7 +32,7 @@ def discretization(
     2**30 steps or more, or a NaN, is set to zero as a whole. Where the largest entries
     of all clients together reach 2**30 steps, an int32 may be about to wrap around, and
     the value is NaN throughout: take a larger step, or clip before. Before a rule,
-    which sums no integers, a client's own size decides.
+    which sums no integers, it is not.
 
     Reports `{name}/count` `[]`, the number of clients set to zero.
 

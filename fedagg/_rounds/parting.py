@@ -89,9 +89,7 @@ class Parted(NamedTuple):
         check_length(state, len(note))
         summed, combined = total
         keys = split_key(key, 2)
-        first = self.first.server(
-            state[: self.at], combined, note[: self.at], keys[0]
-        )
+        first = self.first.server(state[: self.at], combined, note[: self.at], keys[0])
         undone = self.undone.server(state[self.at :], summed, note[self.at :], keys[1])
         return Output(
             (*first.state, *undone.state),

@@ -55,7 +55,7 @@ def test_centered_clipping_after_a_stage_starts_where_the_last_round_ended():
     [
         (fedagg.median(), references.median),
         (
-            fedagg.centered_clipping(70.0),  # of steps of the grid
+            fedagg.centered_clipping(0.7),  # in units of the value, not of the grid
             lambda x: references.centered_clipping(x, np.zeros(D), 0.7, 1),
         ),
     ],
@@ -70,32 +70,6 @@ def test_a_rule_of_points_of_a_grid_is_that_of_their_values(rule, expected):
 
     rounded = np.round(x.astype(np.float64) / 0.01) * 0.01
     assert_close(vector(value), expected(rounded), rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    "stage",
-    [
-        fedagg.rotation("hadamard"),
-        fedagg.random_k(0.5),
-        fedagg.drive(),
-        fedagg.chain(fedagg.clipping(1.0), fedagg.eden(2)),
-    ],
-    ids=repr,
-)
-def test_a_rule_that_keeps_a_value_is_refused_after_a_stage_that_varies(stage):
-    rule = fedagg.nearest_neighbor_mixing(1, fedagg.centered_clipping(1.0))
-
-    with pytest.raises(ValueError, match="keeps a value for the next round, in which"):
-        fedagg.combining(rule, stage).init(jnp.zeros(4))
-
-
-def test_the_median_of_rotated_values_is_turned_back():
-    aggregator = fedagg.combining(fedagg.median(), fedagg.rotation("hadamard"))
-    x = np.tile(clients(4)[:1], (N, 1))
-
-    value = jit(aggregator.next)(aggregator.init(tree(x[0])), tree(x)).value
-
-    assert_close(vector(value), x[0], rtol=1e-5)
 
 
 @pytest.mark.deep
@@ -180,16 +154,14 @@ def test_what_is_made_for_a_sum_is_refused_before_a_rule(stages, said):
         fedagg.combining(fedagg.median(), *stages)
 
 
-def test_groups_of_which_some_come_in_steps_are_refused_before_a_rule():
+def test_groups_of_which_some_come_in_steps_are_one_vector_to_a_rule():
     rounded = fedagg.discretization(0.01, stochastic=False)
     some = fedagg.grouped({"a": fedagg.clipping(1.0), "*": rounded})
-    every = fedagg.grouped({"*": rounded})
-
-    with pytest.raises(ValueError, match=r"\['\*'\]\['b'\] comes in whole steps"):
-        fedagg.combining(fedagg.krum(1), some).init(tree(clients(0)[0]))
-
-    aggregator = fedagg.combining(fedagg.krum(1), every)
+    aggregator = fedagg.combining(fedagg.krum(1), some)
     x = clients(5)
+
     value = jit(aggregator.next)(aggregator.init(tree(x[0])), tree(x)).value
+
     exact = np.round(x.astype(np.float64) / 0.01) * 0.01
+    exact[:, 0] = np.clip(x[:, 0], -1.0, 1.0)
     assert_close(vector(value), references.krum(exact, 1), rtol=1e-4)

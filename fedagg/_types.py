@@ -44,8 +44,7 @@ class Traits(NamedTuple):
         name: what errors call the stage.
         only_reads: it leaves every update and every sum as it is.
         codes: the server must decode its values, client by client, before it adds them.
-        transforms: it sends a value in other coordinates or units, and its `server`
-            turns a single client's back as it does a sum; `combining` has it do so.
+        transforms: its coordinates or units are others; `server` undoes one client's.
         is_secret: the server learns the sum of its values, and of no client the value.
         is_private: noise hides what one client adds to the sum of its values.
         wraps: it sends integers that wrap around, of which only the sum has a meaning.

@@ -47,9 +47,15 @@ def combining(
     | --- | --- |
     | `zeroing` | zeros that count; with `keep_weight=False` nobody |
     | `quantization`, `top_k`, what codes | what is decoded, zero where none is sent |
-    | `rotation`, `random_k`, `eden`, `drive` | other coordinates, the same of all |
-    | `discretization` | whole steps, of which a `radius` is then one |
+    | `rotation`, `eden`, `drive` | its value, as its message alone is turned back |
+    | `discretization` | its value, a multiple of the step |
+    | `random_k` | what is sent, scaled as in a sum; zero where none is |
     | `grouped`, of a part that set it aside | zeros that count |
+
+    The first stage whose traits declare `transforms`, as those of `rotation` do, and
+    all after it are undone for each client: their `server` is asked with its value and
+    its note alone, and once more with the sums, for what they keep and report. Stages
+    before it get the rule's value. A chain, or `grouped`, counts as one stage.
 
     With `across(mesh)`, each device runs the stages of its own clients, and then the
     rule on its own coordinates of all clients: values go once from device to device,
@@ -68,10 +74,7 @@ def combining(
         ValueError: if stages are in an order that `chain` refuses, or one of them is
             made for a sum: a secure one, noise for privacy, `modular_clipping`, and
             `mean`, whose place the rule takes; if a rule has no `combine_share` for
-            `across`; in `init`, for a rule that keeps a value, as `centered_clipping`
-            does, after a stage whose coordinates are others every round: `rotation`,
-            `random_k`, `eden`, `drive`; there also, where some leaves come in whole
-            steps and others do not; in `next`, as `aggregator` does.
+            `across`; in `next`, as `aggregator` does.
     """
     check_kind(Rule, rule=rule)
     parted = Parted.of(stages)
@@ -103,7 +106,8 @@ def combining(
 
     def client(shared: PyTree, update: Update, key: jax.Array | None):
         update, note = whole.client(shared, update, key)
-        return update._replace(value=Single(update.value, update.weight)), note
+        value = Single(update.value, update.weight)
+        return update._replace(value=value), parted.marked(note)
 
     def but_values(message: Message) -> Message:
         """What is summed of a client."""
@@ -176,12 +180,14 @@ def combining(
             total = total._replace(value=value)
         return finish(state, total, stacked, key, by=rule.combine)
 
-    shown = whole._replace(client=client)
+    shown = whole._replace(client=client, traits=parted.traits)
     ending = whole._replace(server=parted.server)
     steps = Steps(broadcast, steps_of(shown).client, add, server)
     # A rule leaves absent clients out itself. To write zeros for them would be a copy
     # of all values, which stages make anyway.
-    to_server = Server(broadcast, receive, finish, not stages, told)
+    to_server = Server(
+        broadcast, receive, finish, not stages, told if parted.undoes else None
+    )
     next = driven(shown, to_server, sum_over)
     printed = ", ".join(map(repr, (rule, *stages)))
     return Aggregator(

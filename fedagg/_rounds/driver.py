@@ -40,8 +40,8 @@ class Server(NamedTuple):
     """What the driver asks of the server."""
 
     broadcast: Callable[[PyTree], PyTree]  # state -> shared
-    # (message, told, key) -> what is summed of it, and stacked. Without the `told` below
-    # nothing is told, and there is no key.
+    # (message, told, key) -> what is summed of it, and stacked. Without a `told` below,
+    # nothing is told and there is no key.
     receive: Callable[[Message, PyTree, Any], tuple[Message, PyTree]]
     # (state, total, stacked, key, like) -> Output, its value in the dtypes of `like`.
     finish: Callable[[PyTree, Message, PyTree, jax.Array | None, PyTree], Output]

@@ -5,15 +5,16 @@ Those before get what the rule makes of these, in place of a sum.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
+from fedagg._messages.marks import Single
 from fedagg._messages.message import Message
 from fedagg._rounds.chain import chain, check_length, merge_metrics
 from fedagg._trees import pytree, rowwise
 from fedagg._trees.keys import split_key
-from fedagg._types import Output, PyTree, Stage, Update
+from fedagg._types import Output, PyTree, Stage, Traits, Update
 
 
 class Sent(NamedTuple):
@@ -42,6 +43,29 @@ class Parted(NamedTuple):
         """Whether there is anything to undo."""
         return self.undone.traits.transforms
 
+    def marked(self, note: PyTree) -> PyTree:
+        """A client's note, of which the server needs by itself what it undoes with."""
+        return (*note[: self.at], *map(Single, note[self.at :]))
+
+    def _unmarked(self, note: PyTree) -> PyTree:
+        return (*note[: self.at], *(x.value for x in note[self.at :]))
+
+    @property
+    def traits(self) -> Traits:
+        """Those of all stages, for notes that are marked."""
+        traits = self.whole.traits
+        refused, take = traits.refused, traits.with_metrics
+        if refused is not None:
+            traits = traits._replace(refused=lambda note: refused(self._unmarked(note)))
+        if take is not None:
+
+            def with_metrics(note: PyTree, metrics: dict[str, Any]):
+                note, left = take(self._unmarked(note), metrics)
+                return self.marked(note), left
+
+            traits = traits._replace(with_metrics=with_metrics)
+        return traits
+
     def states(self, state: PyTree) -> PyTree:
         """Of the state of all, what it takes to undo."""
         return state[self.at :] if self.undoes else ()
@@ -50,7 +74,7 @@ class Parted(NamedTuple):
         """What is stacked of a client's message."""
         value = message.value.decode()
         if self.undoes:
-            value = Sent(value, message.note[self.at :])
+            value = Sent(value, self._unmarked(message.note)[self.at :])
         return Update(value, pytree.keep(message.present, message.value.weight))
 
     def alone(
@@ -87,6 +111,7 @@ class Parted(NamedTuple):
         if not self.undoes:
             return self.whole.server(state, total, note, key)
         check_length(state, len(note))
+        note = self._unmarked(note)
         summed, combined = total
         keys = split_key(key, 2)
         first = self.first.server(state[: self.at], combined, note[: self.at], keys[0])

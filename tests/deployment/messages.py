@@ -24,6 +24,9 @@ AGGREGATORS = {
     "sign": fedagg.aggregator(fedagg.sign()),
     "random_k": fedagg.aggregator(fedagg.random_k(0.3)),
     "median": fedagg.combining(fedagg.median(), fedagg.clipping(bound)),
+    "undone": fedagg.combining(
+        fedagg.median(), fedagg.random_k(0.3), fedagg.clipping(bound)
+    ),
     "secure": fedagg.aggregator(
         fedagg.secure_sum(
             fedagg.chain(fedagg.clipping(bound), fedagg.mean()),

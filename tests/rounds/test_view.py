@@ -73,6 +73,15 @@ def test_what_a_rule_combines_is_in_the_clear_and_notes_are_not():
     assert seen["note[0].count"] == "plain sum"
 
 
+def test_notes_that_a_clients_value_is_undone_with_are_in_the_clear():
+    rounded = fedagg.discretization(0.1, stochastic=False)
+
+    seen = how(fedagg.combining(fedagg.median(), fedagg.clipping(1.0), rounded))
+
+    assert seen["note[0].count"] == "plain sum"
+    assert seen["note[1].largest"] == "in the clear"
+
+
 def test_what_a_stage_outside_of_the_secure_sum_notes_is_a_plain_sum():
     hidden = fedagg.secure_sum(fedagg.mean(), 1.0, largest_cohort=9, largest_weight=9.0)
 

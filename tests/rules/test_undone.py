@@ -303,6 +303,23 @@ def test_a_stage_of_a_users_own_is_undone_if_it_says_that_it_transforms():
     assert_close(vector(output.state[0][0]), 1000.0 * x.sum(axis=0), rtol=1e-3)
 
 
+def test_a_client_that_a_stage_to_undo_set_aside_keeps_its_memory():
+    rounded = fedagg.discretization(0.01, stochastic=False)
+    aggregator = fedagg.combining(fedagg.median(), rounded)
+    x = clients(1)
+    x[3] = 1e9  # in steps more than it takes
+
+    def work(row: Any, key: Any, memory: jax.Array):
+        return row, {"mean": row["a"]}, memory + 1.0
+
+    output, memory = aggregator.next(
+        aggregator.init(row(x, 0)), tree(x), work=work, memory=jnp.zeros(N)
+    )
+
+    assert_close(memory, np.float32(np.arange(N) != 3))
+    assert output.metrics["discretization/count"] == 1.0
+
+
 def test_a_server_that_draws_has_a_key_for_each_client():
     aggregator = fedagg.combining(fedagg.median(), in_thousandths(draws=True))
     x = np.zeros((400, D), np.float32)

@@ -85,16 +85,26 @@ def test_stages_run_where_their_clients_are():
     assert_close(got.metrics, jax.tree.map(np.asarray, expected.metrics))
 
 
-@first_now("name", ["multi_krum", "median", "smea", "caf"])
-def test_values_go_once_from_device_to_device_and_are_nowhere_all_together(name):
+ALONE = {"multi_krum": (), "median": (), "smea": (), "caf": ()}
+UNDONE = {
+    "median": (fedagg.rotation("hadamard"),),
+    "krum": (fedagg.zeroing(9.0), fedagg.drive()),
+    "multi_krum": (fedagg.discretization(0.1, stochastic=False),),
+}
+
+
+@first_now("name, stages", [*UNDONE.items(), *ALONE.items()])
+def test_values_go_once_from_device_to_device_and_are_nowhere_all_together(
+    name, stages
+):
     n, d, mesh = 16, 65536, mesh_of(8)
     values = {"a": jnp.ones((n, 64, 512)), "b": jnp.ones((n, 32768))}
-    across = fedagg.combining(RULES[name], sum_over=fedagg.across(mesh))
+    across = fedagg.combining(RULES[name], *stages, sum_over=fedagg.across(mesh))
     rows = jax.NamedSharding(mesh, jax.P("clients"))
     arguments = across.init(jax.tree.map(lambda x: x[0], values)), values, jnp.ones(n)
     placed = arguments[0], *jax.device_put(arguments[1:], rows)
 
-    compiled = jax.jit(across.next).lower(*placed).compile()
+    compiled = jax.jit(across.next).lower(*placed, jax.random.key(0)).compile()
 
     text = compiled.as_text() or ""
     assert len(re.findall(r" all-to-all(?:-start)?\(", text)) == 1

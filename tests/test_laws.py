@@ -253,6 +253,14 @@ RULES: dict[str, tuple[tuple[fedagg.Stage, ...], fedagg.Rule]] = {
         fedagg.median(),
     ),
     "median_after_jitter": ((jitter(),), fedagg.median()),
+    "median_after_rotation": (
+        (fedagg.zeroing(largest()), fedagg.rotation("hadamard"), fedagg.clipping(5.0)),
+        fedagg.median(),
+    ),
+    "centered_clipping_after_a_mask": (
+        (fedagg.random_k(0.5),),
+        fedagg.centered_clipping(0.5, iterations=2),
+    ),
     "median_weighted": ((), fedagg.median(weighted=True)),
     "trimmed_mean": ((), fedagg.trimmed_mean(2)),
     "trimmed_mean_weighted": ((), fedagg.trimmed_mean(2, weighted=True)),

@@ -72,10 +72,11 @@ class Parted(NamedTuple):
 
     def row(self, message: Message) -> Update:
         """What is stacked of a client's message."""
+        weight = pytree.keep(message.present, message.value.weight)
         value = message.value.decode()
         if self.undoes:
             value = Sent(value, self._unmarked(message.note)[self.at :])
-        return Update(value, pytree.keep(message.present, message.value.weight))
+        return Update(value, weight)
 
     def alone(
         self, states: PyTree, row: Update, key: jax.Array | None

@@ -16,7 +16,8 @@ from fedagg._trees import pytree
 from fedagg._trees.loops import in_steps
 from fedagg._trees.weights import is_present
 
-_TOGETHER = 32  # rows that one loop over columns reads
+_TOGETHER = 32  # rows that one loop over columns reads, sixteen times
+_ONCE = 16  # the same where it reads them once, and takes as long to compile
 _WORTH = 2**17  # entries of these, from which on it is worth more cores
 
 _ALL_BUT_SIGN = np.int32(2**31 - 1)
@@ -68,7 +69,7 @@ def _of_rank(x: jax.Array, rank: jax.Array, times: jax.Array | None) -> jax.Arra
         """One more bit of the largest number below which there are up to `rank`."""
         up = least + (jnp.int32(2**15) >> _shared(i, x).astype(jnp.int32))
         threshold = jax.lax.optimization_barrier(up.astype(jnp.int16))
-        below = count(x, lambda row: row < threshold, times)
+        below = count(x, lambda row: row < threshold, times, _TOGETHER)
         return jnp.where(below <= rank, up, least)
 
     least = jnp.full(rank.shape, -(2**15), jnp.int32)
@@ -95,17 +96,22 @@ def count(
     x: jax.Array,
     which: Callable[[jax.Array], jax.Array],
     times: jax.Array | None = None,
+    together: int = _ONCE,
 ) -> jax.Array:
     """How many entries of each column, int32, each so many `times` `[n]` or once."""
     if times is not None:
         nothing = jnp.zeros(x.shape[1], times.dtype)
-        return over_rows(
-            lambda row, time: jnp.where(which(row), time, 0), x, nothing, times=times
-        )
+
+        def time_of(row: jax.Array, time: jax.Array) -> jax.Array:
+            return jnp.where(which(row), time, 0)
+
+        return over_rows(time_of, x, nothing, times=times, together=together)
     # As many lanes of a register as there are entries of 16 bits.
     dtype = jnp.int16 if len(x) < 2**15 and x.dtype == jnp.int16 else jnp.int32
     nothing = jnp.zeros(x.shape[1], dtype)
-    total = over_rows(lambda row: which(row).astype(dtype), x, nothing)
+    total = over_rows(
+        lambda row: which(row).astype(dtype), x, nothing, together=together
+    )
     return total.astype(jnp.int32)
 
 
@@ -115,9 +121,10 @@ def over_rows(
     nothing: jax.Array,
     join: Callable[[jax.Array, jax.Array], jax.Array] = jnp.add,
     times: jax.Array | None = None,
+    together: int = _ONCE,
 ) -> jax.Array:
     """What `of` makes of each row, and its weight, joined, some rows at a time."""
-    groups, rest = divmod(len(x), _TOGETHER)
+    groups, rest = divmod(len(x), together)
     both = (x,) if times is None else (x, times)
 
     def joined(start: jax.Array | int, size: int, total: jax.Array) -> jax.Array:
@@ -128,11 +135,11 @@ def over_rows(
             total = join(total, of(*row))
         return total
 
-    total = joined(groups * _TOGETHER, rest, nothing)
+    total = joined(groups * together, rest, nothing)
     return jax.lax.fori_loop(
         0,
         groups,
-        lambda i, total: joined(_shared(i, x) * _TOGETHER, _TOGETHER, total),
+        lambda i, total: joined(_shared(i, x) * together, together, total),
         total,
     )
 

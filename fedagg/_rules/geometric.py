@@ -11,13 +11,14 @@ from fedagg._rules.geometry import (
     count,
     geometry,
     has_room,
+    is_clean,
     weighted_sum,
 )
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
-from fedagg._trees.blocks import sum_along_rows
 from fedagg._trees.matrix import Layout, norms_of
 from fedagg._trees.shares import Share, rule_of_shares
+from fedagg._trees.squares import squares_along_rows, with_derivatives
 from fedagg._trees.weights import in_units, is_present
 from fedagg._types import Output, PyTree, Rule, Update
 
@@ -145,16 +146,15 @@ def centered_clipping(radius: float, *, iterations: int = 1) -> Rule:
         number = jnp.maximum(count(present), 1)
 
         def moved(center: list[jax.Array]) -> list[jax.Array]:
-            def squares(x: jax.Array, center: jax.Array) -> jax.Array:
-                apart = jnp.where(present[:, None], x - center[None], 0.0)
-                return jnp.square(apart)
+            def away(x: jax.Array, center: jax.Array) -> jax.Array:
+                return with_derivatives(present, x - center[None])
 
-            total = share.add(sum_along_rows(squares, matrices, center))
+            total = share.add(squares_along_rows(away, matrices, center))
             given = present & has_room(total)
             norms = norms_of(total, given)
             factors = radius / jnp.maximum(norms, radius) / number.astype(norms.dtype)
             stays = 1.0 - jnp.sum(factors)  # of the center
-            pulls = weighted_sum(matrices, factors, given)
+            pulls = weighted_sum(matrices, factors, given, is_clean(total))
             return [
                 old * stays.astype(old.dtype) + pull
                 for old, pull in zip(center, pulls, strict=True)
@@ -166,10 +166,11 @@ def centered_clipping(radius: float, *, iterations: int = 1) -> Rule:
         center = [x.astype(dtype) for x, dtype in zip(center, wide, strict=True)]
         for _ in range(iterations):
             center = moved(center)
-        value = layout.tree(center)
-        somebody = jnp.any(present)
-        kept = ClippingCenter(pytree.cast_like(share.join(value), state.value))
-        return Output(kept, pytree.keep(somebody, value), {})
+        # Small leaves are cut from what is made, instead of made one by one.
+        found = center, pytree.keep(jnp.any(present), center)
+        kept, value = map(layout.tree, jax.lax.optimization_barrier(found))
+        kept = ClippingCenter(pytree.cast_like(share.join(kept), state.value))
+        return Output(kept, value, {})
 
     return rule_of_shares(init, combine)
 

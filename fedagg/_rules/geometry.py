@@ -14,8 +14,8 @@ from fedagg._trees import checks, pytree
 from fedagg._trees.blocks import over_blocks, over_each, sum_over_blocks
 from fedagg._trees.cutting import PIECE
 from fedagg._trees.matrix import Layout, norms_of
-from fedagg._trees.reductions import added
 from fedagg._trees.shares import Share
+from fedagg._trees.squares import squares_of
 from fedagg._trees.weights import is_present
 from fedagg._types import PyTree, Update
 
@@ -36,6 +36,7 @@ class Cohort(NamedTuple):
     present: jax.Array  # [n]
     given: jax.Array  # [n] whether present, with no NaN, no infinity, no overflow
     norms: jax.Array  # [n] infinite for who is not given
+    clean: jax.Array  # [] whether no row holds a NaN or an infinity
     share: Share  # of the coordinates
 
     @classmethod
@@ -50,10 +51,12 @@ class Cohort(NamedTuple):
         matrices = layout.matrices(updates.value)
         present = is_present(updates.weight)
 
-        squares = share.add(_squares_of(matrices, present))
+        squares = share.add(squares_of(matrices, present))
         given = present & has_room(squares)
-        norms = norms_of(squares, given)
-        return cls(layout, matrices, updates.weight, present, given, norms, share)
+        norms, clean = norms_of(squares, given), is_clean(squares)
+        return cls(
+            layout, matrices, updates.weight, present, given, norms, clean, share
+        )
 
     def liars(self, f: int) -> jax.Array:
         """How many of those given may lie `[]`: `f`, less those found out.
@@ -65,7 +68,8 @@ class Cohort(NamedTuple):
     def combined(self, factors: jax.Array) -> PyTree:
         """The sum of values times factors, `[n]`, or for each row of `[m, n]`."""
 
-        return self.layout.tree(weighted_sum(self.matrices, factors, self.given))
+        parts = weighted_sum(self.matrices, factors, self.given, self.clean)
+        return self.layout.tree(parts)
 
     def row(self, chosen: jax.Array) -> PyTree:
         """The value of the client with this number `[]`; zeros if it is not given."""
@@ -154,39 +158,13 @@ def _median_square(squares: jax.Array, size: jax.Array) -> jax.Array:
     return jnp.take(jnp.sort(squares, axis=-1), size // 2, axis=-1)
 
 
-@jax.custom_jvp
-def _squares_of(matrices: list[jax.Array], present: jax.Array) -> jax.Array:
-    """Sums of squares of rows of all matrices `[n]`, read once; zero of the absent."""
-    # In blocks, what has to be widened: a whole matrix of it would be written.
-    total = added(
-        [
-            row_squares(x)
-            if x.dtype.itemsize >= 4
-            else sum_over_blocks(row_squares, [x])
-            for x in matrices
-        ]
-    )
-    return jnp.where(present, total, jnp.zeros_like(total))
-
-
-@_squares_of.defjvp
-def _derivative_of_squares(primals: tuple, tangents: tuple) -> tuple:
-    matrices, present = primals
-
-    def of_present(matrices: list[jax.Array]) -> jax.Array:
-        # An absent client's value may be anything, and so may its derivatives.
-        def squares(x: jax.Array) -> jax.Array:
-            return row_squares(jnp.where(present[:, None], x, 0.0))
-
-        return sum_over_blocks(squares, matrices)
-
-    return jax.jvp(of_present, (matrices,), (tangents[0],))
-
-
 def weighted_sum(
-    matrices: list[jax.Array], factors: jax.Array, given: jax.Array
+    matrices: list[jax.Array], factors: jax.Array, given: jax.Array, clean: jax.Array
 ) -> list[jax.Array]:
-    """Rows of matrices times factors, `[n]` or `[m, n]`, summed over those given."""
+    """Rows of matrices times factors, `[n]` or `[m, n]`, summed over those given.
+
+    Where it is known that no row holds a NaN or an infinity, they are read but once.
+    """
 
     def product(x: jax.Array) -> jax.Array:
         kept = jnp.where(given[:, None], x, jnp.zeros_like(x))
@@ -196,19 +174,21 @@ def weighted_sum(
         return over_each(product, matrices)
     if any(x.dtype.itemsize < 4 for x in matrices):  # they would be copied as a whole
         return over_blocks(product, matrices)
-    # One read of all. Zero times NaN is NaN, and then what is not given is cleared.
     factors = jnp.where(given, factors, 0.0)
-    totals = [
-        jnp.matmul(factors.astype(x.dtype), x, precision="highest") for x in matrices
-    ]
-    return jax.lax.cond(
-        pytree.is_finite(totals), lambda: totals, lambda: over_blocks(product, matrices)
-    )
+
+    def at_once() -> list[jax.Array]:
+        return [
+            jnp.matmul(factors.astype(x.dtype), x, precision="highest")
+            for x in matrices
+        ]
+
+    # Zero times NaN is NaN, and then what is not given is cleared.
+    return jax.lax.cond(clean, at_once, lambda: over_blocks(product, matrices))
 
 
-def row_squares(x: jax.Array) -> jax.Array:
-    """Sums of squares of the rows of `[n, k]`."""
-    return jnp.einsum("nk,nk->n", x, x, precision="highest")
+def is_clean(squares: jax.Array) -> jax.Array:
+    """Whether sums of squares `[n]` are those of rows without NaN and infinity `[]`."""
+    return jnp.all(jnp.isfinite(squares))
 
 
 def has_room(squares: jax.Array) -> jax.Array:

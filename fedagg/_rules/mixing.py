@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from fedagg._rules.geometry import Cohort, check_cohort, closest, count, geometry
 from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
-from fedagg._trees.blocks import over_each
 from fedagg._trees.kinds import check_kind
 from fedagg._trees.matrix import Layout
 from fedagg._trees.shares import Share, mixed_before
@@ -96,15 +95,20 @@ def bucketing(size: int, rule: Rule) -> Rule:
         ) < count(present)
         number = jnp.maximum(jnp.sum(filled, axis=1, dtype=jnp.int32), 1)
 
+        places = jnp.pad(places, (0, buckets * size - n)).reshape(buckets, size)
+
         def means(x: jax.Array) -> jax.Array:
-            x = jnp.pad(x[places], ((0, buckets * size - n), (0, 0)))
-            x = jnp.where(filled[:, :, None], x.reshape(buckets, size, -1), 0.0)
-            return jnp.sum(x / number[:, None, None].astype(x.dtype), axis=1)
+            # Of one client of each bucket after the other: nothing is put in order.
+            rows = (pytree.wide(x[places[:, i]]) for i in range(size))
+            share = number[:, None].astype(pytree.wide(x).dtype)
+            return sum(
+                jnp.where(filled[:, i, None], row / share, 0.0)
+                for i, row in enumerate(rows)
+            )
 
         layout = Layout.of(updates.value)
-        columns = over_each(means, layout.matrices(updates.value))
+        columns = [means(x) for x in layout.matrices(updates.value)]
         weight = in_units(updates.weight)[places]
-        weight = jnp.pad(weight, (0, buckets * size - n)).reshape(buckets, size)
         weight = jnp.sum(jnp.where(filled, weight, 0.0), axis=1)
         return Update(layout.tree(columns), weight), rule_key
 

@@ -24,7 +24,8 @@ from fedagg._trees.loops import in_steps
 from fedagg._trees.reductions import added, by_dtype
 
 _MANY = 2**22  # entries of a block that no cache holds
-_UNROLLED = 4
+_WIDE = 16  # blocks, of which a matrix has a loop of its own
+_LOOPS = 2  # of their own, of a dtype
 
 
 def sum_over_blocks(
@@ -34,25 +35,7 @@ def sum_over_blocks(
 
     Of columns of zeros, `fn` makes zeros.
     """
-    return added([_sum(fn, alike, _same) for _, alike in _by_dtype(matrices)])
-
-
-def sum_along_rows(
-    fn: Callable[..., jax.Array], *matrices: list[jax.Array]
-) -> jax.Array:
-    """The sum along rows `[n]` of what `fn` makes of the entries of blocks alike.
-
-    On a CPU, blocks are added entry by entry, and only their sum is summed along rows.
-    """
-    if jax.default_backend() != "cpu":
-        return sum_over_blocks(lambda *blocks: jnp.sum(fn(*blocks), axis=1), *matrices)
-    # Some blocks a turn, so that the running total is read once for all of them.
-    return added(
-        [
-            _sum(fn, alike, lambda x: jnp.sum(x, axis=1), _UNROLLED)
-            for _, alike in _by_dtype(matrices)
-        ]
-    )
+    return added([_sum(fn, together) for together in _together(matrices)])
 
 
 def over_blocks(
@@ -92,18 +75,28 @@ def over_each(
     return [over_blocks(fn, [x], entries=_MANY)[0] for x in matrices]
 
 
+def _together(matrices: tuple[list[jax.Array], ...]) -> list[list]:
+    """Of each dtype the widest matrices, each by itself, and the others together.
+
+    A loop over several copies each block by one core of a CPU first.
+    """
+    groups = []
+    for _, alike in _by_dtype(matrices):
+        by_width = sorted(alike, key=lambda x: -x[0].shape[-1])
+        least = _WIDE * most_columns(len(alike[0][0]), SUMMED)
+        wide = [x for x in by_width[:_LOOPS] if x[0].shape[-1] >= least]
+        groups += [[x] for x in wide]
+        groups += [by_width[len(wide) :]] if len(wide) < len(alike) else []
+    return groups
+
+
 def _by_dtype(matrices: tuple[list[jax.Array], ...]) -> list[tuple[list[int], list]]:
     """Of each dtype, the places of its matrices, and the matrices with those beside."""
     alike = list(zip(*matrices, strict=True))
     return [(chosen, [alike[i] for i in chosen]) for chosen in by_dtype(matrices[0])]
 
 
-def _sum(
-    fn: Callable[..., jax.Array],
-    parts: list[tuple[jax.Array, ...]],
-    of_total: Callable[[jax.Array], jax.Array],
-    unroll: int = 1,
-) -> jax.Array:
+def _sum(fn: Callable[..., jax.Array], parts: list[tuple[jax.Array, ...]]) -> jax.Array:
     blocks = Blocks.of(parts, most_columns(len(parts[0][0]), SUMMED), PIECES)
     # What is left of one matrix is apart. Blocks of several are copied in any case.
     is_one = len(parts) == 1
@@ -114,11 +107,8 @@ def _sum(
         return total + fn(*blocks.read(in_steps(i), once=not is_one))
 
     total = pytree.zeros(jax.eval_shape(fn, *blocks.read(jnp.int32(0))))
-    unroll = min(unroll, whole) if is_one else 1
-    total = of_total(jax.lax.fori_loop(0, whole, add, total, unroll=unroll))
-    if is_one and left[0].shape[-1]:
-        total += of_total(fn(*map(pytree.wide, left)))
-    return total
+    total = jax.lax.fori_loop(0, whole, add, total)
+    return total + fn(*map(pytree.wide, left)) if is_one and left[0].size else total
 
 
 def _over(
@@ -145,7 +135,3 @@ def _over(
         out[..., start : start + size]
         for start, size in zip(first.tolist(), sizes, strict=False)
     ]
-
-
-def _same(x: jax.Array) -> jax.Array:
-    return x

@@ -78,7 +78,7 @@ class Blocks(NamedTuple):
 
         def of(part: tuple[jax.Array, ...]) -> Callable:
             def cut(start: jax.Array) -> tuple[jax.Array, ...]:
-                found = [_columns(x, start, self.width) for x in part]
+                found = [columns_from(x, start, self.width) for x in part]
                 if once and part[0].shape[-1] % self.width:
                     found = [
                         jnp.where(jnp.broadcast_to(fresh, x.shape), x, 0.0)
@@ -97,6 +97,11 @@ def most_columns(n: int, entries: dict[str, int]) -> int:
     """The most columns of a block of so many clients."""
     most = entries.get(jax.default_backend(), _ENTRIES_ELSEWHERE)
     return max(most // max(n, 1), 2)
+
+
+def columns_from(x: jax.Array, start: jax.Array, width: int) -> jax.Array:
+    """So many columns of a matrix or a vector, widened."""
+    return pytree.wide(jax.lax.dynamic_slice_in_dim(x, start, width, axis=-1))
 
 
 def _width(sizes: list[int], most: int, n: int, steps: tuple[int, int]) -> int:
@@ -129,7 +134,3 @@ def _filled(x: jax.Array, width: int) -> jax.Array:
     """With columns of zeros, if it has fewer than a block."""
     missing = max(width - x.shape[-1], 0)
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
-
-
-def _columns(x: jax.Array, start: jax.Array, width: int) -> jax.Array:
-    return pytree.wide(jax.lax.dynamic_slice_in_dim(x, start, width, axis=-1))

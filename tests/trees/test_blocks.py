@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedagg._trees import blocks, cutting
+from fedagg._trees import blocks, cutting, squares
 from fedagg._trees.matrix import Layout
 
 N = 3  # clients
@@ -48,11 +48,11 @@ def test_each_column_is_summed_once(widths, dtype):
     found = blocks.sum_over_blocks(
         lambda x, row: jnp.sum(x * row[None], axis=1), matrices, vectors
     )
-    along = blocks.sum_along_rows(lambda x, row: x * row[None], matrices, vectors)
+    along = squares.squares_along_rows(lambda x, row: x - row[None], matrices, vectors)
 
     whole = np.concatenate([np.asarray(x, np.float64) for x in tree], axis=1)
     np.testing.assert_array_equal(found, np.sum(whole * whole[0], axis=1))
-    np.testing.assert_array_equal(along, np.sum(whole * whole[0], axis=1))
+    np.testing.assert_array_equal(along, np.sum((whole - whole[0]) ** 2, axis=1))
 
 
 @cases

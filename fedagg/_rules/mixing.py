@@ -94,7 +94,6 @@ def bucketing(size: int, rule: Rule) -> Rule:
             buckets, size
         ) < count(present)
         number = jnp.maximum(jnp.sum(filled, axis=1, dtype=jnp.int32), 1)
-
         places = jnp.pad(places, (0, buckets * size - n)).reshape(buckets, size)
 
         def means(x: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from fedagg._messages.message import Message
 from fedagg._rounds.chain import chain, check_length, merge_metrics
 from fedagg._trees import pytree, rowwise
 from fedagg._trees.keys import split_key
+from fedagg._trees.weights import is_present
 from fedagg._types import Output, PyTree, Stage, Traits, Update
 
 
@@ -86,7 +87,7 @@ class Parted(NamedTuple):
         As in a sum, an absent client's value is zeros.
         """
         value, note = pytree.widen(row.value)
-        value = pytree.keep(row.weight > 0.0, value)
+        value = pytree.keep(is_present(row.weight), value)
         made = self.undone.server(states, value, note, key)
         return value, row._replace(value=made.value)
 

@@ -11,6 +11,7 @@ from fedagg._sentence import prints_as_its_call
 from fedagg._trees import checks, pytree
 from fedagg._trees.kinds import check_kind
 from fedagg._trees.matrix import Layout
+from fedagg._trees.reductions import added
 from fedagg._trees.shares import Share, mixed_before
 from fedagg._trees.weights import in_units, is_present
 from fedagg._types import Output, PyTree, Rule, Update
@@ -98,11 +99,13 @@ def bucketing(size: int, rule: Rule) -> Rule:
 
         def means(x: jax.Array) -> jax.Array:
             # Of one client of each bucket after the other: nothing is put in order.
-            rows = (pytree.wide(x[places[:, i]]) for i in range(size))
-            share = number[:, None].astype(pytree.wide(x).dtype)
-            return sum(
-                jnp.where(filled[:, i, None], row / share, 0.0)
-                for i, row in enumerate(rows)
+            rows = [pytree.wide(x[places[:, i]]) for i in range(size)]
+            share = number[:, None].astype(rows[0].dtype)
+            return added(
+                [
+                    jnp.where(filled[:, i, None], row / share, 0.0)
+                    for i, row in enumerate(rows)
+                ]
             )
 
         layout = Layout.of(updates.value)

@@ -52,7 +52,7 @@ def over_blocks(
     of a CPU.
     """
     found: list[Any] = [None] * len(matrices)
-    for places, alike in _by_dtype((matrices,)):
+    for places, alike in alike_by_dtype((matrices,)):
         columns = sum(x[0].shape[-1] for x in alike)
         n = len(alike[0][0])
         most = max(entries // n, 1) if entries else most_columns(n, ENTRIES)
@@ -75,25 +75,27 @@ def over_each(
     return [over_blocks(fn, [x], entries=_MANY)[0] for x in matrices]
 
 
+def alike_by_dtype(
+    matrices: tuple[list[jax.Array], ...],
+) -> list[tuple[list[int], list]]:
+    """Of each dtype, the places of its matrices, and the matrices with those beside."""
+    alike = list(zip(*matrices, strict=True))
+    return [(chosen, [alike[i] for i in chosen]) for chosen in by_dtype(matrices[0])]
+
+
 def _together(matrices: tuple[list[jax.Array], ...]) -> list[list]:
     """Of each dtype the widest matrices, each by itself, and the others together.
 
     A loop over several copies each block by one core of a CPU first.
     """
     groups = []
-    for _, alike in _by_dtype(matrices):
+    for _, alike in alike_by_dtype(matrices):
         by_width = sorted(alike, key=lambda x: -x[0].shape[-1])
         least = _WIDE * most_columns(len(alike[0][0]), SUMMED)
         wide = [x for x in by_width[:_LOOPS] if x[0].shape[-1] >= least]
         groups += [[x] for x in wide]
         groups += [by_width[len(wide) :]] if len(wide) < len(alike) else []
     return groups
-
-
-def _by_dtype(matrices: tuple[list[jax.Array], ...]) -> list[tuple[list[int], list]]:
-    """Of each dtype, the places of its matrices, and the matrices with those beside."""
-    alike = list(zip(*matrices, strict=True))
-    return [(chosen, [alike[i] for i in chosen]) for chosen in by_dtype(matrices[0])]
 
 
 def _sum(fn: Callable[..., jax.Array], parts: list[tuple[jax.Array, ...]]) -> jax.Array:

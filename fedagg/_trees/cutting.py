@@ -62,9 +62,8 @@ class Blocks(NamedTuple):
 
         The last block of a matrix begins early enough to be as wide as the others.
         """
-        i = i.astype(jnp.int32)  # which a loop counts in 64 bits where there are any
-        which = jnp.sum(i >= jnp.asarray(self.before[1:]), dtype=jnp.int32)
-        column = (i - jnp.asarray(self.before)[which]) * self.width
+        which, number = placed(i, self.before)
+        column = number * self.width
         start = jnp.minimum(column, jnp.asarray(self.sizes)[which] - self.width)
         return which, start, column - start
 
@@ -97,6 +96,16 @@ def most_columns(n: int, entries: dict[str, int]) -> int:
     """The most columns of a block of so many clients."""
     most = entries.get(jax.default_backend(), _ENTRIES_ELSEWHERE)
     return max(most // max(n, 1), 2)
+
+
+def placed(i: jax.Array, before: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Which part has this one of all, and its number there, int32.
+
+    Before each part are so many, and after the last one those of all.
+    """
+    i = i.astype(jnp.int32)  # which a loop counts in 64 bits where there are any
+    which = jnp.sum(i >= jnp.asarray(before[1:]), dtype=jnp.int32)
+    return which, i - jnp.asarray(before)[which]
 
 
 def columns_from(x: jax.Array, start: jax.Array, width: int) -> jax.Array:

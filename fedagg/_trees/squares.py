@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedagg._trees import pytree
-from fedagg._trees.blocks import sum_over_blocks
-from fedagg._trees.cutting import SUMMED, columns_from, most_columns
+from fedagg._trees.blocks import alike_by_dtype, sum_over_blocks
+from fedagg._trees.cutting import SUMMED, columns_from, most_columns, placed
 from fedagg._trees.loops import in_steps
-from fedagg._trees.reductions import added, by_dtype
+from fedagg._trees.reductions import added
 
 # Blocks that are added to a running total in one reading of it.
 _TOGETHER = 4
@@ -77,8 +77,7 @@ def squares_along_rows(
     # Blocks are added entry by entry, and only their sum is summed along rows.
     width = 2 * most_columns(len(matrices[0][0]), SUMMED)
     sums = []
-    for places in by_dtype(matrices[0]):
-        alike = [tuple(x[i] for x in matrices) for i in places]
+    for _, alike in alike_by_dtype(matrices):
         wide = [parts for parts in alike if parts[0].shape[-1] >= width]
         narrow = [parts for parts in alike if parts[0].shape[-1] < width]
         sums += [jnp.sum(_entrywise(fn, wide, width), axis=1)] if wide else []
@@ -116,9 +115,8 @@ def _entrywise(
     adds = [adding(*x) for x in zip(matrices, together, strict=True)]
 
     def body(i: jax.Array, total: jax.Array) -> jax.Array:
-        i = in_steps(i).astype(jnp.int32)
-        which = jnp.sum(i >= jnp.asarray(before[1:]), dtype=jnp.int32)
-        return jax.lax.switch(which, adds, i - jnp.asarray(before)[which], total)
+        which, turn = placed(in_steps(i), before)
+        return jax.lax.switch(which, adds, turn, total)
 
     block = [columns_from(x, jnp.int32(0), width) for x in matrices[0]]
     total = pytree.zeros(jax.eval_shape(fn, *block))

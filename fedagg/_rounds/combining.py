@@ -13,7 +13,7 @@ from fedagg._messages.marks import Single
 from fedagg._messages.message import Message, added
 from fedagg._rounds.aggregator import checked_way
 from fedagg._rounds.chain import check_length, merge_metrics
-from fedagg._rounds.driver import RECEIVE, Server, driven
+from fedagg._rounds.driver import Server, driven
 from fedagg._rounds.parting import Parted
 from fedagg._rounds.steps import (
     check_message,
@@ -28,6 +28,9 @@ from fedagg._trees.keys import as_key, fold_key, split_key
 from fedagg._trees.kinds import array_leaves, check_kind, floats_of
 from fedagg._trees.remembered import Remembered
 from fedagg._types import Output, PyTree, Rule, Stage, Update
+
+# Stream of a key for what the server makes of a client alone.
+_ALONE = 2**32 - 5
 
 Combine = Callable[[PyTree, Update, jax.Array | None], Output]
 
@@ -117,7 +120,7 @@ def combining(
         """What is summed of a client, and what the rule gets of it."""
         summed, row = but_values(message), parted.row(message)
         if parted.undoes:
-            value, row = parted.alone(states, row, key)
+            value, row = parted.alone(states, row, fold_key(key, _ALONE))
             summed = summed._replace(value=value)
         return summed, row
 
@@ -175,8 +178,8 @@ def combining(
         stacked = total.value
         if parted.undoes:
             check_length(state, 2)
-            one_by_one = fold_key(key, RECEIVE)
-            value, stacked = parted.each_alone(told(state), stacked, one_by_one)
+            key_alone = fold_key(key, _ALONE)
+            value, stacked = parted.each_alone(told(state), stacked, key_alone)
             total = total._replace(value=value)
         return finish(state, total, stacked, key, by=rule.combine)
 
@@ -185,9 +188,7 @@ def combining(
     steps = Steps(broadcast, steps_of(shown).client, add, server)
     # A rule leaves absent clients out itself. To write zeros for them would be a copy
     # of all values, which stages make anyway.
-    to_server = Server(
-        broadcast, receive, finish, not stages, told if parted.undoes else None
-    )
+    to_server = Server(broadcast, receive, finish, not stages, told)
     next = driven(shown, to_server, sum_over)
     printed = ", ".join(map(repr, (rule, *stages)))
     return Aggregator(

@@ -23,9 +23,6 @@ from fedagg._types import Output, PyTree, Stage, Traits
 # Stream of the server's key beside the clients', which are numbered from zero.
 _SERVER = 2**32 - 1
 
-# Stream of a client's key for what the server makes of that client alone.
-RECEIVE = 2**32 - 5
-
 
 class Clients(NamedTuple):
     """The clients of a round, stacked."""
@@ -40,13 +37,12 @@ class Server(NamedTuple):
     """What the driver asks of the server."""
 
     broadcast: Callable[[PyTree], PyTree]  # state -> shared
-    # (message, told, key) -> what is summed of it, and stacked. Without a `told` below,
-    # nothing is told and there is no key.
+    # (message, told, key of the client) -> what is summed of it, and stacked.
     receive: Callable[[Message, PyTree, Any], tuple[Message, PyTree]]
     # (state, total, stacked, key, like) -> Output, its value in the dtypes of `like`.
     finish: Callable[[PyTree, Message, PyTree, jax.Array | None, PyTree], Output]
     as_it_is: bool = False  # whether absent clients' values may come as they are
-    told: Callable[[PyTree], PyTree] | None = None  # state -> what `receive` is told
+    told: Callable[[PyTree], PyTree] = lambda state: ()  # what `receive` is told
 
 
 def driven(stage: Stage, server: Server, sum_over: SumOver) -> Next:
@@ -88,20 +84,17 @@ def driven(stage: Stage, server: Server, sum_over: SumOver) -> Next:
             row, weight, index, memory = client
             row = table.together(row, examples)
             key = fold_key(key, index)
-            key_of_server = None if server.told is None else fold_key(key, RECEIVE)
             told = stage, shared, row, weight, key, memory, work
             made = client_step(*told, look=look, as_it_is=server.as_it_is)
             message, kept = (made, None) if memory is None else made
-            summed, stacked = server.receive(message, of_server, key_of_server)
+            summed, stacked = server.receive(message, of_server, key)
             return summed, Kept((stacked, kept))
 
         # All arrays that clients share are arguments, for `across` to hand on.
         shared = server.broadcast(state)
         bound = None if work is None else pytree.as_partial(work)
-        of_server = () if server.told is None else server.told(state)
-        program = Program.of(
-            Partial(contribution, bound, shared, of_server, key, examples), clients
-        )
+        given = bound, shared, server.told(state), key, examples
+        program = Program.of(Partial(contribution, *given), clients)
         total, together = sum_over(program, clients)
         stacked, kept = together.value
         if is_in_proportion:

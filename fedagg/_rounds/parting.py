@@ -69,7 +69,7 @@ class Parted(NamedTuple):
 
     def states(self, state: PyTree) -> PyTree:
         """Of the state of all, what it takes to undo."""
-        return state[self.at :] if self.undoes else ()
+        return state[self.at :]
 
     def row(self, message: Message) -> Update:
         """What is stacked of a client's message."""
